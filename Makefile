@@ -1,0 +1,43 @@
+# `make test` is all a fresh machine needs: it makes the environment, installs and checks everything.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(abspath $(VENV))/bin
+READY  := $(VENV)/.ready
+ROOT   := $(abspath .)
+
+.PHONY: test lint types unit coverage bench format clean
+
+test: lint types unit
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy wants the package under an importable name; the checkout may lie in a folder of any name.
+types: $(READY)
+	mkdir -p .cache/types && ln -sfn $(ROOT) .cache/types/llmc
+	cd .cache/types && $(BIN)/mypy --config-file $(ROOT)/pyproject.toml --cache-dir $(ROOT)/.mypy_cache -p llmc
+
+unit: $(READY)
+	$(BIN)/pytest -q -n auto --dist worksteal --durations=10
+
+# Every model type of transformers, not only the third that `make test` takes; rewrites docs/coverage.md.
+coverage: $(READY)
+	$(BIN)/python tests/model_coverage.py --write docs/coverage.md
+
+# Prints how long capture takes and how much memory it holds; asserts nothing.
+bench: $(READY)
+	$(BIN)/python examples/bench_capture.py
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info

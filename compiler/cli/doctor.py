@@ -1,0 +1,64 @@
+"""`llmc doctor`: versions, devices, and what each target can do here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from . import sheet
+from .verb import Verb, json_option, print_json
+
+if TYPE_CHECKING:
+    from ..doctor import Report
+
+CHECK_FAILED = 1
+
+
+@click.command(cls=Verb, short_help="Versions, devices, and what each target can do on this machine.")
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Show versions, devices, and what this machine offers to each target.
+
+    Exit status 1 if something that capturing a model needs is missing or does not fit.
+    """
+    from ..doctor import examine
+
+    report = examine()
+    if as_json:
+        print_json(asdict(report) | {"healthy": report.healthy})
+    else:
+        _show(report)
+    if not report.healthy:
+        ctx.exit(CHECK_FAILED)
+
+
+def _show(report: Report) -> None:
+    cpu = report.cpu
+    cores = f"{cpu.physical_cores} cores, " if cpu.physical_cores else ""
+    devices = [
+        ("system", report.system),
+        ("CPU", f"{cpu.model}, {cores}{cpu.logical_cores} threads"),
+        ("instructions", ", ".join(cpu.instructions) or "unknown"),
+    ]
+    if report.memory_bytes is not None:
+        free = f", {sheet.size(report.available_bytes)} available" if report.available_bytes is not None else ""
+        devices.append(("memory", sheet.size(report.memory_bytes) + free))
+    devices.append(("NVIDIA driver", report.driver or "none"))
+    devices += [("CUDA device", f"{g.name}, SM {g.capability}, {sheet.size(g.memory_bytes)}") for g in report.gpus]
+    if not report.gpus:
+        devices.append(("CUDA device", "none that torch sees"))
+    sheet.facts(devices)
+
+    sheet.heading("Versions")
+    rows = [["llmc", report.llmc, "", ""], ["python", report.python, "", ""]]
+    rows += [[p.name, p.version or "absent", p.wanted, p.remedy] for p in report.packages]
+    sheet.table(["package", "version", "llmc asks for", "to get it"], rows)
+
+    sheet.heading("Targets: what the machine offers, and what this version of llmc does")
+    sheet.table(
+        ["target", "capture", "compile", "run", "this llmc can"],
+        [[t.name, str(t.capture), str(t.compile), str(t.run), ", ".join(t.this_llmc)] for t in report.targets],
+    )

@@ -1,0 +1,124 @@
+"""`llmc inspect`: what the passes made of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import sheet
+from .progress import progress
+from .verb import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json, refuse
+
+if TYPE_CHECKING:
+    from ...passes.base import Pass, PassResult
+
+
+@click.command(cls=Verb, short_help="A model's way through the passes: matches, misses, layers.")
+@model_argument
+@click.option(
+    "--until",
+    type=click.Choice(["canonical", "optimized"]),
+    default="optimized",
+    show_default=True,
+    help="The stage to bring the program to.",
+)
+@click.option("--print", "show_program", is_flag=True, help="Print the program as Python.")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a page to explore."
+)
+@click.option(
+    "--dump-ir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write the program before and after each pass.",
+)
+@max_seq_len_option
+@dtype_option
+@json_option
+@click.pass_context
+def inspect(
+    ctx: click.Context,
+    model: str,
+    until: str,
+    show_program: bool,
+    html: Path | None,
+    dump_ir: Path | None,
+    max_seq_len: int | None,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Show what the passes make of MODEL: matches, misses with their reasons, ops by stage, layers.
+
+    No weight is read. LLMC_FUEL=n stops rewriting after n matches, to find the one that breaks a program.
+    """
+    if html and not html.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {str(html.parent)!r}.", param_hint="--html")
+    with progress(f"Capturing {model}") as now:
+        from ..inspect.page import write_page
+        from ..inspect.record import inspect_model
+        from ..inspect.summary import summarise
+        from ..ir.stages import Stage
+
+        def watch(subject: Pass, result: PassResult) -> None:
+            now(f"After {subject.name}: {result.matches} matches")
+
+        inspection = inspect_model(
+            model,
+            until=Stage[until.upper()],
+            dtype=dtype,
+            max_seq_len=max_seq_len,
+            dump_ir=dump_ir,
+            details=html is not None,
+            watch=watch,
+        )
+        if html:
+            now("Writing the page")
+            write_page(inspection, html)
+    summary = summarise(inspection)
+    if as_json:
+        print_json(summary | ({"program": str(inspection.program)} if show_program else {}))
+    elif show_program:
+        click.echo(str(inspection.program), nl=False)
+    else:
+        _show(summary)
+    if html and not (as_json or show_program):
+        click.echo(f"\nWrote {html}.")
+    if inspection.refusal:
+        refuse(ctx, inspection.refusal)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    stages: dict[str, dict[str, Any]] = summary["stages"]
+    sheet.facts(
+        [
+            ("model", summary["model"]),
+            ("stage", summary["stage"]),
+            ("parameters", f"{summary['parameters']:,}"),
+            ("computes in", summary["dtype"]),
+            ("positions", f"{summary['max_seq_len']:,}"),
+            ("nodes", ", ".join(f"{moment['nodes']:,} {name}" for name, moment in stages.items())),
+        ]
+    )
+    sheet.heading("Passes")
+    sheet.table(
+        ["pass", "stage", "matches", "misses", "ms"],
+        [
+            [p["name"], p["stage"], p["matches"], sum(m["count"] for m in p["misses"]), p["ms"]]
+            for p in summary["passes"]
+        ],
+    )
+    missed = [[p["name"], m["count"], m["reason"], m["at"][0]] for p in summary["passes"] for m in p["misses"]]
+    if missed:
+        sheet.heading("Left alone")
+        sheet.table(["pass", "misses", "reason", "for example"], missed)
+    sheet.heading("Ops")
+    names = {op for moment in stages.values() for op in moment["ops"]}
+    ordered = sorted(names, key=lambda op: (not op.startswith("llmc."), op))
+    sheet.table(["op", *stages], [[op, *(moment["ops"].get(op, 0) for moment in stages.values())] for op in ordered])
+    sheet.heading("Layers")
+    for group in summary["layers"]:
+        many = len(group["layers"])
+        ops = ", ".join(f"{op.removeprefix('llmc.')} {count}" for op, count in group["ops"].items())
+        sheet.paragraph(f"{group['name']}{': the same' if many > 1 else ''}: {ops}")

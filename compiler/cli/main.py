@@ -1,0 +1,49 @@
+"""`llmc`: the group of verbs. What a verb needs is imported when it runs, so that `llmc --help` is at once."""
+
+from __future__ import annotations
+
+import difflib
+
+import click
+
+from ... import __version__
+from .doctor import doctor
+from .inspect import inspect
+from .plan import plan
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class Llmc(click.Group):
+    """A group that suggests the verb that was meant, and ends without a traceback when it is interrupted."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Llmc, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="llmc")
+def main() -> None:
+    """Compile a Hugging Face causal language model into a verified, self-contained, fast engine.
+
+    A MODEL is a folder of safetensors, a GGUF file, an id on the Hugging Face hub, or "demo".
+
+    Exit status: 0 done, 1 a check failed, 2 usage, 3 the input can't be compiled or loaded.
+    """
+
+
+for verb in (inspect, plan, doctor):
+    main.add_command(verb)

@@ -1,0 +1,107 @@
+"""`llmc plan`: what compiling a model would take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import sheet
+from .progress import progress
+from .verb import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json
+
+if TYPE_CHECKING:
+    from ...passes.base import Pass, PassResult
+    from ..plan import Plan
+
+
+@click.command(cls=Verb, short_help="What compiling would take, before any weight is read.")
+@model_argument
+@max_seq_len_option
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Most sequences at a time.",
+)
+@dtype_option
+@json_option
+def plan(model: str, max_seq_len: int | None, max_batch_size: int, dtype: str, as_json: bool) -> None:
+    """Say what compiling MODEL would take, before any weight is read: coverage, memory, disk."""
+    with progress(f"Capturing {model}") as now:
+        from ..plan import plan as make_plan
+
+        def watch(subject: Pass, result: PassResult) -> None:
+            now(f"After {subject.name}: {result.matches} matches")
+
+        made = make_plan(model, dtype=dtype, max_seq_len=max_seq_len, max_batch_size=max_batch_size, watch=watch)
+    if as_json:
+        print_json(_document(made))
+    else:
+        _show(made)
+
+
+def _document(made: Plan) -> dict[str, Any]:
+    derived = {"total": asdict(made.total), "kv_bytes_per_token": made.kv_bytes_per_token, "kv_bytes": made.kv_bytes}
+    return asdict(made) | derived
+
+
+def _show(made: Plan) -> None:
+    covered, plain = made.coverage.dialect, made.coverage.aten
+    sheet.facts(
+        [
+            ("model", made.model),
+            ("computes in", made.dtype),
+            ("positions", f"{made.max_seq_len:,} in {made.max_batch_size:,} sequence{'s'[: made.max_batch_size > 1]}"),
+        ]
+    )
+    sheet.heading("Coverage")
+    sheet.facts(
+        [
+            (f"dialect, {sum(covered.values()):,} calls", _ops(covered)),
+            (f"plain ATen, {sum(plain.values()):,} calls", _ops(plain)),
+        ]
+    )
+    if made.coverage.fallbacks:
+        sheet.heading("Fallbacks: what a pass looked at and left plain")
+        sheet.table(
+            ["pass", "node", "reason"], [[name, miss.node, miss.reason] for name, miss in made.coverage.fallbacks]
+        )
+    sheet.heading("Parameters, each counted once")
+    rows = [
+        [name, g.tensors, g.parameters, sheet.size(g.disk_bytes), sheet.size(g.bytes)] for name, g in _with_total(made)
+    ]
+    sheet.table(["group", "tensors", "parameters", "on disk", f"in {made.dtype}"], rows)
+    sheet.heading("KV cache")
+    limits = sorted({layer.limit for layer in made.kv_cache if layer.limit})
+    windows = f"; some layers keep {', '.join(map(str, limits))} positions at most" if limits else ""
+    sheet.facts(
+        [
+            ("layers with a cache", str(len(made.kv_cache))),
+            ("a position", sheet.size(made.kv_bytes_per_token)),
+            (
+                "full",
+                f"{sheet.size(made.kv_bytes)} for {made.max_batch_size} x {made.max_seq_len:,} positions{windows}",
+            ),
+        ]
+    )
+    sheet.heading("Estimates")
+    output = ", ".join(f"{name} {sheet.size(n)}" for name, n in made.output_bytes.items())
+    largest = f"{made.largest_tensor}, {sheet.size(made.largest_tensor_bytes)}"
+    sheet.facts([("memory to compile", sheet.size(made.peak_bytes)), ("largest tensor", largest), ("output", output)])
+    sheet.heading("How these were estimated")
+    sheet.facts(list(made.formulas.items()))
+
+
+def _with_total(made: Plan) -> list[tuple[str, Any]]:
+    return [*made.groups.items(), ("total", made.total)]
+
+
+def _ops(counts: dict[str, int]) -> str:
+    return (
+        ", ".join(f"{op.partition('.')[2] or op} {count}" for op, count in sorted(counts.items(), key=lambda x: -x[1]))
+        or "none"
+    )

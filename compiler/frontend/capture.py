@@ -1,0 +1,220 @@
+"""From a module to a program: `torch.export` with symbolic batch and sequence, parameters left where they are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from ...errors import LlmcError
+from ...passes.attention_mask import MaskRule
+from ..ir.program import Program
+from ..ir.stages import Stage, verify
+from ..ir.weights import Weight, constant, parameter
+from .hooks import Attention, capturing, is_hookable
+from .refusal import is_about_sizes, quiet, refusal
+from .skeleton import fake_parameters
+
+# Sizes of the example: unlike any head count or width, so that no dim is taken for another.
+_BATCH, _LENGTH = 3, 23
+
+
+def trace(module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq_len: int) -> Program:
+    """Capture `(tokens[B,S], positions[B,S]) -> logits[B,S,V]`.
+
+    Args:
+        module: parameters may be on meta.
+        weights: values for the module's parameters and persistent buffers, by name; others are taken from the module.
+        source: what it is, for messages and the printer.
+        max_seq_len: the longest sequence that the program must serve.
+    """
+    exported = _export(_Logits(module), max_seq_len)
+    _check_sizes(exported, source, max_seq_len)
+    _check_values(exported, source)
+    program = _to_program(exported, module, weights, source, max_seq_len)
+    program.sweep()
+    verify(program)
+    return program
+
+
+class _Logits(nn.Module):
+    """The one calling convention that every model is brought to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.arguments = _calling_convention(model)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        out = self.model(**self.arguments(tokens, positions))
+        if isinstance(out, (tuple, list)):
+            out = out[0]
+        logits = getattr(out, "logits", out)
+        # Some heads drop or flatten the batch; a program never does.
+        return logits.view(tokens.shape[0], tokens.shape[1], logits.shape[-1])
+
+
+def _calling_convention(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Any]]:
+    parameters = inspect.signature(model.forward).parameters
+    if "input_ids" in parameters:
+        fixed = {k: v for k, v in {"use_cache": False, "return_dict": True}.items() if k in parameters}
+        takes_positions = "position_ids" in parameters
+        return lambda tokens, positions: {
+            "input_ids": tokens,
+            **fixed,
+            **({"position_ids": positions} if takes_positions else {}),
+        }
+    names = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(names) not in (1, 2):
+        raise LlmcError(
+            "FORWARD_UNKNOWN",
+            f"{type(model).__name__}.forward takes {names or 'no argument'}; it is given tokens, perhaps positions.",
+            "Wrap it in a module whose forward is (tokens) or (tokens, positions) and returns logits.",
+        )
+    return lambda tokens, positions: dict(zip(names, (tokens, positions), strict=False))
+
+
+def _export(module: _Logits, max_seq_len: int) -> ExportedProgram:
+    """Capture by the cheapest way that works; if none does, the first that says something of the model is told."""
+    ways: list[tuple[Attention, bool]] = [(Attention.HOOKED, False), (Attention.EAGER, False), (Attention.HOOKED, True)]
+    if not is_hookable(module.model):
+        ways = [(Attention.EAGER, False), (Attention.EAGER, True)]
+    was_training = module.model.training
+    module.eval()
+    reason: Exception | None = None
+    reads_masks = False  # so that a rule in place of a mask is an error that says nothing of the model
+    try:
+        for attention, strict in ways:
+            if reads_masks and attention is Attention.HOOKED:
+                continue
+            try:
+                with quiet(), capturing(module.model, max_seq_len, attention), torch.no_grad():
+                    return _export_once(module, strict)
+            except Exception as error:
+                if isinstance(error, LlmcError) and error.code in _FINAL:
+                    raise
+                if reason is None or reads_masks:
+                    reason = error
+                reads_masks = reads_masks or MaskRule.__name__ in str(error)
+                if is_about_sizes(error):
+                    break
+    finally:
+        module.train(was_training)
+    assert reason is not None
+    raise refusal(module.model, reason) from reason
+
+
+# No other way of tracing changes what these say about the model.
+_FINAL = frozenset({"MASK_UNKNOWN", "EXPERTS_UNKNOWN"})
+
+
+def _export_once(module: _Logits, strict: bool) -> ExportedProgram:
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    shapes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    with fake_parameters(module, mode):
+        with mode:
+            tokens = torch.zeros(_BATCH, _LENGTH, dtype=torch.long)
+            positions = torch.zeros(_BATCH, _LENGTH, dtype=torch.long)
+        exported = torch.export.export(module, (tokens, positions), dynamic_shapes=(shapes, shapes), strict=strict)
+        if any(_is_mutable(node) for node in exported.graph.nodes):
+            exported = exported.run_decompositions({})
+    return exported
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _check_sizes(exported: ExportedProgram, source: str, max_seq_len: int) -> None:
+    """The program must serve every batch and length: an example's size that got burnt in is a refusal."""
+    inputs = [n for n in exported.graph.find_nodes(op="placeholder") if n.name in exported.graph_signature.user_inputs]
+    for size, name in zip(inputs[0].meta["val"].shape, ("batch", "sequence"), strict=True):
+        if isinstance(size, torch.SymInt):
+            allowed = exported.range_constraints[size.node.expr]
+            if allowed.lower <= 2 and (name == "batch" or allowed.upper >= max_seq_len):
+                continue
+            held = f"{allowed.lower} to {allowed.upper}"
+        else:
+            held = str(size)
+        raise LlmcError(
+            "CAPTURE_SPECIALIZED",
+            f"{source} branches on the {name} size: what was captured holds for {held} only.",
+            "Give a max_seq_len within that range, or write the branch as operations on whole tensors.",
+        )
+
+
+def _check_values(exported: ExportedProgram, source: str) -> None:
+    """No size may hang on what a tensor holds: neither numbers taken out of tensors nor results as long as they say."""
+    for node in exported.graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+            raise LlmcError(
+                "CAPTURE_DATA_DEPENDENT",
+                f"{source} computes with sizes that hang on a tensor's values ({node.target} in {_path(node)}).",
+                "Write that part with masks, where or top-k of a fixed number.",
+            )
+
+
+def _to_program(
+    exported: ExportedProgram, module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq_len: int
+) -> Program:
+    """Inputs that were parameters, buffers and constants become weights; only the logits go out."""
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    values = _Values(exported, module, weights)
+    table: dict[str, Weight] = {}
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op == "placeholder" and specs[node.name].kind is not InputKind.USER_INPUT:
+            name, table[name] = values.of(specs[node.name])
+            copied[node] = next(iter(graph.find_nodes(op="get_attr", target=name)), None) or graph.get_attr(name)
+        elif node.op == "output":
+            (logits,) = (s.arg.name for s in exported.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT)
+            graph.output((next(new for old, new in copied.items() if old.name == logits),))
+            break
+        else:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+        copied[node].meta = {"val": node.meta["val"], "where": _path(node)} if "val" in node.meta else {}
+    root = {name: weight.meta() for name, weight in table.items()}
+    return Program(fx.GraphModule(root, graph), table, Stage.CAPTURED, source, max_seq_len)
+
+
+def _path(node: fx.Node) -> str:
+    """The module that the call was made in, without the wrapper around the model."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return path.removeprefix("model").removeprefix(".") if path.startswith("model") else ""
+
+
+class _Values:
+    """Finds the value behind each lifted input; parameters that are one in the model are one weight."""
+
+    def __init__(self, exported: ExportedProgram, module: nn.Module, weights: Mapping[str, Weight]) -> None:
+        self.exported, self.weights = exported, weights
+        self.parameters = dict(module.named_parameters(remove_duplicate=False))
+        self.buffers = dict(module.named_buffers(remove_duplicate=False))
+        self.aliases: dict[int, list[str]] = {}
+        for name, tensor in self.parameters.items():
+            self.aliases.setdefault(id(tensor), []).append(name)
+
+    def of(self, spec: InputSpec) -> tuple[str, Weight]:
+        name = str(spec.target).removeprefix("model.")
+        if spec.kind is InputKind.PARAMETER:
+            names = self.aliases[id(self.parameters[name])]
+            given = next((n for n in names if n in self.weights), None)
+            return names[0], self.weights[given] if given else parameter(self.parameters[name], name)
+        if spec.kind is InputKind.BUFFER:
+            return name, self.weights.get(name) or constant(self.buffers[name], name)
+        value = self.exported.constants[str(spec.target)]
+        if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
+            raise LlmcError("CAPTURE_FAILED", f"The model computes a constant {name} that has no value.", "")
+        return name, constant(value, name)

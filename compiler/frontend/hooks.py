@@ -1,0 +1,230 @@
+"""Where transformers hands over: attention, its mask, and mixtures of experts arrive as one op each.
+
+transformers looks attention up in a registry by name. Under the name `llmc` it finds the functions below, so every
+model that uses the registry is captured the same way, whatever its family. No mask tensor enters the graph: the
+*function* that defines the mask is asked instead, and what it answers becomes arguments of the attention op.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from ...errors import LlmcError
+from ...kernels.ops import attention as attention_op
+from ...kernels.ops import gated_act, moe
+from ...passes.attention_mask import MaskRule, likely_rule
+
+NAME = "llmc"
+
+
+class Attention(Enum):
+    """How a model of transformers computes attention while it is captured."""
+
+    HOOKED = NAME  # one op each, the mask a rule
+    EAGER = "eager"  # as the model itself does it on a mask that is a tensor; for models that don't ask the registry
+
+
+def is_hookable(model: nn.Module) -> bool:
+    """Whether `capturing` changes anything: transformers made the model."""
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)
+
+
+@contextmanager
+def capturing(model: nn.Module, max_seq_len: int, attention: Attention = Attention.HOOKED) -> Iterator[None]:
+    """Within, `model` (if transformers made it) calls the ops of the dialect for experts and, if hooked, attention."""
+    if not is_hookable(model):
+        yield
+        return
+    from transformers import masking_utils, modeling_rope_utils
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    # Rows are one sequence each, without padding: what would look for packed sequences or padding in the data
+    # only puts data-dependent work into the graph.
+    chunked = masking_utils.chunked_overlay
+    patches = {
+        "find_packed_sequence_indices": lambda *_, **__: None,
+        "chunked_overlay": lambda size, _padding: chunked(size, cast(Tensor, _NoPadding())),
+    }
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    with ExitStack() as stack:
+        for registry, function in (
+            (ALL_ATTENTION_FUNCTIONS, _attention),
+            (masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, functools.partial(_mask, max_seq_len)),
+            (ALL_EXPERTS_FUNCTIONS, _experts),
+        ):
+            stack.enter_context(mock.patch.dict(registry._global_mapping, {NAME: function}))
+        for name, replacement in patches.items():
+            stack.enter_context(mock.patch.object(masking_utils, name, replacement))
+        stack.enter_context(mock.patch.object(modeling_rope_utils, "torch", _KnownLength(max_seq_len)))
+        for config in configs.values():
+            for attribute, name in (
+                ("_attn_implementation_internal", attention.value),
+                ("_experts_implementation_internal", NAME),
+            ):
+                if hasattr(config, attribute):
+                    stack.enter_context(mock.patch.object(config, attribute, name))
+        yield
+
+
+class _KnownLength:
+    """torch, as rope scalings see it that choose their frequencies by the longest position in the data.
+
+    A program serves positions below `max_seq_len` and decides once: as for a sequence of that length.
+    """
+
+    def __init__(self, max_seq_len: int) -> None:
+        self.last = max_seq_len - 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def max(self, positions: Tensor) -> Tensor:
+        return torch.tensor(self.last)
+
+
+class _NoPadding:
+    """Stands for the count of padding tokens of each row: none."""
+
+    def __getitem__(self, _row: Any) -> int:
+        return 0
+
+
+def _mask(max_seq_len: int, *_: Any, mask_function: Callable[..., Tensor], **__: Any) -> MaskRule | LlmcError:
+    """The rule of a mask, or why there is none: models make masks that no layer of theirs reads."""
+    with disable_proxy_modes_tracing(), unset_fake_temporarily():
+        try:
+            return mask_rule(mask_function, max_seq_len)
+        except LlmcError as error:
+            return error
+
+
+def mask_rule(mask_function: Callable[..., Tensor], max_seq_len: int) -> MaskRule:
+    """The rule that a mask function of transformers follows for all positions below `max_seq_len`."""
+    zero = torch.zeros((), dtype=torch.long)
+    keys = torch.arange(max_seq_len)
+
+    def row(query: int) -> Tensor:
+        return mask_function(zero, zero, torch.tensor(query), keys).expand(max_seq_len)
+
+    rule = likely_rule(row, max_seq_len)
+    last = max_seq_len - 1
+    edge = rule.window or rule.chunk or last
+    for query in {0, 1, 2, edge - 1, edge, edge + 1, 2 * edge - 1, 2 * edge, last // 3, last - 1, last}:
+        if 0 <= query <= last and not torch.equal(row(query), rule.sees(torch.tensor([query]), keys)[0]):
+            raise LlmcError(
+                "MASK_UNKNOWN",
+                f"The model's attention mask is neither causal, a window nor chunks: query {query} sees other keys.",
+                "Attention that llmc can't describe can't be compiled.",
+            )
+    return rule
+
+
+# Arguments that models hand to every attention function and that say nothing about its result here.
+_WITHOUT_MEANING = frozenset(
+    {"dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position", "past_key_values"}
+    | {"output_attentions", "output_hidden_states", "return_dict", "training", "layer_idx", "target_dtype"}
+)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: MaskRule | LlmcError | None,
+    *_: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    if isinstance(attention_mask, LlmcError):
+        raise attention_mask
+    unknown = [k for k, v in others.items() if k not in _WITHOUT_MEANING and isinstance(v, (Tensor, float))]
+    if unknown or isinstance(attention_mask, Tensor):
+        raise LlmcError(
+            "ATTENTION_UNKNOWN",
+            f"{type(module).__name__} hands attention {unknown or ['a mask tensor']}, whose meaning llmc doesn't know.",
+            "The model can't be compiled by way of the attention registry.",
+        )
+    # Without a mask transformers' reference attends the way the module says.
+    causal = others.get("is_causal")
+    rule = attention_mask or MaskRule(causal=getattr(module, "is_causal", True) if causal is None else causal)
+    out = attention_op(
+        query,
+        key,
+        value,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        causal=rule.causal,
+        window=rule.window,
+        chunk=rule.chunk,
+        softcap=softcap,
+        sinks=s_aux if s_aux is not None else sinks,
+        bias=position_bias,
+    )
+    # Laid out as the reference does it: models go on with views that need it.
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _experts(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    w_in = experts.gate_up_proj if experts.has_gate else experts.up_proj
+    w_out, b_in, b_out = experts.down_proj, None, None
+    if experts.has_bias:
+        b_in = experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias
+        b_out = experts.down_proj_bias
+    if experts.is_transposed:
+        w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
+    if experts.has_post_expert_norm:
+        raise LlmcError("EXPERTS_UNKNOWN", f"{type(experts).__name__} norms each expert's output.", "")
+    with disable_proxy_modes_tracing(), unset_fake_temporarily():
+        activation = _activation(experts)
+    if activation.pop("interleaved"):
+        w_in = torch.cat([w_in[:, ::2], w_in[:, 1::2]], dim=1)
+        b_in = None if b_in is None else torch.cat([b_in[:, ::2], b_in[:, 1::2]], dim=1)
+    return moe(hidden, ids, weights, w_in, w_out, b_in, b_out, gated=experts.has_gate, **activation)
+
+
+def _activation(experts: Any) -> dict[str, Any]:
+    """What stands between the two projections of an expert, found by asking it.
+
+    The module's own function is compared on a grid with every activation that the dialect has, with the numbers
+    that the module carries as its alpha and limit; one that fits everywhere is the answer.
+    """
+    line = torch.cat([torch.linspace(-12, 12, 97), torch.tensor([-300.0, 300.0])])
+    gate, up = (x.reshape(-1, 1) for x in torch.meshgrid(line, line, indexing="ij"))
+    numbers = sorted({float(v) for v in vars(experts).values() if isinstance(v, float)})
+    acts = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
+    for interleaved, act in itertools.product((False, True), acts):
+        alphas = [1.0, 1.702, *numbers] if act == "silu" else [1.0]
+        if not experts.has_gate:
+            if not interleaved and torch.allclose(experts.act_fn(gate), gated_act(gate, torch.ones_like(gate), act)):
+                return {"act": act, "interleaved": False}
+            continue
+        # Two units wide, so that [gate, gate, up, up] and [gate, up, gate, up] differ.
+        columns = [gate, up, gate, up] if interleaved else [gate, gate, up, up]
+        given = experts._apply_gate(torch.cat(columns, dim=-1))
+        for alpha, limit, offset in itertools.product(alphas, [None, *numbers], (0.0, 1.0)):
+            ours = gated_act(gate, up, act, alpha, limit, offset).expand(-1, 2)
+            if given.shape == ours.shape and torch.allclose(given, ours, rtol=1e-5, atol=1e-5):
+                return {"act": act, "alpha": alpha, "limit": limit, "offset": offset, "interleaved": interleaved}
+    raise LlmcError(
+        "EXPERTS_UNKNOWN",
+        f"{type(experts).__name__} puts an activation between its projections that the `moe` op doesn't have.",
+        "Add it to `gated_act`; the hook will find it.",
+    )

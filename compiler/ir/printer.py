@@ -1,0 +1,147 @@
+"""Programs as Python that reads well and runs.
+
+The text defines `forward(weights, tokens, positions)`; `from_python` executes it, so that what a reader sees
+is what the machine would do. A blank line and a comment mark where the next module begins.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from ...kernels.ops import all_ops, op_of
+
+if TYPE_CHECKING:
+    from .program import Program
+
+_DTYPES = {
+    torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16", torch.int64: "i64",
+    torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8", torch.bool: "bool",
+}  # fmt: skip
+
+
+# What a text may name beside its own values and the ops of the dialect.
+_GLOBALS: dict[str, Any] = {
+    "aten": torch.ops.aten,
+    "torch": torch,
+    "inf": float("inf"),
+    "nan": float("nan"),
+    **{fn.__name__: fn for fn in (torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float)},
+}
+
+
+def to_python(program: Program) -> str:
+    """The program as the source of a runnable Python function."""
+    names = _Names(program)
+    lines = [f"# {program.source}, {program.stage}", f"def forward(weights, {', '.join(map(str, program.inputs))}):"]
+    place = None
+    for node in program.nodes:
+        if node.op == "output":
+            lines += ["", f"    return {names.show(node.args[0])}"]
+        elif node.op == "call_function":
+            here = node.meta.get("where", "")
+            if here != place:
+                lines += ["", f"    # {here or 'the program'}"]
+                place = here
+            lines.append(f"    {names[node]} = {_call(node, names)}{_comment(node, names)}")
+    return "\n".join(lines) + "\n"
+
+
+def from_python(text: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The function that `to_python` wrote; its first argument maps weight names to tensors."""
+    space = {"llmc": _Namespace(all_ops()), **_GLOBALS}
+    exec(compile(text, "<llmc program>", "exec"), space)
+    return space["forward"]
+
+
+class _Namespace:
+    def __init__(self, members: Mapping[str, Any]) -> None:
+        self.__dict__.update(members)
+
+
+class _Names:
+    """Python names for nodes: sizes of the inputs are B and S, the rest is named by the graph."""
+
+    def __init__(self, program: Program) -> None:
+        self.of: dict[fx.Node, str] = {}
+        self.sizes = _size_symbols(program)
+        taken = {str(node) for node in program.inputs} | {"weights", "llmc", *_GLOBALS}
+        for node in program.nodes:
+            if node.op in ("call_function", "placeholder"):
+                name = self._size_name(node) or re.sub(r"\W", "_", node.name)
+                while keyword.iskeyword(name) or (name in taken and node.op != "placeholder"):
+                    name += "_"
+                taken.add(name)
+                self.of[node] = name
+
+    def __getitem__(self, node: fx.Node) -> str:
+        return self.of[node]
+
+    def _size_name(self, node: fx.Node) -> str | None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt) and node.target is torch.ops.aten.sym_size.int:
+            return self.sizes.get(str(value))
+        return None
+
+    def show(self, value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return f"weights[{json.dumps(value.target)}]" if value.op == "get_attr" else self.of[value]
+        if isinstance(value, (list, tuple)):
+            inside = ", ".join(self.show(x) for x in value)
+            if isinstance(value, list):
+                return f"[{inside}]"
+            return f"({inside},)" if len(value) == 1 else f"({inside})"
+        if isinstance(value, slice):
+            return f"slice({self.show(value.start)}, {self.show(value.stop)}, {self.show(value.step)})"
+        if isinstance(value, torch.device):
+            return f"torch.device({str(value)!r})"
+        return repr(value)
+
+    def dim(self, size: Any) -> str:
+        return re.sub(r"s\d+", lambda m: self.sizes.get(m.group(), m.group()), str(size))
+
+
+def _size_symbols(program: Program) -> dict[str, str]:
+    value = program.inputs[0].meta["val"]
+    return {str(size): name for size, name in zip(value.shape, "BS", strict=False) if isinstance(size, torch.SymInt)}
+
+
+def _call(node: fx.Node, names: _Names) -> str:
+    arguments = [names.show(a) for a in node.args] + [f"{k}={names.show(v)}" for k, v in node.kwargs.items()]
+    target = node.target
+    if getattr(target, "__name__", "") == "getitem":
+        return f"{arguments[0]}[{arguments[1]}]"
+    if symbol := _OPERATORS.get(getattr(target, "__name__", "")):
+        left, right = (f"({a})" if a.startswith("-") else a for a in arguments)
+        return f"{left} {symbol} {right}"
+    return f"{_callee(target)}({', '.join(arguments)})"
+
+
+_OPERATORS = {
+    "add": "+", "sub": "-", "mul": "*", "floordiv": "//", "truediv": "/", "mod": "%", "pow": "**",
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+}  # fmt: skip
+
+
+def _callee(target: Any) -> str:
+    if defined := op_of(target):
+        return f"llmc.{defined.name}"
+    if isinstance(target, torch._ops.OpOverload):
+        name = f"{target._schema.name.removeprefix('aten::')}"
+        return f"aten.{name}.{target._overloadname}"
+    if target.__name__ == "neg":
+        return "-"
+    return target.__name__
+
+
+def _comment(node: fx.Node, names: _Names) -> str:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return ""
+    return f"  # {_DTYPES.get(value.dtype, str(value.dtype))}[{', '.join(names.dim(size) for size in value.shape)}]"

@@ -1,0 +1,30 @@
+"""The `llmc` dialect: what each op means, said once. Nothing here imports from the rest of the package."""
+
+from __future__ import annotations
+
+from .attention import attention
+from .cached_attention import cached_attention
+from .embedding import embedding, take_last
+from .gated_act import gated_act
+from .linear import linear, quant_linear
+from .moe import moe
+from .norms import add_rms_norm, layer_norm, rms_norm
+from .op import all_ops, op_of
+from .rope import rope
+
+__all__ = [
+    "add_rms_norm",
+    "all_ops",
+    "attention",
+    "cached_attention",
+    "embedding",
+    "gated_act",
+    "layer_norm",
+    "linear",
+    "moe",
+    "op_of",
+    "quant_linear",
+    "rms_norm",
+    "rope",
+    "take_last",
+]

@@ -1,0 +1,106 @@
+"""Small questions about graph nodes that matchers ask over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeGuard
+
+import torch
+from torch import fx
+
+from ..compiler.ir.program import op_name
+from ..kernels.ops.op import Op, op_of
+
+# Ops that hand the same numbers on in the same order, possibly in another shape.
+_SAME_ORDER = frozenset(
+    {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "contiguous", "clone", "alias"}
+)
+_CASTS = frozenset({"to", "_to_copy", "type_as", "float"})
+
+
+def is_call(node: object, *names: str) -> TypeGuard[fx.Node]:
+    """Whether `node` calls one of these ATen ops, named without overload: `is_call(n, "add", "sub")`."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and op_name(node) in {f"aten.{n}" for n in names}
+
+
+def is_op(node: object, op: Op) -> TypeGuard[fx.Node]:
+    """Whether `node` calls this op of the dialect."""
+    return isinstance(node, fx.Node) and op_of(node.target) is op
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """All arguments by name with defaults filled in, of an ATen call or an op of the dialect."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: dict[str, Any] = {}
+    for position, parameter in enumerate(node.target._schema.arguments):
+        if position < len(node.args):
+            found[parameter.name] = node.args[position]
+        elif parameter.name in node.kwargs:
+            found[parameter.name] = node.kwargs[parameter.name]
+        else:
+            found[parameter.name] = parameter.default_value
+    return found
+
+
+def shape(node: fx.Node) -> tuple[Any, ...]:
+    """Sizes of the node's value; an int where static, a SymInt where not."""
+    return tuple(node.meta["val"].shape)
+
+
+def dtype(node: fx.Node) -> torch.dtype:
+    return node.meta["val"].dtype
+
+
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values have the same sizes, symbols compared as symbols: no guard is added."""
+    return [str(x) for x in shape(a)] == [str(x) for x in shape(b)]
+
+
+def operands(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """Both orders of a two-sided call, for ops whose sides may be swapped."""
+    a, b = node.args[0], node.args[1]
+    yield a, b
+    yield b, a
+
+
+def number(value: object) -> float | None:
+    """The Python number that a scalar argument is, if it is one."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def behind_casts(node: Any) -> Any:
+    """The node whose values these are in another dtype."""
+    while is_call(node, *_CASTS):
+        node = node.args[0]
+    return node
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this value, or None when several do."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def past_casts(node: fx.Node) -> fx.Node:
+    """The last of the casts behind `node`, where nothing else reads what is between."""
+    while (user := only_user(node)) is not None and is_call(user, *_CASTS):
+        node = user
+    return node
+
+
+def behind_widening(node: Any) -> Any:
+    """The node whose values these are, exactly, in a dtype that holds no more than this one does."""
+    while is_call(node, *_CASTS):
+        inner, outer = dtype(node.args[0]), dtype(node)  # type: ignore[arg-type]
+        if not inner.is_floating_point or torch.promote_types(inner, outer) != outer:
+            break
+        node = node.args[0]
+    return node
+
+
+def rounded_to(node: fx.Node, wanted: torch.dtype) -> fx.Node | None:
+    """The last of `node` and the casts behind it, where nothing else reads what is between, that has this dtype."""
+    found = node if dtype(node) == wanted else None
+    while (user := only_user(node)) is not None and is_call(user, *_CASTS):
+        node = user
+        found = node if dtype(node) == wanted else found
+    return found

@@ -1,0 +1,161 @@
+"""All passes in order, from what was captured to what a back end lowers. Read it top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..compiler.ir.printer import to_python
+from ..compiler.ir.program import Program
+from ..compiler.ir.stages import Stage, verify
+from ..errors import LlmcError
+from .base import Fuel, Pass, PassResult
+from .fold_constants import FoldConstants
+from .fold_scales import FoldScales
+from .fuse_residual_norm import FuseResidualNorm
+from .match_activation import MatchActivation
+from .match_attention import MatchAttention
+from .match_concat import MatchConcat
+from .match_embedding import MatchEmbedding
+from .match_gated_act import MatchGatedAct
+from .match_layer_norm import MatchLayerNorm
+from .match_linear import MatchLinear
+from .match_rms_norm import MatchRmsNorm
+from .match_rope import MatchRope
+from .merge_gate_up import MergeGateUp
+from .merge_qkv import MergeQkv
+from .precompute_positions import PrecomputePositions
+from .remove_dead_code import RemoveDeadCode
+from .remove_no_ops import RemoveNoOps
+from .share_weights import ShareWeights
+from .take_last_token import TakeLastToken
+
+
+class Reach(Pass):
+    """Declare a stage reached; the verifier then holds the program to the stage's spec."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    @property
+    def name(self) -> str:
+        return f"Reach({self.stage})"
+
+    def run(self, program: Program, fuel: Fuel) -> PassResult:
+        program.stage = self.stage
+        return PassResult(0)
+
+
+PIPELINE: list[Pass] = [
+    # captured -> canonical: every spelling of a thing becomes the one op that means it.
+    RemoveNoOps(),  # first, so that no matcher has to look through what does nothing
+    FoldConstants(),  # what hangs on weights alone becomes a weight: 1 + w, transposed matrices
+    MatchConcat(),
+    MatchAttention(),  # takes masks, alibi and repeated heads with it, which others would stumble over
+    MatchLayerNorm(),
+    MatchRmsNorm(),
+    PrecomputePositions(),  # behind attention: masks depend on positions as well and are no tables
+    MatchRope(),
+    MatchActivation(),
+    MatchGatedAct(),
+    MatchLinear(),
+    MatchEmbedding(),
+    ShareWeights(),
+    RemoveDeadCode(),
+    Reach(Stage.CANONICAL),
+    # canonical -> optimized: the same numbers for less work.
+    FoldScales(),
+    MergeQkv(),  # behind FoldScales: a scale on q alone must be in q's weight before the weights are joined
+    MergeGateUp(),
+    FuseResidualNorm(),
+    TakeLastToken(),
+    Reach(Stage.OPTIMIZED),
+]
+
+
+def check_order(passes: Sequence[Pass]) -> None:
+    """Refuse a list in which a pass stands before one that it must follow, or before the stage that it needs."""
+    kinds = [type(p) for p in passes]
+    reached = Stage.CAPTURED
+    for place, subject in enumerate(passes):
+        if isinstance(subject, Reach):
+            if subject.stage <= reached:
+                raise LlmcError("PASS_ORDER", f"{subject.name} leads back from {reached}.", "Reorder the pipeline.")
+            reached = subject.stage
+        for earlier in subject.after:
+            if earlier not in kinds[:place]:
+                raise LlmcError(
+                    "PASS_ORDER", f"{subject.name} stands before {earlier.__name__}.", "Reorder the pipeline."
+                )
+        if subject.needs > reached:
+            raise LlmcError("PASS_ORDER", f"{subject.name} needs a {subject.needs} program.", "Reorder the pipeline.")
+
+
+check_order(PIPELINE)
+
+
+def run_pipeline(
+    program: Program,
+    until: Stage,
+    *,
+    dump: Path | None = None,
+    watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
+) -> Program:
+    """Bring a program up to a stage, in place.
+
+    Args:
+        until: if LLMC_FUEL runs out, the program stops at the last stage whose promise it keeps.
+        dump: a folder for the program before the first and after each pass, as numbered Python files.
+        watch: called after each pass.
+    """
+    reached = [p.stage for p in PIPELINE if isinstance(p, Reach)]
+    for stage in (until, program.stage):
+        if stage not in (Stage.CAPTURED, *reached):
+            raise LlmcError(
+                "STAGE_UNREACHED",
+                f"No pass of the pipeline reaches {stage}.",
+                f"Choose one of {', '.join(map(str, reached))}.",
+            )
+    fuel = Fuel.from_environment()
+    dumper = _Dumper(dump) if dump else None
+    if dumper:
+        dumper.write(str(program.stage), program, program.source)
+    start = next((i + 1 for i, p in enumerate(PIPELINE) if isinstance(p, Reach) and p.stage == program.stage), 0)
+    for subject in PIPELINE[start:]:
+        if program.stage >= until:
+            break
+        if isinstance(subject, Reach) and fuel.empty and not _keeps_promise(program, subject.stage):
+            break  # what the matches that fuel didn't allow have left undone
+        result = subject(program, fuel)
+        watch(subject, result)
+        if dumper:
+            record = program.history[-1]
+            dumper.write(
+                subject.name,
+                program,
+                f"{record.matches} matches, {record.seconds * 1e3:.0f} ms",
+                *map(str, record.misses),
+            )
+    return program
+
+
+def _keeps_promise(program: Program, stage: Stage) -> bool:
+    """Whether the program is already what `stage` asks for."""
+    try:
+        verify(replace(program, stage=stage))
+    except LlmcError:
+        return False
+    return True
+
+
+class _Dumper:
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.count = folder, 0
+
+    def write(self, title: str, program: Program, *notes: str) -> None:
+        name = "".join(c if c.isalnum() else "_" for c in title).strip("_")
+        text = "".join(f"# {note}\n" for note in (title, *notes)) + to_python(program)
+        (self.folder / f"{self.count:02d}_{name}.py").write_text(text)
+        self.count += 1

@@ -1,0 +1,95 @@
+"""`llmc inspect`, as a process and within this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmc.compiler.cli.main import main
+from llmc.compiler.ir.printer import from_python
+
+
+def inspect(*arguments: str | Path, **environment: str) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, arguments)], env=environment)
+
+
+def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]], llama: str) -> None:
+    done = llmc("inspect", llama, "--json", "--print", "--max-seq-len", "64")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["model"] == llama
+    assert document["stage"] == "optimized"
+    assert document["max_seq_len"] == 64
+    assert {p["name"]: p["matches"] for p in document["passes"]}["MatchRmsNorm"] == 5
+    assert [group["layers"] for group in document["layers"]][-1] == []
+    assert callable(from_python(document["program"]))
+
+
+def test_the_report_reads_well_in_a_log(llama: str) -> None:
+    result = inspect(llama, "--until", "canonical")
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert "stage        canonical" in lines
+    assert result.stdout.isascii()
+    head = lines.index("Passes") + 1
+    assert lines[head].split() == ["pass", "stage", "matches", "misses", "ms"]
+    norms = next(line for line in lines if line.startswith("MatchRmsNorm"))
+    assert norms[: lines[head].index("matches") + len("matches")].endswith(" 5")  # under its head, to the right
+    assert "model.layers.0-1: the same: " in result.stdout
+    assert "rms_norm 2, " in result.stdout
+    assert "Reach(optimized)" not in result.stdout
+
+
+def test_print_gives_the_program_and_nothing_else(llama: str) -> None:
+    result = inspect(llama, "--print", "--until", "canonical")
+    assert result.stdout.startswith(f"# {llama}, canonical\ndef forward(")
+    assert result.stdout.endswith("\n") and not result.stdout.endswith("\n\n")
+    assert callable(from_python(result.stdout))
+
+
+def test_html_and_dump_are_written(llama: str, tmp_path: Path) -> None:
+    page, dump = tmp_path / "page.html", tmp_path / "ir"
+    result = inspect(llama, "--html", page, "--dump-ir", dump)
+    assert result.exit_code == 0
+    assert f"Wrote {page}." in result.stdout
+    assert "MatchRmsNorm" in page.read_text()
+    assert (dump / "00_captured.py").exists()
+
+
+def test_a_page_without_a_place_is_wrong_usage_before_any_work(tmp_path: Path) -> None:
+    result = inspect("no such model", "--html", tmp_path / "absent" / "page.html")
+    assert result.exit_code == 2
+    assert "There is no folder" in result.stderr
+
+
+def test_fuel_bounds_the_matches(llama: str) -> None:
+    result = inspect(llama, "--json", LLMC_FUEL="3")
+    assert sum(p["matches"] for p in json.loads(result.stdout)["passes"]) == 3
+    wrong = inspect(llama, LLMC_FUEL="many")
+    assert wrong.exit_code == 3
+    assert wrong.stderr.startswith("FUEL_INVALID")
+
+
+def test_what_the_passes_did_before_a_refusal_is_shown(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmc.passes import pipeline
+
+    kept = [p for p in pipeline.PIPELINE if p.name != "MatchLinear"]
+    monkeypatch.setattr(pipeline, "PIPELINE", kept)
+    result = inspect(llama)
+    assert result.exit_code == 3
+    assert "MatchRmsNorm" in result.stdout
+    assert result.stderr.startswith("IR_INVALID")
+    document = json.loads(inspect(llama, "--json").stdout)
+    assert document["error"]["code"] == "IR_INVALID"
+    assert document["stage"] == "captured"
+
+
+def test_a_model_that_capture_refuses(llmc: Callable[..., CompletedProcess[str]], mamba: str) -> None:
+    done = llmc("inspect", mamba)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("CAPTURE_SPECIALIZED")

@@ -1,0 +1,135 @@
+"""The command as a shell sees it: help, exit codes, where the words go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from llmc import LlmcError, __version__
+from llmc.compiler.cli.main import main
+from llmc.compiler.cli.verb import Verb, json_option
+
+
+def run(*arguments: str, command: click.Command = main) -> tuple[int, str, str]:
+    result = CliRunner().invoke(command, arguments)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_and_version() -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f"  {verb} " in out for verb in ("doctor", "inspect", "plan"))
+    assert run("--version")[:2] == (0, f"llmc, version {__version__}\n")
+
+
+def test_help_loads_no_library() -> None:
+    """What makes it quick on any machine; a time would measure the machine."""
+    code = "import sys; from llmc.compiler.cli.main import main; main(['inspect', '--help'], standalone_mode=False);"
+    code += (
+        "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'rich', 'numpy', 'gguf'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["inspct", "demo"], "Did you mean 'inspect'?"),
+        (["inspect", "demo", "--jsn"], "Did you mean --json?"),
+        (["xyzzy"], "No such command 'xyzzy'."),
+        (["inspect"], "Missing argument 'MODEL'"),
+        (["plan", "demo", "--max-seq-len", "0"], "0 is not in the range"),
+        (["inspect", "demo", "--until", "lowered"], "'lowered' is not one of"),
+    ],
+)
+def test_wrong_usage_exits_2_and_helps(arguments: list[str], said: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert said.replace("'", "") in err.replace("'", "")  # click's versions quote differently
+
+
+def test_a_refusal_is_one_paragraph_on_stderr() -> None:
+    code, out, err = run("inspect", "no such model", "--until", "canonical")
+    assert (code, out) == (3, "")
+    assert err.startswith("MODEL_NOT_FOUND: There is no model at 'no such model'.")
+    assert " ".join(err.split()).endswith("a hub id such as org/name, or demo.")
+    assert max(map(len, err.splitlines())) <= 100
+    assert "\n\n" not in err
+
+
+def test_a_refusal_is_a_document_too_with_json() -> None:
+    import json
+
+    code, out, err = run("plan", "no such model", "--json")
+    assert code == 3
+    assert json.loads(out)["error"]["code"] == "MODEL_NOT_FOUND"
+    assert err.startswith("MODEL_NOT_FOUND")
+
+
+@click.command(cls=Verb)
+@json_option
+def noisy(as_json: bool) -> None:
+    import logging
+    import warnings
+
+    warnings.warn("chatter", stacklevel=1)
+    logging.getLogger("transformers").error("chatter")
+    logging.getLogger("torch").warning("chatter")
+    click.echo("{}")
+
+
+def test_libraries_are_silent_within_a_verb_only(caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+    import warnings
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert run("--json", command=noisy) == (0, "{}\n", "")
+        assert not warned
+    assert "chatter" not in caplog.text
+    logging.getLogger("transformers").error("afterwards")
+    assert "afterwards" in caplog.text
+
+
+def test_a_bug_is_not_dressed_up_as_a_refusal() -> None:
+    @click.command(cls=Verb)
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    assert isinstance(CliRunner().invoke(broken).exception, ZeroDivisionError)
+    assert not issubclass(ZeroDivisionError, LlmcError)
+
+
+INTERRUPTIBLE = """
+import torch, sys
+from llmc.compiler.cli.main import main
+export = torch.export.export
+def tracing(*args, **kwargs):
+    print("tracing", flush=True)
+    while True:
+        export(*args, **kwargs)
+torch.export.export = tracing
+main(["inspect", sys.argv[1]], prog_name="llmc")
+"""
+
+
+def test_ctrl_c_while_capturing_exits_130_with_one_line(llama: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, llama],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "tracing\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err) == (130, "", "Interrupted.\n")

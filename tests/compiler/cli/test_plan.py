@@ -1,0 +1,48 @@
+"""`llmc plan`: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+from click.testing import CliRunner, Result
+
+from llmc.compiler.cli.main import main
+
+
+def plan(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
+def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]], llama: str) -> None:
+    done = llmc("plan", llama, "--json", "--max-seq-len", "32", "--max-batch-size", "4", "--dtype", "bf16")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    # Two layers of 2 kv heads, keys and values of 16, 2 bytes each.
+    assert document["kv_bytes_per_token"] == 2 * 2 * (16 + 16) * 2
+    assert document["kv_bytes"] == 4 * 32 * document["kv_bytes_per_token"]
+    assert document["total"]["parameters"] == sum(g["parameters"] for g in document["groups"].values())
+    assert document["coverage"]["dialect"]["llmc.rms_norm"] == 5
+
+
+def test_the_report_names_everything_that_is_asked_of_a_plan(llama: str) -> None:
+    result = plan(llama, "--max-seq-len", "32", "--max-batch-size", "4")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.isascii()
+    assert "positions    32 in 4 sequences" in result.stdout
+    for line in ("rms_norm 5", "embedding ", "attention ", "mlp ", "norms ", "head ", "total "):
+        assert line in result.stdout
+    for line in (
+        "memory to compile  ",
+        "output             fp32 ",
+        "full                 65.5 kB for 4 x 32 positions",
+    ):
+        assert line in result.stdout
+
+
+def test_a_refused_model(mamba: str) -> None:
+    result = plan(mamba, "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["error"]["code"] == "CAPTURE_SPECIALIZED"
+    assert result.stderr.startswith("CAPTURE_SPECIALIZED: MambaForCausalLM computes with a fixed")

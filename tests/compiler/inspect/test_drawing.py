@@ -1,0 +1,71 @@
+"""A drawing holds what a section computes, in an order in which it can be laid out."""
+
+from __future__ import annotations
+
+import pytest
+from check_pass import capture
+from stack import Stack
+from torch import Tensor
+
+from llmc.compiler.inspect.drawing import Box, Drawing, draw
+from llmc.compiler.inspect.layers import OUTSIDE, sections, statements
+from llmc.compiler.ir.program import Program
+from llmc.passes.match_rms_norm import MatchRmsNorm
+
+USUAL = (1e-5, "silu")
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return capture(Stack(USUAL, USUAL), first=[MatchRmsNorm()])
+
+
+def drawing(program: Program, layer: str) -> Drawing:
+    return draw(layer, sections(program)[layer], statements(program))
+
+
+def only(boxes: Drawing, op: str) -> Box:
+    (box,) = [b for b in boxes if b.op == op]
+    return box
+
+
+def test_a_layer_reads_what_comes_in_and_says_what_leaves(program: Program) -> None:
+    boxes = drawing(program, "layers.1")
+    assert [box.kind for box in boxes] == ["input", "norm", "linear", "activation", "arithmetic"]
+    norm, linear, add = only(boxes, "llmc.rms_norm"), only(boxes, "aten.linear"), boxes[-1]
+    assert boxes[0].op == "aten.add"
+    assert norm.inputs == (0,)
+    assert add.inputs == (0, 3)
+    assert [box.leaves for box in boxes] == [False, False, False, False, True]
+    assert (norm.dialect, linear.dialect) == (True, False)
+    assert linear.weights == ("layers.1.up.weight", "layers.1.up.bias")
+    assert linear.value == "f32[B, S, 8]"
+    assert linear.where == "layers.1.up"
+    assert linear.text.startswith("linear_1 = aten.linear.default(")
+
+
+def test_outside_all_layers_are_one_box_between_what_they_read_and_what_reads_them(program: Program) -> None:
+    boxes = drawing(program, OUTSIDE)
+    assert [box.op for box in boxes] == ["tokens", "aten.embedding", "layers", "aten.linear", "aten.view"]
+    assert [box.inputs for box in boxes] == [(), (0,), (1,), (2,), (3,)]
+    assert [box.leaves for box in boxes] == [False, False, False, False, True]
+
+
+def test_a_box_stands_behind_all_that_it_reads() -> None:
+    program = capture(Stack(USUAL, (1e-6, "gelu")))
+    for layer in sections(program):
+        for place, box in enumerate(drawing(program, layer)):
+            assert all(read < place for read in box.inputs)
+
+
+def test_arithmetic_on_sizes_is_not_drawn() -> None:
+    class Turned(Stack):
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            return self.head(x.view(x.shape[0] * x.shape[1], -1).sin()).view(*tokens.shape, -1)
+
+    program = capture(Turned())
+    assert program.ops()["mul"] == 1  # or the test says nothing
+    boxes = drawing(program, OUTSIDE)
+    assert not {"mul", "aten.sym_size"} & {box.op for box in boxes}
+    assert {box.op: box.kind for box in boxes}["aten.view"] == "view"

@@ -1,0 +1,98 @@
+"""Layers are folded exactly if their calls are the same."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+from check_pass import capture
+from stack import Stack
+from torch import Tensor, nn
+
+from llmc.compiler.inspect.layers import OUTSIDE, count_ops, fold, label, sections, signature, statements
+from llmc.compiler.ir.printer import to_python
+
+USUAL = (1e-5, "silu")
+
+
+def kinds(module: nn.Module) -> list[list[str]]:
+    parts = sections(capture(module))
+    return fold({layer: signature(layer, nodes) for layer, nodes in parts.items() if layer != OUTSIDE})
+
+
+def test_layers_with_other_weights_and_neighbours_are_the_same() -> None:
+    assert kinds(Stack(USUAL, USUAL, USUAL)) == [["layers.0", "layers.1", "layers.2"]]
+
+
+@pytest.mark.parametrize("other", [(1e-6, "silu"), (1e-5, "gelu")], ids=["a number", "an op"])
+def test_a_layer_that_computes_something_else_stands_alone(other: tuple[float, str]) -> None:
+    assert kinds(Stack(USUAL, other, USUAL)) == [["layers.0", "layers.2"], ["layers.1"]]
+
+
+def test_a_layer_of_another_width_stands_alone() -> None:
+    class Wide(Stack):
+        def __init__(self) -> None:
+            super().__init__(USUAL, USUAL)
+            self.layers[1].up = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+            self.layers[0].up = nn.Sequential(nn.Linear(8, 24), nn.Linear(24, 8))
+
+    assert kinds(Wide()) == [["layers.0"], ["layers.1"]]
+
+
+def test_layers_that_are_wired_otherwise_are_not_the_same() -> None:
+    class Layer(nn.Module):
+        def __init__(self, turned: bool) -> None:
+            super().__init__()
+            self.turned = turned
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, z = x.sin(), x.cos()
+            return z - y if self.turned else y - z
+
+    class Model(Stack):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers.extend(Layer(turned) for turned in (False, True, False))
+
+    assert kinds(Model()) == [["layers.0", "layers.2"], ["layers.1"]]
+
+
+def test_a_weight_that_layers_share_is_told_from_one_of_their_own() -> None:
+    class Tied(Stack):
+        def __init__(self) -> None:
+            super().__init__(USUAL, USUAL, USUAL)
+            self.layers[2].scale = self.layers[1].scale
+
+    assert kinds(Tied()) == [["layers.0", "layers.1"], ["layers.2"]]
+
+
+def test_sections_hold_every_call_once_and_in_order() -> None:
+    program = capture(Stack(USUAL, USUAL))
+    parts = sections(program)
+    assert list(parts) == [OUTSIDE, "layers.0", "layers.1"]
+    calls = [node for node in program.nodes if node.op == "call_function"]
+    assert sorted(map(calls.index, chain(*parts.values()))) == list(range(len(calls)))
+    assert all(list(map(calls.index, nodes)) == sorted(map(calls.index, nodes)) for nodes in parts.values())
+    assert count_ops(parts["layers.1"])["aten.mul"] == 2
+
+
+def test_each_statement_is_the_line_that_defines_its_node() -> None:
+    program = capture(Stack(USUAL))
+    lines = statements(program)
+    printed = to_python(program).splitlines()
+    for node, line in lines.items():
+        assert f"    {line}" in printed
+        assert line.startswith((f"{node.name} = ", "B = ", "S = "))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (["model.layers.0"], "model.layers.0"),
+        ([f"h.{n}" for n in (0, 1, 2, 4, 6, 7)], "h.0-2, 4, 6-7"),
+        (["enc.0", "enc.1", "dec.0"], "enc.0-1, dec.0"),
+        ([OUTSIDE], "outside of the layers"),
+    ],
+)
+def test_label(layers: list[str], expected: str) -> None:
+    assert label(layers) == expected

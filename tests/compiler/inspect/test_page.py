@@ -1,0 +1,160 @@
+"""The page is one file that needs nothing else, holds all data, and works in a browser."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import needs_browser, visit
+from stack import Stack
+
+from llmc import LlmcError
+from llmc.compiler.inspect.page import page_data, write_page
+from llmc.compiler.inspect.record import Inspection, inspect_model
+from llmc.compiler.ir.program import Miss, PassRecord
+from llmc.compiler.ir.stages import Stage
+
+USUAL = (1e-5, "silu")
+
+
+@pytest.fixture(scope="module")
+def inspection() -> Inspection:
+    done = inspect_model(Stack(USUAL, USUAL, (1e-6, "gelu")), until=Stage.CANONICAL, details=True)
+    last = done.steps[-1]
+    # Names that would end the data's script element early, and misses that the model itself has none of.
+    misses = (Miss("</script><b>a reason & more", "node_1", "layers.0"), *[Miss("another", f"n{i}") for i in range(30)])
+    object.__setattr__(last, "record", PassRecord("Reach(canonical)", 0, misses, 0.5, Stage.CANONICAL))
+    done.refusal = LlmcError("IR_INVALID", "It was refused <i>here</i>.", "Mend it.")
+    return done
+
+
+@pytest.fixture(scope="module")
+def page(inspection: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    write_page(inspection, path)
+    return path
+
+
+class Parsed(html.parser.HTMLParser):
+    """The attributes of all elements, and the text of each script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.scripts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+
+
+def test_everything_is_inside(page: Path, inspection: Inspection) -> None:
+    parsed = Parsed(page.read_text())
+    assert parsed.open == []
+    assert json.loads(parsed.scripts[0]) == json.loads(json.dumps(page_data(inspection)))
+    assert len(parsed.scripts) == 2
+    assert not re.search(r"/\*\{\w+\}\*/", page.read_text()), "a part was not merged"
+
+
+def test_nothing_is_fetched(page: Path) -> None:
+    text = page.read_text()
+    assert not [a for a in Parsed(text).attributes if a[1] in ("src", "href", "srcset", "action")]
+    urls = set(re.findall(r"\w+://[^\s\"'<)]*", text))
+    assert urls == {"http://www.w3.org/2000/svg"}, "the name of a namespace, and no address"
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|import\(", text)
+
+
+def test_data_says_each_view_once_and_every_step(inspection: Inspection) -> None:
+    data: dict[str, Any] = page_data(inspection)
+    assert [section["layers"] for section in data["sections"]] == [[""], ["layers.0", "layers.1"], ["layers.2"]]
+    assert [step["name"] for step in data["steps"]] == ["captured", *(s.record.name for s in inspection.steps)]
+    assert len({json.dumps(view) for view in data["views"]}) == len(data["views"])
+    for step, snapshot in zip(data["steps"], [inspection.captured, *(s.after for s in inspection.steps)], strict=True):
+        for section, place in zip(data["sections"], step["views"], strict=True):
+            assert data["views"][place]["text"] == snapshot.views[section["layers"][0]].text
+    misses = data["steps"][-1]["misses"]
+    assert [(m["reason"], m["count"], len(m["at"])) for m in misses] == [
+        ("another", 30, 12),
+        ("</script><b>a reason & more", 1, 1),
+    ]
+
+
+def test_a_page_that_cannot_be_written_leaves_what_was_there(
+    inspection: Inspection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "page.html"
+    target.write_text("before")
+
+    def write_half(self: Path, text: str, encoding: str) -> None:
+        with self.open("w") as file:
+            file.write(text[:1000])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(Path, "write_text", write_half)
+        with pytest.raises(LlmcError, match=r"OUTPUT_UNWRITABLE.*No space left"):
+            write_page(inspection, target)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("page.html", "before")]
+    write_page(inspection, target)
+    assert list(tmp_path.iterdir()) == [target]
+    assert target.read_text() != "before"
+
+
+def inside(document: str, tag: str) -> str:
+    """The text between the first and the last `tag`."""
+    return document[document.index(f"<{tag}") : document.rindex(f"</{tag}>")]
+
+
+@needs_browser
+def test_it_opens_at_the_last_step_with_a_graph(page: Path, tmp_path: Path, inspection: Inspection) -> None:
+    document = visit(page, tmp_path)
+    assert "<b>IR_INVALID</b> It was refused &lt;i&gt;here&lt;/i&gt;. Mend it." in document
+    nav, main = inside(document, "nav"), inside(document, "main")
+    assert nav.count('class="step') == 1 + len(inspection.steps)
+    assert re.findall(r'aria-current="(\w+)"', nav) == ["false"] * len(inspection.steps) + ["true"]
+    assert "30× another" in main
+    assert "1× &lt;/script&gt;&lt;b&gt;a reason &amp; more" in main
+    assert "2 layers, all the same" in main
+    drawn = sum(len(inspection.steps[-1].after.views[layer].drawing) for layer in ("", "layers.0", "layers.2"))
+    assert main.count('class="box') == drawn
+    assert not re.search(r"\b(NaN|Infinity|null|undefined)\b", inside(document, "header") + nav + main)
+
+
+@needs_browser
+def test_an_address_opens_a_pass_and_shows_what_it_changed(page: Path, tmp_path: Path, inspection: Inspection) -> None:
+    step = 1 + next(i for i, s in enumerate(inspection.steps) if s.record.name == "MatchRmsNorm")
+    main = inside(visit(page, tmp_path, f"#step={step}&tab=changes"), "main")
+    assert "<h2>MatchRmsNorm</h2>" in main
+    assert "3 matches" in main
+    gone = re.findall(r'<div class="gone">(.*?)</div>', main)
+    added = re.findall(r'<div class="add">(.*?)</div>', main)
+    assert any("aten.rsqrt" in line for line in gone)
+    assert added
+    assert all("llmc.rms_norm" in line or "=" in line for line in added)
+    assert "Unchanged: outside of the layers." in main
+
+
+@needs_browser
+def test_search_finds_a_weight_of_a_folded_layer(page: Path, tmp_path: Path) -> None:
+    document = visit(page, tmp_path, "#q=layers.1.up.weight")
+    assert re.search(r'id="found"[^>]*>1 hit<', document)
+    assert document.count('class="box k-linear own hit"') == 1
+    nothing = visit(page, tmp_path, "#q=layers.7.up.weight")
+    assert re.search(r'id="found"[^>]*>0 hits<', nothing)

@@ -1,0 +1,96 @@
+"""What an inspection keeps of a model's way through the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stack import Stack
+
+from llmc import LlmcError
+from llmc.compiler.inspect.record import Inspection, inspect_model
+from llmc.compiler.ir.stages import Stage
+from llmc.passes import pipeline
+from llmc.passes.match_rms_norm import MatchRmsNorm
+from llmc.passes.pipeline import PIPELINE, Reach
+from llmc.passes.remove_no_ops import RemoveNoOps
+
+USUAL = (1e-5, "silu")
+STAGES = [p for p in PIPELINE if isinstance(p, Reach)]
+
+
+@pytest.fixture(scope="module")
+def inspection() -> Inspection:
+    return inspect_model(Stack(USUAL, USUAL, (1e-6, "gelu")), until=Stage.CANONICAL, details=True)
+
+
+def test_a_step_for_each_pass(inspection: Inspection) -> None:
+    ran = PIPELINE[: 1 + next(i for i, p in enumerate(PIPELINE) if isinstance(p, Reach))]
+    assert [step.record.name for step in inspection.steps] == [p.name for p in ran]
+    (norms,) = (step for step in inspection.steps if step.record.name == "MatchRmsNorm")
+    assert norms.record.matches == 3
+    assert norms.after.ops["llmc.rms_norm"] == 3
+    assert norms.about == type(MatchRmsNorm()).__doc__.strip().replace("\n    ", "\n")
+    assert inspection.stage is Stage.CANONICAL
+    assert inspection.refusal is None
+    assert list(inspection.moments) == ["captured", "canonical"]
+
+
+def test_snapshots_are_of_their_moment(inspection: Inspection) -> None:
+    assert inspection.captured.ops["aten.rsqrt"] == 3
+    assert "aten.rsqrt" not in inspection.steps[-1].after.ops
+    assert "aten.rsqrt" in inspection.captured.views["layers.0"].text
+    assert "llmc.rms_norm" in inspection.steps[-1].after.views["layers.0"].text
+    assert inspection.steps[-1].after.ops == dict(inspection.program.ops())
+
+
+def test_a_view_is_free_of_the_layers_name(inspection: Inspection) -> None:
+    text = inspection.steps[-1].after.views["layers.1"].text
+    assert text.splitlines()[0] == "# *"
+    assert 'weights["*.up.weight"]' in text
+    assert "layers.1" not in text
+
+
+def test_layers_are_folded_by_their_whole_history(inspection: Inspection) -> None:
+    assert inspection.layers == [["layers.0", "layers.1"], ["layers.2"]]
+    after = inspection.steps[-1].after
+    assert sum(sum(ops.values()) for ops in after.ops_of.values()) == sum(after.ops.values())
+
+
+def test_parameters_are_counted_once() -> None:
+    model = Stack(USUAL)
+    model.head.weight = model.embed.weight
+    inspection = inspect_model(model, until=Stage.CANONICAL)
+    assert inspection.parameters == sum(p.numel() for p in model.parameters())
+    assert inspection.captured.views == {}
+
+
+def test_what_came_before_a_refusal_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "PIPELINE", [RemoveNoOps(), MatchRmsNorm(), *STAGES])
+    inspection = inspect_model(Stack(USUAL))
+    assert inspection.refusal is not None
+    assert inspection.refusal.code == "IR_INVALID"
+    assert [step.record.name for step in inspection.steps] == ["RemoveNoOps", "MatchRmsNorm"]
+    assert inspection.stage is Stage.CAPTURED
+    assert list(inspection.moments) == ["captured", "now"]
+
+
+def test_a_model_that_cannot_be_captured_is_refused_at_once() -> None:
+    with pytest.raises(LlmcError, match="MODEL_NOT_FOUND"):
+        inspect_model("no such model")
+
+
+def test_dump_and_watch(tmp_path: Path) -> None:
+    seen: list[str] = []
+    inspection = inspect_model(
+        Stack(USUAL), until=Stage.CANONICAL, dump_ir=tmp_path, watch=lambda subject, result: seen.append(subject.name)
+    )
+    assert seen == [step.record.name for step in inspection.steps]
+    assert len(list(tmp_path.glob("*.py"))) == 1 + len(seen)
+
+
+def test_fuel_stops_rewriting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_FUEL", "2")
+    inspection = inspect_model(Stack(USUAL, USUAL, USUAL))
+    assert sum(step.record.matches for step in inspection.steps) == 2
+    assert inspection.stage is Stage.CAPTURED

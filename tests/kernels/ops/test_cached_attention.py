@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llmc.kernels.ops import cached_attention
+
+H, HK, D, DV = 4, 2, 6, 3
+SCALE = 0.4
+GARBAGE = 1e3  # what slots hold that no token was written to
+
+
+class History:
+    """Every token of every row, of which a cache holds some: the plain bookkeeping that the op is held to."""
+
+    def __init__(self, size: int, ring: bool, dtype: torch.dtype = torch.float64, longest: int = 40) -> None:
+        self.size, self.ring = size, ring
+        self.q = torch.randn(2, H, longest, D).to(dtype)
+        self.k = torch.randn(2, HK, longest, D).to(dtype)
+        self.v = torch.randn(2, HK, longest, DV).to(dtype)
+
+    def cache(self, lengths: list[int], tokens: torch.Tensor) -> torch.Tensor:
+        """The cache after so many tokens of each row, written one by one."""
+        cache = torch.full((*tokens.shape[:2], self.size, tokens.shape[3]), GARBAGE, dtype=tokens.dtype)
+        for b, length in enumerate(lengths):
+            for position in range(length):
+                if self.ring:
+                    cache[b, :, position % self.size] = tokens[b, :, position]
+                elif position < self.size:
+                    cache[b, :, position] = tokens[b, :, position]
+        return cache
+
+    def arguments(self, starts: list[int], count: int) -> tuple[torch.Tensor, ...]:
+        def new(tokens: torch.Tensor) -> torch.Tensor:
+            return torch.stack([row[:, start : start + count] for row, start in zip(tokens, starts, strict=True)])
+
+        caches = self.cache(starts, self.k), self.cache(starts, self.v)
+        return new(self.q), new(self.k), new(self.v), *caches, torch.tensor(starts)
+
+    def exact(self, starts: list[int], count: int, extra: dict[str, Any]) -> tuple[Any, ...]:
+        out = np.zeros((2, H, count, DV))
+        for b, h, i in np.ndindex(2, H, count):
+            out[b, h, i] = self._row(b, h, starts[b] + i, **extra)
+        ends = [start + count for start in starts]
+        return out, self.cache(ends, self.k), self.cache(ends, self.v)
+
+    def _row(self, b, h, at, window=None, chunk=None, softcap=None, sinks=None, slopes=None) -> np.ndarray:
+        total, out = 0.0 if sinks is None else math.exp(sinks[h]), np.zeros(DV)
+        for j in range(at + 1):
+            if (window is not None and at - j >= window) or (chunk is not None and j // chunk != at // chunk):
+                continue
+            score = SCALE * float(self.q[b, h, at].double() @ self.k[b, h // 2, j].double())
+            if softcap is not None:
+                score = softcap * math.tanh(score / softcap)
+            if slopes is not None:
+                score += float(slopes[h]) * (j - at)
+            total += math.exp(score)
+            out += math.exp(score) * self.v[b, h // 2, j].double().numpy()
+        return out / total
+
+
+RICH = {"softcap": 1.5, "sinks": torch.linspace(-1, 2, H), "slopes": torch.linspace(0.1, 0.9, H)}
+STARTS = [[0, 0], [0, 5], [7, 3]]
+
+
+def hold(check, history: History, starts: list[int], count: int, **extra: Any) -> None:
+    args = (*history.arguments(starts, count), SCALE)
+    check(cached_attention, args, {**extra, "ring": history.ring}, history.exact(starts, count, extra))
+
+
+@pytest.mark.parametrize("starts", STARTS)
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("extra", [{}, {"window": 3}, {"chunk": 3}, RICH, {"window": 4, "chunk": 3, **RICH}])
+def test_static(check, starts: list[int], count: int, extra: dict[str, Any]):
+    hold(check, History(12, ring=False), starts, count, **extra)
+
+
+@pytest.mark.parametrize("starts", [*STARTS, [6, 5], [30, 11]])
+@pytest.mark.parametrize("count", [1, 4, 6, 9], ids=["one", "some", "all slots", "more than slots"])
+@pytest.mark.parametrize("extra", [{"window": 6}, {"window": 3}, {"chunk": 6}, {"window": 4, **RICH}])
+def test_ring(check, starts: list[int], count: int, extra: dict[str, Any]):
+    hold(check, History(6, ring=True), starts, count, **extra)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ring", [False, True])
+def test_dtypes(check, dtype: torch.dtype, ring: bool):
+    hold(check, History(8 if ring else 12, ring, dtype), [7, 3], 4, window=6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_contract(contract, dtype: torch.dtype):
+    args = (*History(12, False, dtype).arguments([7, 3], 4), SCALE)
+    contract(cached_attention, args, {"window": 6, "ring": dtype == torch.bfloat16, **RICH})
+
+
+def test_a_static_token_beyond_the_cache_is_not_kept(check):
+    hold(check, History(6, ring=False), [4, 0], 4)
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_step_after_step_equals_one_call(ring: bool):
+    history = History(8 if ring else 24, ring)
+    q, k, v, *caches, starts = history.arguments([0, 2], 20)
+    whole = cached_attention(q, k, v, *caches, starts, SCALE, window=5, ring=ring)
+    at, pieces = 0, []
+    for count in (3, 1, 7, 1, 8):
+        new = (tensor[:, :, at : at + count] for tensor in (q, k, v))
+        out, *caches = cached_attention(*new, *caches, starts + at, SCALE, window=5, ring=ring)
+        pieces.append(out)
+        at += count
+    torch.testing.assert_close(torch.cat(pieces, 2), whole[0], rtol=0, atol=1e-12)
+    assert torch.equal(caches[0], whole[1]) and torch.equal(caches[1], whole[2])
+
+
+def test_the_old_caches_stay():
+    args = History(12, ring=False).arguments([0, 3], 4)
+    before = [tensor.clone() for tensor in args]
+    cached_attention(*args, SCALE)
+    assert all(torch.equal(now, then) for now, then in zip(args, before, strict=True))
+
+
+@pytest.mark.parametrize("extra", [{}, {"window": 7}, {"chunk": 7}])
+def test_a_ring_smaller_than_what_is_seen_is_refused(extra: dict[str, int]):
+    args = History(6, ring=True).arguments([0, 3], 1)
+    with pytest.raises(ValueError, match="ring of 6"):
+        cached_attention(*args, SCALE, ring=True, **extra)
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_tracing(traces, ring: bool):
+    history = History(12, ring, torch.float32)
+    large = history.arguments([7, 3], 4)
+    small = tuple(tensor[:1, :, :1] for tensor in large[:3]), tuple(tensor[:1] for tensor in large[3:])
+    traces(
+        lambda *args: cached_attention(*args, SCALE, window=6, ring=ring, **RICH),
+        large,
+        (*small[0], *small[1]),
+        ("BhSd", "BhSd", "BhSd", "Bhmd", "Bhmd", "B"),
+    )

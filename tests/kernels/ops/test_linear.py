@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from llmc.kernels.ops import linear, quant_linear
+from llmc.kernels.ops.quantized import NF4, pack_nibbles
+
+OUT, IN = 6, 32
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear(check, dtype: torch.dtype, biased: bool):
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((2, 3, IN), (OUT, IN), (OUT,)))
+    expected = np.einsum("bsi,oi->bso", x.double().numpy(), weight.double().numpy())
+    if biased:
+        expected += bias.double().numpy()
+    check(linear, (x, weight, bias if biased else None), {}, expected)
+
+
+def codes_of(scheme: str) -> tuple[torch.Tensor, np.ndarray, int]:
+    """A weight in its codes, the numbers that they say, and the zero point that symmetric means."""
+    if scheme == "int8":
+        codes = torch.randint(-128, 128, (OUT, IN), dtype=torch.int8)
+        return codes, codes.double().numpy(), 0
+    if scheme == "fp8":
+        weight = (100 * torch.randn(OUT, IN)).to(torch.float8_e4m3fn)
+        return weight, weight.double().numpy(), 0
+    codes = torch.randint(16, (OUT, IN))
+    said = codes.double().numpy() if scheme == "int4" else np.array(NF4)[codes.numpy()]
+    return pack_nibbles(codes), said, 8 if scheme == "int4" else 0
+
+
+def spread(values: torch.Tensor | int, group: int) -> np.ndarray:
+    """One entry a group -> one entry an input."""
+    return np.repeat(np.asarray(values, dtype=np.float64).reshape(-1, IN // group), group, axis=1)
+
+
+def exact_rounding(x: np.ndarray, activation: str, x_scale: float | None) -> np.ndarray:
+    largest = 127.0 if activation == "int8" else 448.0
+    # The scale is a float32, as is the quotient: which code is nearest must not depend on more.
+    x = x.astype(np.float32)
+    scale = np.abs(x).max(-1, keepdims=True) / np.float32(largest) if x_scale is None else np.float32(x_scale)
+    codes = x / scale
+    if activation == "int8":
+        return np.clip(np.rint(codes), -128, 127).astype(np.float64) * scale
+    low = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.abs(codes), 1e-30))), -6) - 3)
+    return np.clip(np.rint(codes / low) * low, -448, 448).astype(np.float64) * scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "nf4"])
+@pytest.mark.parametrize("group", [IN, 8])
+def test_rounded_weights(check, scheme: str, group: int, dtype: torch.dtype):
+    weight, said, zero = codes_of(scheme)
+    x, bias = torch.randn(2, 3, IN).to(dtype), torch.randn(OUT).to(dtype)
+    scales = 0.01 + 0.01 * torch.rand(OUT, IN // group, dtype=torch.float64).to(dtype)
+    expected = x.double().numpy() @ ((said - zero) * spread(scales.double(), group)).T + bias.double().numpy()
+    check(quant_linear, (x, weight, scales, None, bias, scheme, group), {}, expected)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("group", [IN, 8])
+@pytest.mark.parametrize("activation", ["none", "int8"])
+def test_zero_points(check, scheme: str, group: int, activation: str):
+    weight, said, _ = codes_of(scheme)
+    low, high, kind = (-128, 128, torch.int8) if scheme == "int8" else (0, 16, torch.uint8)
+    zeros = torch.randint(low, high, (OUT, IN // group), dtype=kind)
+    x, scales = torch.randn(3, IN), 0.01 + 0.01 * torch.rand(OUT, IN // group)
+    values = x.double().numpy() if activation == "none" else exact_rounding(x.numpy(), activation, None)
+    expected = values @ ((said - spread(zeros, group)) * spread(scales, group)).T
+    check(quant_linear, (x, weight, scales, zeros, None, scheme, group, activation), {}, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("group", [IN, 8])
+@pytest.mark.parametrize("activation", ["int8", "fp8"])
+@pytest.mark.parametrize("x_scale", [None, 0.013])
+def test_rounded_activations(
+    check, scheme: str, group: int, activation: str, x_scale: float | None, dtype: torch.dtype
+):
+    weight, said, zero = codes_of(scheme)
+    x, bias = torch.randn(2, 3, IN).to(dtype), torch.randn(OUT).to(dtype)
+    scales = 0.01 + 0.01 * torch.rand(OUT, IN // group)
+    expected = exact_rounding(x.float().numpy(), activation, x_scale) @ ((said - zero) * spread(scales, group)).T
+    static = None if x_scale is None else torch.tensor(x_scale)
+    args = (x, weight, scales, None, bias, scheme, group, activation, static)
+    check(quant_linear, args, {}, expected + bias.double().numpy())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "nf4"])
+def test_contract(contract, scheme: str):
+    x, bias, weight = torch.randn(2, 3, IN).bfloat16(), torch.randn(OUT).bfloat16(), codes_of(scheme)[0]
+    contract(quant_linear, (x, weight, torch.rand(OUT, 4), None, bias, scheme, 8))
+    contract(quant_linear, (x.float(), weight, torch.rand(OUT, 1), None, None, scheme, IN, "int8"))
+    contract(quant_linear, (x, weight, torch.rand(OUT, 4), None, bias, scheme, 8, "fp8", torch.tensor(0.01)))
+    if scheme in ("int8", "int4"):
+        zeros = torch.ones(OUT, 4, dtype=weight.dtype)
+        contract(quant_linear, (x, weight, torch.rand(OUT, 4), zeros, None, scheme, 8, "int8"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_contract_plain(contract, dtype: torch.dtype):
+    x, weight, bias = torch.randn(2, 3, IN).to(dtype), torch.randn(OUT, IN).to(dtype), torch.randn(OUT).to(dtype)
+    contract(linear, (x, weight))
+    contract(linear, (x[0], weight, bias))
+
+
+def test_an_int8_kernel_gives_the_same_bits():
+    """Rows long enough that float32 can not hold the sums."""
+    x, weight = 0.8 + 0.2 * torch.rand(4, 4096), torch.randint(100, 128, (OUT, 4096), dtype=torch.int8)
+    scales, bias = 0.01 + 0.01 * torch.rand(OUT, 1), torch.randn(OUT)
+    step = x.abs().amax(1, keepdim=True) / 127
+    rounded = torch.round(x / step).to(torch.int32)
+    sums = rounded.numpy() @ weight.numpy().astype(np.int32).T
+    kernel = sums.astype(np.float32) * scales.numpy().T * step.numpy() + bias.numpy()
+    assert np.array_equal(quant_linear(x, weight, scales, None, bias, "int8", 4096, "int8").numpy(), kernel)
+    assert np.abs(sums).max() > 2**24
+
+
+def test_refusals():
+    x, weight, scales = torch.randn(3, IN), torch.zeros(OUT, IN, dtype=torch.int8), torch.ones(OUT, 1)
+    with pytest.raises(ValueError, match="int9"):
+        quant_linear(x, weight, scales, None, None, "int8", IN, "int9")
+    with pytest.raises(ValueError, match="int9"):
+        quant_linear(x, weight, scales, None, None, "int9", IN)
+    with pytest.raises(ValueError, match="x_scale"):
+        quant_linear(x, weight, scales, None, None, "int8", IN, x_scale=torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "nf4"])
+@pytest.mark.parametrize("activation", ["none", "int8", "fp8"])
+@pytest.mark.parametrize("group", [IN, 8])
+def test_tracing(traces, scheme: str, activation: str, group: int):
+    weight, scales = codes_of(scheme)[0], torch.ones(OUT, IN // group)
+    traces(
+        lambda x: quant_linear(x, weight, scales, None, None, scheme, group, activation),
+        (torch.randn(2, 5, IN),),
+        (torch.randn(1, 1, IN),),
+        ("BSi",),
+    )
+
+
+def test_tracing_plain(traces):
+    weight, bias = torch.randn(OUT, IN), torch.randn(OUT)
+    traces(lambda x: linear(x, weight, bias), (torch.randn(2, 5, IN),), (torch.randn(1, 1, IN),), ("BSi",))

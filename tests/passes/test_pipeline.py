@@ -1,0 +1,224 @@
+"""The one list of passes: its order is checked, its progress can be watched, dumped, and stopped by fuel."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from check_pass import inputs
+from torch import Tensor, fx
+from zoo.tiny import tiny_model
+
+from llmc.compiler.frontend.capture import trace
+from llmc.compiler.ir.printer import from_python
+from llmc.compiler.ir.program import Program
+from llmc.compiler.ir.stages import Stage, verify
+from llmc.errors import LlmcError
+from llmc.passes import pipeline
+from llmc.passes.base import Pass, PassResult, Rewrite, miss
+from llmc.passes.fold_constants import FoldConstants
+from llmc.passes.match_linear import MatchLinear
+from llmc.passes.match_rope import MatchRope
+from llmc.passes.merge_qkv import MergeQkv
+from llmc.passes.pipeline import PIPELINE, Reach, check_order, run_pipeline
+from llmc.passes.precompute_positions import PrecomputePositions
+from llmc.passes.remove_no_ops import RemoveNoOps
+
+
+@functools.cache
+def captured() -> Program:
+    return trace(tiny_model("llama"), {}, "llama", 32)
+
+
+@functools.cache
+def finished() -> Program:
+    return run_pipeline(captured().copy(), Stage.OPTIMIZED)
+
+
+def eager(sample: tuple[Tensor, Tensor]) -> Tensor:
+    tokens, positions = sample
+    with torch.no_grad():
+        return tiny_model("llama")(input_ids=tokens, position_ids=positions, use_cache=False).logits
+
+
+# Order --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("passes", "words"),
+    [
+        ([MatchRope(), PrecomputePositions()], "MatchRope stands before PrecomputePositions"),
+        ([MatchRope()], "MatchRope stands before PrecomputePositions"),
+        ([RemoveNoOps(), MatchLinear(), FoldConstants()], "MatchLinear stands before FoldConstants"),
+        ([MergeQkv(), Reach(Stage.CANONICAL)], "MergeQkv needs a canonical program"),
+        ([Reach(Stage.CANONICAL), Reach(Stage.CAPTURED)], "Reach(captured) leads back"),
+    ],
+)
+def test_a_wrong_order_is_refused(passes: list[Pass], words: str) -> None:
+    with pytest.raises(LlmcError, match=re.escape(words)) as caught:
+        check_order(passes)
+    assert caught.value.code == "PASS_ORDER"
+
+
+def test_the_pipelines_order_holds() -> None:
+    check_order(PIPELINE)
+    check_order([PrecomputePositions(), RemoveNoOps(), MatchRope(), Reach(Stage.CANONICAL), MergeQkv()])
+
+
+# Stages -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_program_is_brought_up_to_the_end() -> None:
+    program = finished()
+    assert program.stage is Stage.OPTIMIZED
+    verify(program)
+    assert [record.name for record in program.history] == [p.name for p in PIPELINE]
+    for size in ((2, 9), (1, 1), (3, 5)):
+        torch.testing.assert_close(program(*inputs(*size)), eager(inputs(*size))[:, -1:], atol=1e-5, rtol=0)
+
+
+def test_it_stops_at_the_stage_that_was_asked_for() -> None:
+    program = captured().copy()
+    assert run_pipeline(program, Stage.CAPTURED).history == []
+    assert run_pipeline(program, Stage.CANONICAL).stage is Stage.CANONICAL
+    assert program.history[-1].name == "Reach(canonical)"
+    torch.testing.assert_close(program(*inputs(2, 9)), eager(inputs(2, 9)), atol=1e-5, rtol=0)
+
+
+def test_it_goes_on_where_a_program_is() -> None:
+    program = run_pipeline(captured().copy(), Stage.CANONICAL)
+    done = len(program.history)
+    run_pipeline(program, Stage.OPTIMIZED)
+    names = [p.name for p in PIPELINE]
+    assert [record.name for record in program.history] == names
+    assert names[done - 1] == "Reach(canonical)"
+    assert run_pipeline(program, Stage.CANONICAL).stage is Stage.OPTIMIZED, "stages only go up"
+
+
+@pytest.mark.parametrize("stage", [Stage.QUANTIZED, Stage.CACHED, Stage.LOWERED])
+def test_a_stage_that_no_pass_reaches_is_refused(stage: Stage) -> None:
+    program = captured().copy()
+    with pytest.raises(LlmcError, match=str(stage)) as caught:
+        run_pipeline(program, stage)
+    assert caught.value.code == "STAGE_UNREACHED" and program.history == []
+    program.stage = stage
+    with pytest.raises(LlmcError, match=str(stage)):
+        run_pipeline(program, Stage.OPTIMIZED)
+
+
+def test_a_stage_is_reached_only_by_a_program_that_keeps_its_promise() -> None:
+    with pytest.raises(LlmcError, match=r"After Reach\(canonical\): .* is not allowed there"):
+        Reach(Stage.CANONICAL)(captured().copy())
+
+
+def test_each_pass_is_watched() -> None:
+    seen: list[tuple[str, int]] = []
+    program = run_pipeline(
+        captured().copy(), Stage.CANONICAL, watch=lambda subject, result: seen.append((subject.name, result.matches))
+    )
+    assert seen == [(record.name, record.matches) for record in program.history]
+    assert dict(seen)["MatchRope"] == 4
+
+
+# Fuel ---------------------------------------------------------------------------------------------------------------
+
+
+def total() -> int:
+    return sum(record.matches for record in finished().history)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.8, 0.95])
+def test_fuel_stops_after_so_many_matches_of_all_passes(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    amount = int(share * total())
+    monkeypatch.setenv("LLMC_FUEL", str(amount))
+    program = run_pipeline(captured().copy(), Stage.OPTIMIZED)
+    assert sum(record.matches for record in program.history) == amount
+    assert program.stage in (Stage.CAPTURED, Stage.OPTIMIZED)
+    verify(program)
+    got, want = program(*inputs(2, 9)), eager(inputs(2, 9))
+    torch.testing.assert_close(got, want[:, -got.shape[1] :], atol=1e-5, rtol=0)
+
+
+def test_every_match_costs_one_unit_of_fuel() -> None:
+    """Each pass stops within itself: with one unit less than it would burn it leaves one match out."""
+    program = captured().copy()
+    for subject in PIPELINE:
+        twin = program.copy()
+        matches = subject(program).matches
+        if matches:
+            assert subject(twin, pipeline.Fuel(matches - 1)).matches == matches - 1, subject.name
+            torch.testing.assert_close(twin(*inputs(2, 4))[:, -1:], program(*inputs(2, 4))[:, -1:], atol=1e-5, rtol=0)
+
+
+def test_fuel_that_lasts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_FUEL", str(total()))
+    program = run_pipeline(captured().copy(), Stage.OPTIMIZED)
+    assert str(program) == str(finished())
+
+
+def test_fuel_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_FUEL", "some")
+    with pytest.raises(LlmcError, match="FUEL_INVALID"):
+        run_pipeline(captured().copy(), Stage.CANONICAL)
+
+
+# Dumps --------------------------------------------------------------------------------------------------------------
+
+
+class Hesitates(Rewrite):
+    """Nearly matches the first call that it sees."""
+
+    def rewrite(self, program: Program, node: fx.Node) -> bool | None:
+        return miss("not today", node)  # type: ignore[return-value]
+
+
+def test_dumps_are_numbered_python_that_says_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = [RemoveNoOps(), Hesitates(), *PIPELINE[1:]]
+    monkeypatch.setattr(pipeline, "PIPELINE", passes)
+    program = run_pipeline(captured().copy(), Stage.OPTIMIZED, dump=tmp_path / "ir")
+    files = sorted((tmp_path / "ir").iterdir())
+    assert [path.name for path in files[:4]] == [
+        "00_captured.py",
+        "01_RemoveNoOps.py",
+        "02_Hesitates.py",
+        "03_FoldConstants.py",
+    ]
+    assert files[-1].name == f"{len(passes):02d}_Reach_optimized.py"
+    assert len(files) == len(passes) + 1
+    given, hesitated = files[0].read_text(), files[2].read_text()
+    assert given.startswith("# captured\n# llama\n# llama, captured\ndef forward(")
+    assert re.match(r"# Hesitates\n# 0 matches, \d+ ms\n# \w+: not today\n", hesitated)
+    assert "# embedding in model.embed_tokens: not today\n" in hesitated
+    assert re.match(r"# RemoveNoOps\n# [1-9]\d* matches, \d+ ms\n", files[1].read_text())
+
+    # Each file is the program of its moment.
+    want = eager(inputs(2, 5))
+    values = {name: weight.evaluate() for p in (captured(), program) for name, weight in p.weights.items()}
+    ran = 0
+    for path in files:
+        text = path.read_text()
+        named = set(re.findall(r'weights\["([^"]+)"\]', text))
+        if named <= set(values):  # weights that came and went are gone
+            logits = from_python(text)(values, *inputs(2, 5))[0]
+            torch.testing.assert_close(logits, want[:, -logits.shape[1] :], atol=1e-5, rtol=0)
+            ran += 1
+    assert ran > len(files) // 2
+
+
+def test_a_dump_begins_with_the_stage_that_a_program_has(tmp_path: Path) -> None:
+    run_pipeline(run_pipeline(captured().copy(), Stage.CANONICAL), Stage.OPTIMIZED, dump=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir())[0] == "00_canonical.py"
+
+
+def test_a_pass_that_breaks_the_spec_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks(Pass):
+        def run(self, program: Program, fuel: pipeline.Fuel) -> PassResult:
+            program.weights.clear()
+            return PassResult(1)
+
+    monkeypatch.setattr(pipeline, "PIPELINE", [RemoveNoOps(), Breaks(), Reach(Stage.CANONICAL)])
+    with pytest.raises(LlmcError, match="After Breaks"):
+        run_pipeline(captured().copy(), Stage.CANONICAL)

@@ -1,0 +1,122 @@
+"""A third of transformers' causal language models, chosen so that every feature occurs; `make coverage` runs all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from model_coverage import LIMIT, MAX_SEQ_LEN, REFUSALS, cover, difference
+from torch import fx
+from zoo.tiny import tiny_model, tiny_model_types
+
+import llmc
+from llmc.compiler.ir.weights import constant, fold
+from llmc.kernels.ops import attention, layer_norm, rms_norm, rope
+from llmc.passes.match import arguments, is_op
+
+THIRD = """
+afmoe apertus aria_text bart bert bloom cohere cohere2 dbrx deepseek_v2 deepseek_v3 deepseek_v32 diffllama doge falcon
+gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4_text glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj
+granite granite_swa helium hunyuan_v1_moe jamba jetmoe lfm2 llama llama4_text longcat_flash mamba mimo_v2_flash
+minicpm3 mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olmoe opt phi phi3 phimoe qwen2
+qwen2_moe qwen3 qwen3_next recurrent_gemma roberta rwkv smollm3 stablelm starcoder2 whisper xglm
+""".split()
+
+# What a canonical program of these families must not hold: all of it has an op of the dialect.
+RAW = {
+    f"aten.{name}"
+    for name in "rsqrt mean pow sin cos silu gelu sigmoid tanh layer_norm rms_norm linear embedding "
+    "scaled_dot_product_attention bmm matmul neg view_as_complex addmm".split()
+}
+FAMILIES = ["llama", "qwen3", "gemma3_text", "phi3", "gpt_neox", "opt", "mixtral", "gpt_oss", "deepseek_v3"]
+# Their own arithmetic, which no op of the dialect stands for: gates that score experts, and MLPs without a gate.
+ALLOWED = {"deepseek_v3": {"aten.sigmoid"}, "gpt_neox": {"aten.gelu"}}
+
+
+@pytest.mark.parametrize("model_type", THIRD)
+def test_is_equal_to_eager_or_refused_for_a_reason(model_type: str) -> None:
+    outcome = cover(model_type)
+    if outcome.error is None:
+        assert outcome.code in REFUSALS, outcome
+        assert outcome.reason
+        assert f"| {model_type} | refused |" in _page(), "a type that was captured is refused now: see docs/coverage.md"
+    else:
+        assert outcome.error <= LIMIT
+
+
+def test_every_type_stands_in_the_table_and_at_least_120_are_captured() -> None:
+    rows = [line.split("|")[1:3] for line in _page().splitlines() if line.startswith("| ")][1:]
+    status = {name.strip(): state.strip() for name, state in rows}
+    # The table is of the newest transformers that is supported; an older one lists fewer types.
+    assert set(tiny_model_types()) <= set(status)
+    assert sum(state != "refused" for state in status.values()) >= 120
+
+
+def _page() -> str:
+    return (Path(llmc.__file__).parent / "docs" / "coverage.md").read_text()
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_nothing_is_left_raw(model_type: str) -> None:
+    ops = llmc.capture(tiny_model(model_type), max_seq_len=MAX_SEQ_LEN).ops()
+    assert not (RAW - ALLOWED.get(model_type, set())) & set(ops)
+    assert ops["llmc.attention"] == 2 or model_type in ("gemma3_text",)
+
+
+def _change(op: object, name: str, to: Callable[[object], object]) -> Callable[[llmc.Program], None]:
+    """Plant another value of an argument in every call of an op that gives one."""
+
+    def plant(program: llmc.Program) -> None:
+        for node in program.nodes:
+            if is_op(node, op) and (call := arguments(node))[name] is not None:  # type: ignore[arg-type]
+                node.args, node.kwargs = (), {**call, name: to(call[name])}
+
+    return plant
+
+
+def _change_weight(op: object, name: str) -> Callable[[llmc.Program], None]:
+    def plant(program: llmc.Program) -> None:
+        for node in program.nodes:
+            if is_op(node, op) and isinstance(weight := arguments(node)[name], fx.Node):  # type: ignore[arg-type]
+                program.weights[str(weight.target)] = fold(program.weights[str(weight.target)], 1.05)
+
+    return plant
+
+
+def _other_theta(program: llmc.Program) -> None:
+    """Tables as of a rope whose base is another: every angle but the first grows or shrinks."""
+    for node in program.nodes:
+        if is_op(node, rope):
+            cos, sin = (str(arguments(node)[name].target) for name in ("cos", "sin"))
+            angles = torch.atan2(program.weights[sin].evaluate(), program.weights[cos].evaluate())
+            width = angles.shape[1]
+            angles = angles * 1.1 ** (torch.arange(width) / width)
+            program.weights[cos], program.weights[sin] = constant(angles.cos(), "cos"), constant(angles.sin(), "sin")
+            return
+
+
+PLANTED = [
+    ("mistral", _change(attention, "window", lambda w: w + 1)),
+    ("mistral", _change(attention, "window", lambda w: None)),
+    ("llama4_text", _change(attention, "chunk", lambda c: c + 1)),
+    ("llama", _change(attention, "scale", lambda s: s * 1.02)),
+    ("llama", _change(rms_norm, "eps", lambda e: e * 1.1)),
+    ("opt", _change(layer_norm, "eps", lambda e: e + 1e-3)),
+    ("gemma2", _change(attention, "softcap", lambda c: c * 1.05)),
+    ("gemma2", _change(attention, "softcap", lambda c: None)),
+    ("llama", _other_theta),
+    ("gpt_oss", _change(attention, "sinks", lambda s: None)),
+    ("gpt_oss", _change_weight(attention, "sinks")),
+    ("bloom", _change_weight(attention, "slopes")),
+]
+
+
+@pytest.mark.parametrize(("model_type", "plant"), PLANTED)
+def test_a_planted_error_is_seen(model_type: str, plant: Callable[[llmc.Program], None]) -> None:
+    model = tiny_model(model_type)
+    program = llmc.capture(model, max_seq_len=MAX_SEQ_LEN)
+    assert difference(program, model) <= LIMIT
+    plant(program)
+    assert difference(program, model) > LIMIT
