@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 
 from .attention_mask import MaskRule, fit_rule, fit_slopes, is_alibi
 from .attention_scores import Scores, Way
-from .match import arguments, is_call, shape
 from .statics import Statics, Unknown
 
 _LONGEST = 5000
@@ -57,18 +56,14 @@ def find_meaning(way: Way, statics: Statics) -> Meaning:
 
 def sizes_to_look_at(sides: list[fx.Node], statics: Statics) -> list[tuple[int, int]]:
     """Batches and lengths: small ones, and one beyond every window that these nodes may speak of."""
-    served, numbers = statics.program.max_seq_len, [48]
+    numbers = [48]
     for node in statics.cone(sides):
         if weight := statics.program.weight_of(node):
             spoken: list[Any] = [*weight.shape, *(weight.evaluate().flatten().tolist() if weight.numel <= 16 else [])]
         else:
             spoken = pytree.tree_leaves((node.args, node.kwargs))
         numbers += [int(n) for n in spoken if _may_be_a_window(n)]
-        if is_call(node, "slice") and isinstance(arguments(node)["end"], fx.Node):
-            # What is cut to the length, such as a mask made in advance, ends the lengths that there can be.
-            whole = shape(node.args[0])[arguments(node)["dim"]]  # type: ignore[arg-type]
-            served = min(served, whole) if isinstance(whole, int) else served
-    longest = min(served, max(n + n // 4 for n in numbers))
+    longest = min(statics.program.max_seq_len, max(n + n // 4 for n in numbers))
     if longest > _LONGEST:
         raise Unknown(f"the mask would have to be looked at over {longest} positions", sides[0])
     return [*((2, n) for n in (1, 7, 18) if n < longest), (1, longest)]

@@ -19,7 +19,7 @@ class MergeGateUp(Rewrite):
     Becomes:  gate, up = split(linear(x, concat(wg, wu)));  gated_act(gate, up)
 
     Left alone: 1. gate and up don't come from two projections (they are merged already); 2. the projections read
-    different values; 3. a weight is used elsewhere too; 4. dtypes differ; 5. only one has a bias.
+    different values; 3. a weight is used elsewhere too; 4. only one has a bias; 5. a matrix or bias is computed.
     """
 
     needs = Stage.CANONICAL

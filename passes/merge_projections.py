@@ -42,10 +42,10 @@ def merge(program: Program, projections: Sequence[fx.Node], name: str) -> Miss |
     biases = [program.weight_of(call["bias"]) for call in calls]
     if any(weight is None for weight in weights):
         return miss("a projection's matrix is not a weight", first)
+    if any(call["bias"] is not None and bias is None for call, bias in zip(calls, biases, strict=True)):
+        return miss("a projection's bias is not a weight", first)
     if any(len(call["weight"].users) > 1 for call in calls):
         return miss("a projection's weight is used elsewhere too", first)
-    if len({w.dtype for w in weights if w}) > 1 or len({b.dtype for b in biases if b}) > 1:
-        return miss("the projections' dtypes differ", first)
     if len({bias is None for bias in biases}) > 1:
         return miss("some projections have a bias and some have none", first)
 

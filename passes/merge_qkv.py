@@ -19,8 +19,8 @@ class MergeQkv(Rewrite):
     Becomes:  q, k, v = split(linear(x, concat(wq, wk, wv)));  attention(rope(q), rope(k), v)
 
     Left alone: 1. q, k and v don't come from three projections (they are merged already, or one is shared);
-    2. the projections read different values; 3. a weight is used elsewhere too; 4. dtypes differ; 5. only some
-    have a bias.
+    2. the projections read different values; 3. a weight is used elsewhere too; 4. only some have a bias; 5. a matrix
+    or bias is computed.
     """
 
     needs = Stage.CANONICAL

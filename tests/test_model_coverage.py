@@ -21,7 +21,7 @@ afmoe apertus aria_text bart bert bloom cohere cohere2 dbrx deepseek_v2 deepseek
 gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4_text glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj
 granite granite_swa helium hunyuan_v1_moe jamba jetmoe lfm2 llama llama4_text longcat_flash mamba mimo_v2_flash
 minicpm3 mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olmoe opt phi phi3 phimoe qwen2
-qwen2_moe qwen3 qwen3_next recurrent_gemma roberta rwkv smollm3 stablelm starcoder2 whisper xglm
+qwen2_moe qwen3 mamba2 recurrent_gemma roberta rwkv smollm3 stablelm starcoder2 whisper xglm
 """.split()
 
 # What a canonical program of these families must not hold: all of it has an op of the dialect.

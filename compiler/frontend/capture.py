@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 
 from ...errors import LlmcError
 from ...passes.attention_mask import MaskRule
@@ -53,6 +53,9 @@ class _Logits(nn.Module):
         self.arguments = _calling_convention(model)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        # One batch and one length for both inputs, also where the model reads no positions.
+        torch._check(tokens.shape[0] == positions.shape[0])
+        torch._check(tokens.shape[1] == positions.shape[1])
         out = self.model(**self.arguments(tokens, positions))
         if isinstance(out, (tuple, list)):
             out = out[0]
@@ -153,11 +156,10 @@ def _check_sizes(exported: ExportedProgram, source: str, max_seq_len: int) -> No
 def _check_values(exported: ExportedProgram, source: str) -> None:
     """No size may hang on what a tensor holds: neither numbers taken out of tensors nor results as long as they say."""
     for node in exported.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+        if free_unbacked_symbols(node.meta.get("val")):
             raise LlmcError(
                 "CAPTURE_DATA_DEPENDENT",
-                f"{source} computes with sizes that hang on a tensor's values ({node.target} in {_path(node)}).",
+                f"{source} computes with a number that hangs on a tensor's values ({node.target} in {_path(node)}).",
                 "Write that part with masks, where or top-k of a fixed number.",
             )
 

@@ -87,8 +87,9 @@ def _line(error: Exception) -> str:
         for size, value in shapes.replacements.items():
             source = shapes.replacements_slocs.get(size)
             if value.is_number and source is not None and isinstance(source.framework_loc, FrameSummary):
-                frame = source.framework_loc
-                return f" in {frame.name} ({Path(frame.filename).name}:{frame.lineno})"
+                frame, file = source.framework_loc, Path(source.framework_loc.filename)
+                if file.parent != Path(__file__).parent:  # where capture says that both inputs have one size
+                    return f" in {frame.name} ({file.name}:{frame.lineno})"
     return ""
 
 

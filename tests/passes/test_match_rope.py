@@ -42,7 +42,7 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.embed(tokens).to(self.dtype).unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
         # As in a model, no linear step leads from here to another value of x's shape.
-        return self.head(self.rotate(self, x, positions).float().tanh().transpose(1, 2).flatten(2))
+        return self.head(self.rotate(self, x, positions).tanh().transpose(1, 2).flatten(2).float())
 
 
 def angles(frequencies: Tensor, positions: Tensor) -> Tensor:
@@ -164,10 +164,17 @@ def complex_numbers(m: Model, x: Tensor, p: Tensor) -> Tensor:
 
 
 def deinterleaved(m: Model, x: Tensor, p: Tensor) -> Tensor:
-    """deepseek_v3: pairs of neighbours come out as halves."""
+    """deepseek_v3 of old: what is laid out anew is turned in halves."""
     cos, sin = (t[:, None] for t in tables(m.frequencies, p))
     b, h, s, d = x.shape
     return halves(x.view(b, h, s, d // 2, 2).transpose(4, 3).reshape(b, h, s, d), cos, sin)
+
+
+def deepseek(m: Model, x: Tensor, p: Tensor) -> Tensor:
+    """Pairs of neighbours come out as halves."""
+    cos, sin = (t[..., :HALF].unsqueeze(1) for t in tables(m.frequencies, p))
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def interleaved_again(m: Model, x: Tensor, p: Tensor) -> Tensor:
@@ -192,7 +199,8 @@ SPELLINGS: dict[str, tuple[Rotate, bool, int]] = {
     "cohere": (cohere, True, 8),
     "partial neighbours": (partial_neighbours, True, 4),
     "complex numbers": (complex_numbers, True, 8),
-    "deinterleaved": (deinterleaved, True, 8),
+    "deinterleaved": (deinterleaved, False, 8),
+    "deepseek": (deepseek, True, 8),
     "interleaved again": (interleaved_again, False, 8),
 }
 

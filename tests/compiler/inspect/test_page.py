@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -122,6 +123,21 @@ def inside(document: str, tag: str) -> str:
     return document[document.index(f"<{tag}") : document.rindex(f"</{tag}>")]
 
 
+def assert_clean(document: str) -> None:
+    """No value that was missing is shown as a word."""
+    shown = inside(document, "header") + inside(document, "nav") + inside(document, "main")
+    assert not re.search(r"\b(NaN|Infinity|null|undefined)\b", shown)
+
+
+@needs_browser
+def test_a_page_of_a_model_that_was_not_refused(inspection: Inspection, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    write_page(dataclasses.replace(inspection, refusal=None), page)
+    document = visit(page, tmp_path / "profile")
+    assert "IR_INVALID" not in document
+    assert_clean(document)
+
+
 @needs_browser
 def test_it_opens_at_the_last_step_with_a_graph(page: Path, tmp_path: Path, inspection: Inspection) -> None:
     document = visit(page, tmp_path)
@@ -132,9 +148,9 @@ def test_it_opens_at_the_last_step_with_a_graph(page: Path, tmp_path: Path, insp
     assert "30× another" in main
     assert "1× &lt;/script&gt;&lt;b&gt;a reason &amp; more" in main
     assert "2 layers, all the same" in main
+    assert_clean(document)
     drawn = sum(len(inspection.steps[-1].after.views[layer].drawing) for layer in ("", "layers.0", "layers.2"))
     assert main.count('class="box') == drawn
-    assert not re.search(r"\b(NaN|Infinity|null|undefined)\b", inside(document, "header") + nav + main)
 
 
 @needs_browser

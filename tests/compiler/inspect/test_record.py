@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stack import Stack
+import torch
+from stack import Layer, Stack
+from torch import Tensor
+from torch.nn import functional as F
 
 from llmc import LlmcError
 from llmc.compiler.inspect.record import Inspection, inspect_model
@@ -51,8 +54,20 @@ def test_a_view_is_free_of_the_layers_name(inspection: Inspection) -> None:
     assert "layers.1" not in text
 
 
-def test_layers_are_folded_by_their_whole_history(inspection: Inspection) -> None:
+def test_layers_are_folded_by_their_whole_history() -> None:
+    class Spelled(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            normed = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps) * self.scale
+            return x + F.silu(self.up(normed))
+
+    model = Stack(USUAL, USUAL)
+    model.layers.append(Spelled(*USUAL, 2))
+    inspection = inspect_model(model, until=Stage.CANONICAL)
+    assert len(set(inspection.steps[-1].after.kinds.values())) == 1
     assert inspection.layers == [["layers.0", "layers.1"], ["layers.2"]]
+
+
+def test_ops_are_counted_by_section(inspection: Inspection) -> None:
     after = inspection.steps[-1].after
     assert sum(sum(ops.values()) for ops in after.ops_of.values()) == sum(after.ops.values())
 

@@ -72,6 +72,8 @@ def test_boxes_do_not_overlap_and_edges_go_down(tmp_path: Path) -> None:
       check(plan.edges.length === boxes.reduce((sum, box) => sum + box.inputs.length, 0), "an edge is missing");
       for (const { from, to, points } of plan.edges) {
         check(points[0][0] === plan.at[from].x && points.at(-1)[0] === plan.at[to].x, "an edge misses its box");
+        const through = ([x, y]) => sides.some((s) => s.left < x && x < s.right && s.top < y && y < s.bottom);
+        check(!points.slice(1, -1).some(through), "an edge goes through a box");
         check(points.every(([, y], k) => !k || y > points[k - 1][1]), "an edge goes up");
       }
     }

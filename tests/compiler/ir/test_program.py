@@ -222,7 +222,7 @@ def test_a_name_that_another_value_has_gets_a_number(program: Program) -> None:
     assert program.weights["w"].key == scaled(program, 2.0).key
 
 
-@pytest.mark.parametrize("name", ["embed.weight.scaled", "layers.0"])
+@pytest.mark.parametrize("name", ["embed.weight.scaled", "layers.0", "layers"])
 def test_a_name_may_lie_inside_or_around_another(program: Program, name: str) -> None:
     inner = program.add_weight(name, scaled(program, 2.0), like=program.output)
     (relu, _) = find(program, "aten.relu")

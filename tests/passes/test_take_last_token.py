@@ -1,0 +1,112 @@
+"""The head is computed for the last token only, where nothing else needs it for others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from check_pass import VOCAB, capture, check_pass, inputs
+from torch import Tensor, nn
+
+from llmc.compiler.ir.program import Program
+from llmc.compiler.ir.stages import Stage
+from llmc.kernels.ops import embedding, linear
+from llmc.passes.base import Fuel, PassResult
+from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.take_last_token import TakeLastToken
+
+aten = torch.ops.aten
+WIDTH = 8
+Head = Callable[["Model", Tensor], Tensor]
+
+
+class Model(nn.Module):
+    """`head(model, x)` [B, S, V] behind an embedding and a mean over the tokens so far, so that rows differ."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCAB)
+        self.factor = nn.Parameter(torch.rand(VOCAB) + 0.5)
+        self.compute = head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.compute(self, embedding(tokens, self.embed.weight).cumsum(1))
+
+
+def model(head: Head) -> Program:
+    return capture(Model(head), first=[RemoveNoOps()], stage=Stage.CANONICAL)
+
+
+def project(m: Model, x: Tensor) -> Tensor:
+    return linear(x, m.head.weight, m.head.bias)
+
+
+TAKEN: dict[str, Head] = {
+    "the head": project,
+    "scaled": lambda m, x: project(m, x) * 0.125,
+    "divided": lambda m, x: project(m, x) / 8,
+    "capped": lambda m, x: torch.tanh(project(m, x) / 30.0) * 30.0,
+    "widened": lambda m, x: project(m, x).double(),
+    "rounded": lambda m, x: project(m, x).to(torch.bfloat16).float(),
+    "without a bias": lambda m, x: linear(x, m.embed.weight),
+}
+
+
+def last(logits: Tensor) -> Tensor:
+    return logits[:, -1:]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_last_row_goes_into_the_head(name: str) -> None:
+    program = check_pass(TakeLastToken(), model(TAKEN[name]), matches=1, there={"llmc.take_last"}, expected=last)
+    (head,) = [n for n in program.nodes if "linear" in str(n.target)]
+    assert "take_last" in str(head.args[0].target)
+    assert str(program.output.meta["val"].shape[1]) == "1"
+
+
+def test_without_fuel_nothing_is_done() -> None:
+    program = model(project)
+    assert TakeLastToken()(program, Fuel(0)) == PassResult(0)
+    assert not program.ops()["llmc.take_last"]
+
+
+LEFT: dict[str, tuple[Head, str]] = {
+    "1. no linear": (lambda m, x: x.repeat(1, 1, 4)[..., :VOCAB], "don't come from a linear"),
+    "1. a factor for each logit": (lambda m, x: project(m, x) * m.factor, "don't come from a linear"),
+    "1. a mean of all tokens": (lambda m, x: project(m, x).cumsum(1), "don't come from a linear"),
+    "1. the rows upside down": (lambda m, x: project(m, x).flip(1) * 2, "don't come from a linear"),
+    "2. two readers": (lambda m, x: project(m, x) + project(m, x).mean(1, True), "don't come from a linear"),
+    "2. two readers of a scaled head": (
+        lambda m, x: (lambda y: (y * 2).tanh() + y)(project(m, x)),
+        "don't come from a linear",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_other_heads_are_left_alone(name: str) -> None:
+    head, reason = LEFT[name]
+    check_pass(TakeLastToken(), model(head), matches=0, gone={"llmc.take_last"}, miss=reason)
+
+
+def _with_second_output(program: Program) -> Program:
+    """The head's own values go out too, beside the capped logits."""
+    (head,) = [n for n in program.nodes if "linear" in str(n.target)]
+    (end,) = program.graph.find_nodes(op="output")
+    end.args = ((program.output, head),)
+    return program
+
+
+@pytest.mark.parametrize("name", ["the head", "capped"])
+def test_a_head_that_goes_out_as_well_is_left_alone(name: str) -> None:
+    program = _with_second_output(model(TAKEN[name]))
+    before = program(*inputs(2, 5))
+    if name == "capped":
+        (found,) = TakeLastToken()(program).misses
+        assert "something else reads" in found.reason
+        assert torch.equal(program(*inputs(2, 5)), before)
+    else:  # the head and the logits are one value: both outputs are the last row's
+        assert TakeLastToken()(program).matches == 1
