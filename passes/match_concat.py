@@ -23,8 +23,7 @@ class MatchConcat(Rewrite):
               y = slice_scatter(b, copy(b[..., n:], z), -1, n, end)
     Becomes:  y = cat([x, z], -1)
 
-    A copy into a slice that was made functional is the copied value itself, spread and cast as the copy does; and
-    `concat` is another name of `cat`.
+    A copy into a slice that was made functional is the copied value itself, spread and cast as the copy does.
 
     Left alone: 1. pieces that leave a part of the buffer as it was, or overlap; 2. pieces along several dims, with
     steps, or along a dim that is not static; 3. pieces put into something that is no fresh buffer.
@@ -33,9 +32,6 @@ class MatchConcat(Rewrite):
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
         if is_call(node, "copy"):
             return self._copy(program, node)
-        if is_call(node, "concat", "concatenate"):
-            program.replace_with(node, aten.cat.default, *node.args, **node.kwargs)
-            return True
         if not is_call(node, "slice_scatter") or any(is_call(user, "slice_scatter") for user in node.users):
             return None
         call = arguments(node)

@@ -30,6 +30,7 @@ from .remove_dead_code import RemoveDeadCode
 from .remove_no_ops import RemoveNoOps
 from .share_weights import ShareWeights
 from .take_last_token import TakeLastToken
+from .use_one_name import UseOneName
 
 
 class Reach(Pass):
@@ -49,7 +50,8 @@ class Reach(Pass):
 
 PIPELINE: list[Pass] = [
     # captured -> canonical: every spelling of a thing becomes the one op that means it.
-    RemoveNoOps(),  # first, so that no matcher has to look through what does nothing
+    UseOneName(),  # first, so that no other pass has to know what else an op is called
+    RemoveNoOps(),  # and no matcher has to look through what does nothing
     FoldConstants(),  # what hangs on weights alone becomes a weight: 1 + w, transposed matrices
     MatchConcat(),
     MatchAttention(),  # takes masks, alibi and repeated heads with it, which others would stumble over

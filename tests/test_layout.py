@@ -98,7 +98,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "compiler.ir": ("compiler.ir", "kernels.ops", "errors"),
     "passes": ("passes", "compiler.ir", "kernels", "errors"),
     "runtimes": ("runtimes", "kernels", "errors"),
-    "compiler": ("compiler", "passes", "kernels", "errors"),
+    "compiler": ("compiler", "passes", "kernels", "errors", ""),  # the root for its version
 }
 
 

@@ -82,11 +82,6 @@ def test_a_copy_spreads_its_piece() -> None:
     check_pass(MatchConcat(), Filled(spread), matches=3, gone={"aten.copy", "aten.slice_scatter"})
 
 
-def test_concat_is_cat() -> None:
-    joined = Filled(lambda buffer, a, b: torch.concat([a, b], dim=-1))
-    check_pass(MatchConcat(), joined, matches=1, gone={"aten.concat"}, there={"aten.cat"})
-
-
 def test_leaves_a_gap() -> None:
     check_pass(MatchConcat(), Filled(with_a_gap), matches=2, there={"aten.slice_scatter"}, miss="leave a part")
 

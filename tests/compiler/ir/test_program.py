@@ -243,6 +243,17 @@ def test_sweep_takes_out_what_nothing_reads(program: Program) -> None:
     assert program.sweep() == 0
 
 
+def test_lots_that_nobody_draws_and_checks_are_swept_too(program: Program) -> None:
+    before = str(program)
+    total = find(program, "aten.add")[0]
+    with program.graph.inserting_after(total):
+        program.call(aten.bernoulli.default, total, like=total)
+    size = find(program, "aten.sym_size")[0]
+    with program.graph.inserting_after(size):
+        program.call(aten._assert_scalar.default, size, "it is positive", like=size)
+    assert program.sweep() == 2 and str(program) == before
+
+
 def test_it_shows_itself(program: Program) -> None:
     assert repr(program) == f"<Program of Model: captured, {len(program.nodes)} nodes, 7 weights>"
     assert str(program).startswith("# Model, captured\ndef forward(weights, tokens, positions):")
