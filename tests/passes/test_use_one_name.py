@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from check_pass import VOCAB, check_pass
-from llmc.passes.use_one_name import NAMES, UseOneName
 from torch import Tensor, nn
+
+from llmc.passes.use_one_name import NAMES, UseOneName
 
 
 class Computed(nn.Module):
