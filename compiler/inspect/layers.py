@@ -7,13 +7,11 @@ the same shapes and dtypes. Weights may hold different values; what a layer and 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import groupby
 
 from torch import Tensor, fx
 
-from ..ir.printer import to_python
 from ..ir.program import Program, layer_of, op_name, where
 
 OUTSIDE = ""  # the name of what belongs to no layer
@@ -96,12 +94,3 @@ def count_ops(nodes: Iterable[fx.Node]) -> dict[str, int]:
     for node in nodes:
         counts[op_name(node)] = counts.get(op_name(node), 0) + 1
     return counts
-
-
-_STATEMENT = re.compile(r"    \w+ = ")
-
-
-def statements(program: Program) -> dict[fx.Node, str]:
-    """The line of Python that the printer writes for each call."""
-    lines = [line.strip() for line in to_python(program).splitlines() if _STATEMENT.match(line)]
-    return dict(zip((n for n in program.nodes if n.op == "call_function"), lines, strict=True))

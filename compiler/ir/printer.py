@@ -38,19 +38,27 @@ _GLOBALS: dict[str, Any] = {
 
 def to_python(program: Program) -> str:
     """The program as the source of a runnable Python function."""
-    names = _Names(program)
     lines = [f"# {program.source}, {program.stage}", f"def forward(weights, {', '.join(map(str, program.inputs))}):"]
+    names = _Names(program)
     place = None
-    for node in program.nodes:
-        if node.op == "output":
-            lines += ["", f"    return {names.show(node.args[0])}"]
-        elif node.op == "call_function":
-            here = node.meta.get("where", "")
-            if here != place:
-                lines += ["", f"    # {here or 'the program'}"]
-                place = here
-            lines.append(f"    {names[node]} = {_call(node, names)}{_comment(node, names)}")
-    return "\n".join(lines) + "\n"
+    for node, line in _statements(program, names).items():
+        here = node.meta.get("where", "")
+        if here != place:
+            lines += ["", f"    # {here or 'the program'}"]
+            place = here
+        lines.append(f"    {line}")
+    (end,) = program.graph.find_nodes(op="output")
+    return "\n".join([*lines, "", f"    return {names.show(end.args[0])}"]) + "\n"
+
+
+def statements(program: Program) -> dict[fx.Node, str]:
+    """The line of Python for each call, as it stands in the whole text."""
+    return _statements(program, _Names(program))
+
+
+def _statements(program: Program, names: _Names) -> dict[fx.Node, str]:
+    calls = [node for node in program.nodes if node.op == "call_function"]
+    return {node: f"{names[node]} = {_call(node, names)}{_comment(node, names)}" for node in calls}
 
 
 def from_python(text: str) -> Callable[..., tuple[Tensor, ...]]:

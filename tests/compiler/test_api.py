@@ -83,17 +83,16 @@ def test_a_module_is_computed_in_the_dtype_that_was_asked_for(
     assert {w.dtype for n, w in program.weights.items() if n.endswith("weight")} == {dtype}
 
 
-@pytest.mark.parametrize("name", ["fp16", "bf16"])
-def test_a_folder_is_computed_in_the_dtype_that_was_asked_for(tmp_path: Path, name: str) -> None:
+def test_a_folder_is_computed_in_the_dtype_that_was_asked_for(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)
-    program = llmc.capture(tmp_path, dtype=name)
+    program = llmc.capture(tmp_path, dtype="bf16")
     tokens, positions = inputs(2, 7)
     with torch.no_grad():
         want = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
     got = program(tokens, positions)
-    assert got.dtype == llmc.compiler.api.DTYPES[name]
-    torch.testing.assert_close(got.float(), want, atol={"fp16": 0.02, "bf16": 0.1}[name], rtol=0)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, atol=0.1, rtol=0)
     # Half precision hides no rotation and no norm from its matcher.
     ops = program.ops()
     assert (ops["llmc.rope"], ops["llmc.rms_norm"], ops["llmc.gated_act"]) == (4, 5, 2)

@@ -8,7 +8,8 @@ from stack import Stack
 from torch import Tensor
 
 from llmc.compiler.inspect.drawing import Box, Drawing, draw
-from llmc.compiler.inspect.layers import OUTSIDE, sections, statements
+from llmc.compiler.inspect.layers import OUTSIDE, sections
+from llmc.compiler.ir.printer import statements
 from llmc.compiler.ir.program import Program
 from llmc.passes.match_rms_norm import MatchRmsNorm
 

@@ -9,8 +9,8 @@ from check_pass import capture
 from stack import Stack
 from torch import Tensor, nn
 
-from llmc.compiler.inspect.layers import OUTSIDE, count_ops, fold, label, sections, signature, statements
-from llmc.compiler.ir.printer import to_python
+from llmc.compiler.inspect.layers import OUTSIDE, count_ops, fold, label, sections, signature
+from llmc.compiler.ir.printer import statements, to_python
 
 USUAL = (1e-5, "silu")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import operator
 import re
 
@@ -44,8 +45,8 @@ def at_stage(model_type: str, stage: Stage) -> Program:
 STAGES = [Stage.CAPTURED, Stage.CANONICAL, Stage.OPTIMIZED]
 
 
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("model_type", ["llama", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_models_text_computes_what_its_program_does(model_type: str, stage: Stage) -> None:
     program = at_stage(model_type, stage)
     ast.parse(to_python(program))
@@ -63,6 +64,8 @@ def test_a_text_reads_well(stage: Stage) -> None:
     assert not re.search(r"\bs\d+\b|torch\.ops|_opset|<built-in", text)
     assert "    # model.layers.0.self_attn.q_a_proj\n" in text
     assert not re.search(r"\n\n\n|[ \t]\n", text)
+    places = re.findall(r"^    # (.+)$", text, re.M)
+    assert all(one != next_one for one, next_one in itertools.pairwise(places)), "a module is named where it begins"
 
 
 # Single lines -------------------------------------------------------------------------------------------------------
