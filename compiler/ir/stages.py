@@ -53,7 +53,7 @@ class Spec:
 _VIEWS = frozenset(
     """
     _unsafe_view alias cat chunk clone constant_pad_nd contiguous diagonal expand expand_as flatten flip gather index
-    index_add index_put index_select movedim narrow pad permute repeat repeat_interleave reshape roll scatter
+    index_add index_put index_select movedim narrow pad permute repeat repeat_interleave reshape reshape_as roll scatter
     scatter_add select select_scatter slice slice_scatter split split_with_sizes squeeze stack swapaxes t to _to_copy
     transpose tril triu type_as unbind unflatten unsqueeze view view_as_complex view_as_real
     """.split()

@@ -26,6 +26,7 @@ from llmc.passes.merge_qkv import MergeQkv
 from llmc.passes.pipeline import PIPELINE, Reach, check_order, run_pipeline
 from llmc.passes.precompute_positions import PrecomputePositions
 from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.use_one_name import UseOneName
 
 
 @functools.cache
@@ -176,15 +177,15 @@ class Hesitates(Rewrite):
 
 
 def test_dumps_are_numbered_python_that_says_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = [RemoveNoOps(), Hesitates(), *PIPELINE[1:]]
+    passes = [UseOneName(), Hesitates(), *PIPELINE[1:]]
     monkeypatch.setattr(pipeline, "PIPELINE", passes)
     program = run_pipeline(captured().copy(), Stage.OPTIMIZED, dump=tmp_path / "ir")
     files = sorted((tmp_path / "ir").iterdir())
     assert [path.name for path in files[:4]] == [
         "00_captured.py",
-        "01_RemoveNoOps.py",
+        "01_UseOneName.py",
         "02_Hesitates.py",
-        "03_FoldConstants.py",
+        "03_RemoveNoOps.py",
     ]
     assert files[-1].name == f"{len(passes):02d}_Reach_optimized.py"
     assert len(files) == len(passes) + 1
@@ -192,7 +193,7 @@ def test_dumps_are_numbered_python_that_says_what_was_done(tmp_path: Path, monke
     assert given.startswith("# captured\n# llama\n# llama, captured\ndef forward(")
     assert re.match(r"# Hesitates\n# 0 matches, \d+ ms\n# \w+: not today\n", hesitated)
     assert "# embedding in model.embed_tokens: not today\n" in hesitated
-    assert re.match(r"# RemoveNoOps\n# [1-9]\d* matches, \d+ ms\n", files[1].read_text())
+    assert re.match(r"# RemoveNoOps\n# [1-9]\d* matches, \d+ ms\n", files[3].read_text())
 
     # Each file is the program of its moment.
     want = eager(inputs(2, 5))
