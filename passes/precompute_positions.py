@@ -87,7 +87,7 @@ class PrecomputePositions(Pass):
         if not all(torch.allclose(rows(some), table[some], rtol=1e-5, atol=1e-6) for some in _samples(program)):
             return miss("what it is at one position depends on other positions", node)
 
-        content = table.dtype, tuple(table.shape), table.view(torch.uint8).numpy().tobytes()
+        content = table.dtype, table.view(torch.uint8).numpy().tobytes()
         with program.graph.inserting_before(node):
             if content not in tables:
                 weight = program.add_weight(f"tables.{node.name}", constant(table, f"tables.{node.name}"), like=node)
@@ -98,13 +98,12 @@ class PrecomputePositions(Pass):
 
 
 def _samples(program: Program) -> Iterator[Tensor]:
-    """Positions of all kinds: short and long rows, a row's last token alone, two rows in no order."""
+    """Positions of all kinds: short and long rows from the start, two rows in no order."""
     longest = program.max_seq_len
     length = 1
     while length < longest:
         yield torch.arange(length)[None]
         length *= 2
-    yield torch.tensor([[longest - 1]])
     yield torch.randint(0, longest, (2, 7), generator=torch.Generator().manual_seed(0))
 
 

@@ -127,7 +127,8 @@ def main() -> int:
     wrong = len(outcomes) - len(captured) - len(refused)
     print(f"{len(captured)} captured, canonical and equal to eager; {len(refused)} refused; {wrong} wrong")
     if options.write:
-        options.write.write_text(table(outcomes))
+        page = options.write.read_text() if options.types and options.write.exists() else ""
+        options.write.write_text(table(outcomes, page))
     return 1 if wrong else 0
 
 
@@ -139,9 +140,12 @@ def _cover_safely(model_type: str) -> Outcome:
         return Outcome(model_type, code="CRASHED", reason=f"{type(error).__name__}: {str(error).splitlines()[:1]}")
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """The coverage page."""
-    captured = sum(o.captured for o in outcomes)
+def table(outcomes: Sequence[Outcome], page: str = "") -> str:
+    """The coverage page; rows of `page` for other types are kept."""
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
+    rows |= {outcome.model_type: _row(outcome) for outcome in outcomes}
+    rows = {name: rows[name] for name in sorted(rows) if name in tiny_model_types()}
+    refused = sum("| refused |" in row for row in rows.values())
     head = f"""
 # Coverage
 
@@ -150,22 +154,21 @@ transformers {transformers.__version__}, with a tiny random config of its own co
 canonical stage and compared with eager at {len(SHAPES)} shapes other than the captured one (float32, limit {LIMIT:g}
 absolute at the logits, which are of order one); or it is refused, with the code and the reason that a user sees.
 
-{captured} of {len(outcomes)} types are captured, canonical and equal to eager; {len(outcomes) - captured} are refused.
+{len(rows) - refused} of {len(rows)} types are captured, canonical and equal to eager; {refused} are refused.
 
 | model type | worst difference | ops of the dialect | left as plain ATen, or why it is refused |
 |---|---|---|---|
 """
-    lines = head.strip().splitlines()
-    for o in outcomes:
-        if o.error is None:
-            cells = ["refused", "", f"`{o.code}` {o.reason}"]
-        else:
-            ops = ", ".join(f"{name} {n}" for name, n in o.dialect.items())
-            cells = [f"{o.error:.0e}", ops, "; ".join(o.plain)]
-        lines.append(
-            f"| {o.model_type} | " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-        )
-    return "\n".join(lines) + "\n"
+    return "\n".join([head.strip(), *rows.values()]) + "\n"
+
+
+def _row(outcome: Outcome) -> str:
+    if outcome.error is None:
+        cells = ["refused", "", f"`{outcome.code}` {outcome.reason}"]
+    else:
+        ops = ", ".join(f"{name} {n}" for name, n in outcome.dialect.items())
+        cells = [f"{outcome.error:.0e}", ops, "; ".join(outcome.plain)]
+    return " | ".join([f"| {outcome.model_type}", *(cell.replace("|", "\\|") for cell in cells)]) + " |"
 
 
 if __name__ == "__main__":

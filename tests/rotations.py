@@ -106,6 +106,13 @@ def partial(m: Model, x: Tensor, p: Tensor) -> Tensor:
     return torch.cat((halves(turning, cos, sin), passing), -1)
 
 
+def still_pairs(m: Model, x: Tensor, p: Tensor) -> Tensor:
+    """Some pairs stand still, and no table says so."""
+    cos, sin = angles(m.frequencies[:2], p)[:, None].cos(), angles(m.frequencies[:2], p)[:, None].sin()
+    a, still, b, still_too = x.split(2, -1)
+    return torch.cat((a * cos - b * sin, still, b * cos + a * sin, still_too), -1)
+
+
 def zero_frequencies(m: Model, x: Tensor, p: Tensor) -> Tensor:
     """Some pairs stand still at every position."""
     cos, sin = (t[:, None] for t in tables(torch.cat([m.frequencies[:2], torch.zeros(2)]), p))
@@ -184,6 +191,7 @@ SPELLINGS: dict[str, tuple[Rotate, bool, int]] = {
     "two halves": (two_halves, False, 8),
     "partial": (partial, False, 4),
     "zero frequencies": (zero_frequencies, False, 8),
+    "still pairs": (still_pairs, False, 8),
     "rows first": (rows_first, False, 8),
     "one head": (one_head, False, 8),
     "neighbours": (neighbours, True, 8),

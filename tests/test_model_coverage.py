@@ -52,6 +52,8 @@ def test_every_type_stands_in_the_table_and_at_least_120_are_captured() -> None:
     # The table is of the newest transformers that is supported; an older one lists fewer types.
     assert set(tiny_model_types()) <= set(status)
     assert sum(state != "refused" for state in status.values()) >= 120
+    refusals = [line.split("`")[1] for line in _page().splitlines() if "| refused |" in line]
+    assert set(refusals) <= REFUSALS, "an internal error is no refusal"
 
 
 def _page() -> str:

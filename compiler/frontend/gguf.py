@@ -35,6 +35,9 @@ class GgufSource:
     nbytes: int
     _read: Callable[[], torch.Tensor] = field(repr=False, compare=False)
 
+    def __str__(self) -> str:
+        return self.key
+
     def read(self) -> torch.Tensor:
         """The parameter in transformers' layout."""
         return self._read()

@@ -15,7 +15,7 @@ from check_pass import inputs
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from zoo.tiny import tiny_model
+from zoo.tiny import tiny_model, tiny_model_types
 
 import llmc
 from llmc.compiler.frontend.checkpoint import match_checkpoint, open_safetensors
@@ -107,6 +107,12 @@ def _embedding(model: PreTrainedModel) -> Tensor:
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "granitemoe", "jetmoe", "dbrx", "ernie4_5_moe", "phimoe"])
 def test_what_transformers_converts_is_converted_alike(tmp_path: Path, name: str) -> None:
     check_weights(saved(tmp_path, name))
+
+
+# Some renamings would lead away from names that are the model's already.
+@pytest.mark.parametrize("name", sorted({"mixtral", "laguna", "deepseek_v4"} & set(tiny_model_types())))
+def test_a_checkpoint_may_be_in_the_models_own_names(tmp_path: Path, name: str) -> None:
+    check_weights(saved(tmp_path, name, save_original_format=False))
 
 
 def test_experts_are_joined_in_the_order_of_their_numbers(tmp_path: Path) -> None:
