@@ -190,8 +190,12 @@ def _experts(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tens
         b_out = experts.down_proj_bias
     if experts.is_transposed:
         w_in, w_out = w_in.transpose(1, 2), w_out.transpose(1, 2)
-    if experts.has_post_expert_norm:
-        raise LlmcError("EXPERTS_UNKNOWN", f"{type(experts).__name__} norms each expert's output.", "")
+    if getattr(experts, "has_post_expert_norm", False):  # transformers 5.17 has no such experts
+        raise LlmcError(
+            "EXPERTS_UNKNOWN",
+            f"{type(experts).__name__} norms the output of each expert, which the `moe` op can't say.",
+            "A model with such experts can't be compiled yet.",
+        )
     with disable_proxy_modes_tracing(), unset_fake_temporarily():
         activation = _activation(experts)
     if activation.pop("interleaved"):
