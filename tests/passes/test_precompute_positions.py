@@ -109,7 +109,7 @@ def test_tables_of_other_dtypes_are_others() -> None:
     def mix(model: Model, h: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         zero = angles(model, positions) * 0
         brief, half = zero.to(torch.bfloat16) * 2, zero.to(torch.float16) * 2
-        return h * zero + h * brief + h * half + 1
+        return h * zero + h * brief + (h.to(torch.float16) * half).float() + 1
 
     check_pass(PrecomputePositions(), Model(mix), matches=3)
 
