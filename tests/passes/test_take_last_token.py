@@ -92,21 +92,13 @@ def test_other_heads_are_left_alone(name: str) -> None:
     check_pass(TakeLastToken(), model(head), matches=0, gone={"llmc.take_last"}, miss=reason)
 
 
-def _with_second_output(program: Program) -> Program:
-    """The head's own values go out too, beside the capped logits."""
-    (head,) = [n for n in program.nodes if "linear" in str(n.target)]
+@pytest.mark.parametrize(("also", "reason"), [("linear", "something else reads"), ("tanh", "don't come from a linear")])
+def test_a_value_on_the_way_that_goes_out_as_well_keeps_its_rows(also: str, reason: str) -> None:
+    program = model(TAKEN["capped"])
+    (other,) = [n for n in program.nodes if also in str(n.target)]
     (end,) = program.graph.find_nodes(op="output")
-    end.args = ((program.output, head),)
-    return program
-
-
-@pytest.mark.parametrize("name", ["the head", "capped"])
-def test_a_head_that_goes_out_as_well_is_left_alone(name: str) -> None:
-    program = _with_second_output(model(TAKEN[name]))
+    end.args = ((program.output, other),)
     before = program(*inputs(2, 5))
-    if name == "capped":
-        (found,) = TakeLastToken()(program).misses
-        assert "something else reads" in found.reason
-        assert torch.equal(program(*inputs(2, 5)), before)
-    else:  # the head and the logits are one value: both outputs are the last row's
-        assert TakeLastToken()(program).matches == 1
+    (found,) = TakeLastToken()(program).misses
+    assert reason in found.reason
+    assert torch.equal(program(*inputs(2, 5)), before)
