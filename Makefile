@@ -5,7 +5,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 ROOT   := $(abspath .)
 
-.PHONY: test lint types unit coverage bench format clean
+.PHONY: test lint types unit demo coverage interop compare bench format clean
 
 test: lint types unit
 
@@ -27,9 +27,23 @@ types: $(READY)
 unit: $(READY)
 	$(BIN)/pytest -q -n auto --dist worksteal --durations=10
 
+# Compiles a real model, holds it against transformers, and asks it something.
+DEMO := .cache/demo
+demo: $(READY)
+	$(BIN)/llmc compile demo --int8 --output $(DEMO)
+	$(BIN)/llmc run $(DEMO) "Write two sentences about the sea."
+
 # Every model type of transformers, not only the third that `make test` takes; rewrites docs/coverage.md.
 coverage: $(READY)
 	$(BIN)/python tests/model_coverage.py --write docs/coverage.md
+
+# The same folders in other runtimes, each in an environment of its own.
+interop: $(READY)
+	$(BIN)/python tests/interop/run.py
+
+# Beside onnxruntime-genai, llama.cpp and OpenVINO in one run, each in an environment of its own; takes an hour.
+compare: $(READY)
+	$(BIN)/python examples/compare/compare.py --cache .cache/compare --model demo --model llama-1b --write docs/performance.md
 
 # Prints how long capture takes and how much memory it holds; asserts nothing.
 bench: $(READY)

@@ -6,22 +6,45 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .compiler.api import Artifact as Artifact
     from .compiler.api import capture as capture
+    from .compiler.api import compile as compile
     from .compiler.ir.program import Program as Program
     from .compiler.ir.stages import Stage as Stage
     from .errors import LlmcError as LlmcError
+    from .runtimes.llm import LLM as LLM
+    from .runtimes.llm import Completion as Completion
+    from .runtimes.load import load as load
+    from .runtimes.sampling import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it; imported when first asked for, so that `import llmc` stays fast.
 _PUBLIC = {
+    "Artifact": ".compiler.api",
     "capture": ".compiler.api",
+    "compile": ".compiler.api",
     "Program": ".compiler.ir.program",
     "Stage": ".compiler.ir.stages",
     "LlmcError": ".errors",
+    "LLM": ".runtimes.llm",
+    "Completion": ".runtimes.llm",
+    "SamplingParams": ".runtimes.sampling",
+    "load": ".runtimes.load",
 }
 
-__all__ = ["LlmcError", "Program", "Stage", "capture"]
+__all__ = [
+    "LLM",
+    "Artifact",
+    "Completion",
+    "LlmcError",
+    "Program",
+    "SamplingParams",
+    "Stage",
+    "capture",
+    "compile",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:

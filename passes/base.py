@@ -58,9 +58,11 @@ class Pass(ABC):
     Class attributes:
         needs: the stage that a program must have reached.
         after: passes that must stand before this one in the pipeline.
+        reaches: the stage that a program has reached behind it, if it is the one that leads there.
     """
 
     needs: ClassVar[Stage] = Stage.CAPTURED
+    reaches: Stage | None = None
     after: ClassVar[tuple[type[Pass], ...]] = ()
 
     @property
@@ -82,6 +84,7 @@ class Pass(ABC):
         start = time.perf_counter()
         result = self.run(program, fuel or Fuel())
         program.sweep()
+        program.stage = max(program.stage, self.reaches or program.stage)
         try:
             verify(program)
         except LlmcError as error:

@@ -11,9 +11,13 @@ from ..compiler.ir.program import Program
 from ..compiler.ir.stages import Stage, verify
 from ..errors import LlmcError
 from .base import Fuel, Pass, PassResult
+from .check_rows import CheckRows
+from .choose_rows import ChooseRows
 from .fold_constants import FoldConstants
 from .fold_scales import FoldScales
+from .fuse_attention import FuseAttention
 from .fuse_residual_norm import FuseResidualNorm
+from .insert_kv_cache import InsertKvCache
 from .match_activation import MatchActivation
 from .match_attention import MatchAttention
 from .match_concat import MatchConcat
@@ -26,10 +30,12 @@ from .match_rope import MatchRope
 from .merge_gate_up import MergeGateUp
 from .merge_qkv import MergeQkv
 from .precompute_positions import PrecomputePositions
+from .quantize import Quantize, RoundActivations, Scheme
+from .read_positions import ReadPositions
 from .remove_dead_code import RemoveDeadCode
 from .remove_no_ops import RemoveNoOps
 from .share_weights import ShareWeights
-from .take_last_token import TakeLastToken
+from .unmerge_linears import UnmergeLinears
 from .use_one_name import UseOneName
 
 
@@ -37,14 +43,13 @@ class Reach(Pass):
     """Declare a stage reached; the verifier then holds the program to the stage's spec."""
 
     def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+        self.stage = self.reaches = stage
 
     @property
     def name(self) -> str:
         return f"Reach({self.stage})"
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
-        program.stage = self.stage
         return PassResult(0)
 
 
@@ -57,6 +62,7 @@ PIPELINE: list[Pass] = [
     MatchAttention(),  # takes masks, alibi and repeated heads with it, which others would stumble over
     MatchLayerNorm(),
     MatchRmsNorm(),
+    ReadPositions(),  # behind attention, whose masks are counted from each to each; what it makes may be rope's tables
     PrecomputePositions(),  # behind attention: masks depend on positions as well and are no tables
     MatchRope(),
     MatchActivation(),
@@ -71,9 +77,29 @@ PIPELINE: list[Pass] = [
     MergeQkv(),  # behind FoldScales: a scale on q alone must be in q's weight before the weights are joined
     MergeGateUp(),
     FuseResidualNorm(),
-    TakeLastToken(),
     Reach(Stage.OPTIMIZED),
 ]
+
+
+def engine_passes(scheme: Scheme | None, *, ring: bool, fuse: bool) -> list[Pass]:
+    """optimized -> cached: what an engine keeps, and what it rounds.
+
+    Args:
+        scheme: how weights are rounded, None to leave them.
+        ring: layers with a sliding window keep that window only.
+        fuse: for a back end whose attention takes rotation and heads with it.
+    """
+    return [
+        CheckRows(),  # before anything is spent on a model whose state no cache keeps
+        *([Quantize(scheme)] if scheme else []),
+        InsertKvCache(ring),
+        ChooseRows(),
+        *([FuseAttention()] if fuse else []),
+    ]
+
+
+# The same program for many tokens at once, whose matmuls wait for arithmetic and not for weights.
+MANY_ROWS: list[Pass] = [RoundActivations(), UnmergeLinears()]
 
 
 def check_order(passes: Sequence[Pass]) -> None:
@@ -81,10 +107,8 @@ def check_order(passes: Sequence[Pass]) -> None:
     kinds = [type(p) for p in passes]
     reached = Stage.CAPTURED
     for place, subject in enumerate(passes):
-        if isinstance(subject, Reach):
-            if subject.stage <= reached:
-                raise LlmcError("PASS_ORDER", f"{subject.name} leads back from {reached}.", "Reorder the pipeline.")
-            reached = subject.stage
+        if subject.reaches is not None and subject.reaches <= reached:
+            raise LlmcError("PASS_ORDER", f"{subject.name} leads back from {reached}.", "Reorder the pipeline.")
         for earlier in subject.after:
             if earlier not in kinds[:place]:
                 raise LlmcError(
@@ -92,6 +116,7 @@ def check_order(passes: Sequence[Pass]) -> None:
                 )
         if subject.needs > reached:
             raise LlmcError("PASS_ORDER", f"{subject.name} needs a {subject.needs} program.", "Reorder the pipeline.")
+        reached = subject.reaches or reached
 
 
 check_order(PIPELINE)
@@ -120,26 +145,50 @@ def run_pipeline(
                 f"Choose one of {', '.join(map(str, reached))}.",
             )
     fuel = Fuel.from_environment()
-    dumper = _Dumper(dump) if dump else None
-    if dumper:
-        dumper.write(str(program.stage), program, program.source)
+    dumper = _Dumper(dump, program) if dump else None
     start = next((i + 1 for i, p in enumerate(PIPELINE) if isinstance(p, Reach) and p.stage == program.stage), 0)
     for subject in PIPELINE[start:]:
         if program.stage >= until:
             break
         if isinstance(subject, Reach) and fuel.empty and not _keeps_promise(program, subject.stage):
             break  # what the matches that fuel didn't allow have left undone
-        result = subject(program, fuel)
-        watch(subject, result)
-        if dumper:
-            record = program.history[-1]
-            dumper.write(
-                subject.name,
-                program,
-                f"{record.matches} matches, {record.seconds * 1e3:.0f} ms",
-                *map(str, record.misses),
-            )
+        _run(subject, program, fuel, dumper, watch)
     return program
+
+
+def run_passes(
+    program: Program,
+    passes: Sequence[Pass],
+    *,
+    dump: Path | None = None,
+    watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
+) -> Program:
+    """Run a list of passes from its first to its last, in place; `dump` and `watch` as in `run_pipeline`."""
+    check_order(passes)
+    fuel = Fuel.from_environment()
+    dumper = _Dumper(dump, program) if dump else None
+    for subject in passes:
+        _run(subject, program, fuel, dumper, watch)
+    return program
+
+
+def _run(
+    subject: Pass,
+    program: Program,
+    fuel: Fuel,
+    dumper: _Dumper | None,
+    watch: Callable[[Pass, PassResult], None],
+) -> None:
+    result = subject(program, fuel)
+    watch(subject, result)
+    if dumper:
+        record = program.history[-1]
+        dumper.write(
+            subject.name,
+            program,
+            f"{record.matches} matches, {record.seconds * 1e3:.0f} ms",
+            *map(str, record.misses),
+        )
 
 
 def _keeps_promise(program: Program, stage: Stage) -> bool:
@@ -152,9 +201,10 @@ def _keeps_promise(program: Program, stage: Stage) -> bool:
 
 
 class _Dumper:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Program) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.count = folder, 0
+        self.write(str(program.stage), program, program.source)
 
     def write(self, title: str, program: Program, *notes: str) -> None:
         name = "".join(c if c.isalnum() else "_" for c in title).strip("_")

@@ -3,7 +3,8 @@
 A test gives a pass and a small module; the module is captured, earlier passes run if the test names them, and then
 the pass is held to everything at once: how often it matched, which ops went and came, that the numbers are
 those of the program it was given, at the captured size and at others, that its result can be exported again,
-that running it twice changes nothing more.
+that running it twice changes nothing more. A program with a cache is given rows that start at different positions and
+caches full of numbers, and all that comes out is compared.
 """
 
 from __future__ import annotations
@@ -40,6 +41,22 @@ def inputs(batch: int, length: int) -> tuple[Tensor, Tensor]:
     return tokens, torch.arange(length).repeat(batch, 1)
 
 
+# What a program with an input `rows` is asked for.
+ROWS = (-1, 0)
+
+
+def samples(program: Program, batch: int, length: int) -> list[Tensor]:
+    """A value for each input of a program, by its name; inputs of one name are the same for all programs."""
+    tokens, positions = inputs(batch, length)
+    generator = torch.Generator().manual_seed(length)
+    starts = torch.randint(0, program.max_seq_len - length + 1, (batch,), generator=generator)
+    values = {"tokens": tokens, "positions": positions, "starts": starts, "rows": torch.tensor(ROWS)}
+    for cache in program.caches:
+        for name, dim in ((cache.keys, cache.key_dim), (cache.values, cache.value_dim)):
+            values[name] = torch.randn(batch, cache.heads, cache.length, dim, generator=generator).to(cache.dtype)
+    return [values[str(node.target)] for node in program.inputs]
+
+
 def check_pass(
     subject: Pass,
     before: nn.Module | Program,
@@ -60,7 +77,7 @@ def check_pass(
         gone, there: op names that must be absent or present after it.
         miss: words that the reason of one of its misses must contain.
         first: passes to run before it.
-        expected: what the logits become, for a pass that changes the output on purpose.
+        expected: what the logits become, for a pass that changes them on purpose.
         again: matches that a second run still finds; 0 for a pass that reaches its end at once.
     """
     given = before if isinstance(before, Program) else capture(before, first=first, stage=subject.needs)
@@ -76,21 +93,27 @@ def check_pass(
     assert not [name for name in there if not ops[name]], f"not there: {ops}"
     assert miss is None or any(miss in reason for reason in reasons), f"no miss says {miss!r}: {reasons}"
 
-    rerun = from_python(to_python(program))
-    values = {name: weight.evaluate() for name, weight in program.weights.items()}
     for size in SIZES:
-        sample = inputs(*size)
-        want = expected(given(*sample))
-        torch.testing.assert_close(program(*sample), want, atol=atol, rtol=0)
-        torch.testing.assert_close(rerun(values, *sample)[0], want, atol=atol, rtol=0)
-    _check_example_values(program)
+        logits, *caches = given.run(*samples(given, *size))
+        torch.testing.assert_close(
+            program.run(*samples(program, *size)), (expected(logits), *caches), atol=atol, rtol=0
+        )
+    check_rerun(program)
 
     assert subject(program.copy()).matches == again, "a second run still matches"
     return program
 
 
-def _check_example_values(program: Program) -> None:
-    """Every node's recorded shape and dtype are what the call gives: the program can be traced again as it is."""
+def check_rerun(program: Program) -> None:
+    """The program as printed computes the same, and every node's recorded shape and dtype are what its call gives:
+    the program can be traced again as it is."""
+    rerun = from_python(to_python(program))
+    values = {name: weight.evaluate() for name, weight in program.weights.items()}
+    for size in SIZES:
+        sample = samples(program, *size)
+        assert all(
+            torch.equal(one, other) for one, other in zip(rerun(values, *sample), program.run(*sample), strict=True)
+        )
     for node in program.nodes:
         if node.op != "call_function":
             continue

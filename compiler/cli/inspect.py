@@ -1,4 +1,4 @@
-"""`llmc inspect`: what the passes made of a model."""
+"""`llmc inspect`: what the passes made of a model, or what an artifact is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import sheet
+from .inspect_artifact import inspect_artifact
 from .progress import progress
 from .verb import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json, refuse
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from ...passes.base import Pass, PassResult
 
 
-@click.command(cls=Verb, short_help="A model's way through the passes: matches, misses, layers.")
+@click.command(cls=Verb, short_help="A model's way through the passes, or what an artifact holds.")
 @model_argument
 @click.option(
     "--until",
@@ -51,8 +52,14 @@ def inspect(
 ) -> None:
     """Show what the passes make of MODEL: matches, misses with their reasons, ops by stage, layers.
 
+    If MODEL is the folder of an artifact, show that: its files, caches, needs, and what the gate measured.
+
     No weight is read. LLMC_FUEL=n stops rewriting after n matches, to find the one that breaks a program.
     """
+    if (Path(model) / "manifest.json").is_file():
+        _refuse_options_of_models(ctx)
+        inspect_artifact(ctx, Path(model), as_json)
+        return
     if html and not html.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(html.parent)!r}.", param_hint="--html")
     with progress(f"Capturing {model}") as now:
@@ -87,6 +94,13 @@ def inspect(
         click.echo(f"\nWrote {html}.")
     if inspection.refusal:
         refuse(ctx, inspection.refusal)
+
+
+def _refuse_options_of_models(ctx: click.Context) -> None:
+    for option in ctx.command.params:
+        source = ctx.get_parameter_source(option.name or "")
+        if option.name not in ("model", "as_json") and source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option.opts[0]} is about a model; {ctx.params['model']!r} is an artifact.")
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -7,9 +7,13 @@ import difflib
 import click
 
 from ... import __version__
+from .bench import bench
+from .compile import compile_
 from .doctor import doctor
 from .inspect import inspect
 from .plan import plan
+from .run import run
+from .verify import verify
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -39,11 +43,12 @@ class Llmc(click.Group):
 def main() -> None:
     """Compile a Hugging Face causal language model into a verified, self-contained, fast engine.
 
-    A MODEL is a folder of safetensors, a GGUF file, an id on the Hugging Face hub, or "demo".
+    A MODEL is a folder of safetensors, a GGUF file, an id on the Hugging Face hub, or "demo". A DIR is the folder
+    that `llmc compile MODEL -o DIR` writes: the artifact, which needs no torch to run.
 
     Exit status: 0 done, 1 a check failed, 2 usage, 3 the input can't be compiled or loaded.
     """
 
 
-for verb in (inspect, plan, doctor):
+for verb in (compile_, run, bench, verify, inspect, plan, doctor):
     main.add_command(verb)

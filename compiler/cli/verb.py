@@ -10,6 +10,7 @@ import shutil
 import textwrap
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,11 +18,19 @@ import click
 
 from ...errors import LlmcError
 
+CHECK_FAILED = 1
 REFUSED = 3
 _WIDEST = 100
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 model_argument = click.argument("model")
+artifact_argument = click.argument("artifact", metavar="DIR", type=click.Path(path_type=Path))
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to compute with.  [default: the runtime's choice]",
+)
 max_seq_len_option = click.option(
     "--max-seq-len",
     type=click.IntRange(min=2),
@@ -45,16 +54,16 @@ class Verb(click.Command):
             with quiet_libraries():
                 return super().invoke(ctx)
         except LlmcError as error:
-            if ctx.params.get("as_json"):
+            if ctx.params.get("as_json") or ctx.params.get("output_format") == "json":
                 print_json({"error": as_json(error)})
             refuse(ctx, error)
 
 
 def refuse(ctx: click.Context, error: LlmcError) -> None:
-    """Say what was refused and why, and exit."""
+    """Say what was refused and why, and exit; a gate that failed is a failed check."""
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     click.echo(textwrap.fill(str(error), width, break_long_words=False, break_on_hyphens=False), err=True)
-    ctx.exit(REFUSED)
+    ctx.exit(CHECK_FAILED if error.code == "GATE_FAILED" else REFUSED)
 
 
 def as_json(error: LlmcError) -> dict[str, str]:

@@ -35,7 +35,7 @@ def trace(module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq
         source: what it is, for messages and the printer.
         max_seq_len: the longest sequence that the program must serve.
     """
-    exported = _export(_Logits(module), max_seq_len)
+    exported = _export(LogitsOf(module), max_seq_len)
     _check_sizes(exported, source, max_seq_len)
     _check_values(exported, source)
     program = _to_program(exported, module, weights, source, max_seq_len)
@@ -44,7 +44,7 @@ def trace(module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq
     return program
 
 
-class _Logits(nn.Module):
+class LogitsOf(nn.Module):
     """The one calling convention that every model is brought to."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -84,7 +84,7 @@ def _calling_convention(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str
     return lambda tokens, positions: dict(zip(names, (tokens, positions), strict=False))
 
 
-def _export(module: _Logits, max_seq_len: int) -> ExportedProgram:
+def _export(module: LogitsOf, max_seq_len: int) -> ExportedProgram:
     """Capture by the cheapest way that works; if none does, the first that says something of the model is told."""
     ways: list[tuple[Attention, bool]] = [(Attention.HOOKED, False), (Attention.EAGER, False), (Attention.HOOKED, True)]
     if not is_hookable(module.model):
@@ -118,7 +118,7 @@ def _export(module: _Logits, max_seq_len: int) -> ExportedProgram:
 _FINAL = frozenset({"MASK_UNKNOWN", "EXPERTS_UNKNOWN"})
 
 
-def _export_once(module: _Logits, strict: bool) -> ExportedProgram:
+def _export_once(module: LogitsOf, strict: bool) -> ExportedProgram:
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     shapes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     with fake_parameters(module, mode):

@@ -38,6 +38,7 @@ class Source:
         build: its structure; parameters may be on meta.
         weights: the structure's parameters by name, lazily; those it doesn't name are the module's own.
         tokenizer: its tokenizer, or a `TOKENIZER_MISSING` error.
+        files: what it was read from, which is its content; none for a module in memory.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Source:
     build: Callable[[torch.dtype], nn.Module]
     weights: Callable[[nn.Module], Mapping[str, Weight]]
     tokenizer: Callable[[], PreTrainedTokenizerBase]
+    files: tuple[Path, ...] = ()
 
 
 def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = False) -> Source:
@@ -103,7 +105,7 @@ def _from_gguf(path: Path, name: str) -> Source:
         check_complete(model, found, name)
         return found
 
-    return Source(name, config, lambda dtype: _skeleton(config, dtype, False), weights, file.tokenizer)
+    return Source(name, config, lambda dtype: _skeleton(config, dtype, False), weights, file.tokenizer, (path,))
 
 
 def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> Source:
@@ -128,7 +130,8 @@ def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> Source:
             raise _no_tokenizer(name, hint)
         return found
 
-    return Source(name, config, lambda dtype: _skeleton(config, dtype, trust_remote_code), weights, tokenizer)
+    files = (folder / "config.json", *sorted(folder.glob("*.safetensors")))
+    return Source(name, config, lambda dtype: _skeleton(config, dtype, trust_remote_code), weights, tokenizer, files)
 
 
 def _no_tokenizer(name: str, hint: str) -> LlmcError:

@@ -17,10 +17,10 @@ from .layers import OUTSIDE
 # besides, so that a captured `aten.linear` and the `llmc.linear` that it becomes have one colour.
 _KINDS = {
     "attention": r"\w*attention",
-    "linear": r"linear|moe|matmul|bmm|addmm|mm|einsum|conv1d",
+    "linear": r"(quant_)?linear|moe|matmul|bmm|addmm|mm|einsum|conv1d",
     "norm": r"\w*norm",
     "rope": r"rope|cos|sin",
-    "embedding": r"embedding|take_last",
+    "embedding": r"(quant_)?embedding|take_rows",
     "activation": r"gated_act|silu|gelu|relu|sigmoid|tanh|elu|mish|softplus|hardtanh",
 }
 

@@ -6,7 +6,7 @@ import contextlib
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,9 +42,35 @@ class PassRecord:
     stage: Stage
 
 
+@dataclass(frozen=True)
+class Cache:
+    """The keys and values that one attention keeps: two inputs of the program, and the two outputs that follow them.
+
+    A back end makes output and input one piece of memory; in the program they are two values.
+
+    Attributes:
+        keys, values: names of the inputs.
+        ring: slots are used again after `length` positions; otherwise position p lies in slot p.
+        window: how many positions back anybody looks, None for all.
+    """
+
+    keys: str
+    values: str
+    heads: int
+    key_dim: int
+    value_dim: int
+    length: int
+    ring: bool
+    window: int | None
+    dtype: torch.dtype
+
+
 @dataclass(eq=False)
 class Program:
     """A model on its way to an engine. It runs at every stage: `program(tokens, positions)`.
+
+    With a cache it takes `(tokens, starts, *caches)` and `run` gives `(logits, *caches)`, keys before values,
+    in the order of `caches`. `rows` [R] stand behind `starts` where the caller chooses the rows of the logits.
 
     Attributes:
         module: the graph; a weight is a `get_attr` node whose target is its name, held here as a meta tensor.
@@ -53,6 +79,7 @@ class Program:
         source: what it was captured from, in words.
         max_seq_len: positions that it must serve, 0 to this minus one.
         history: the passes that made it, in order.
+        caches: what its attentions keep from call to call; empty before there is a cache.
     """
 
     module: fx.GraphModule
@@ -61,6 +88,7 @@ class Program:
     source: str
     max_seq_len: int
     history: list[PassRecord] = field(default_factory=list)
+    caches: tuple[Cache, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -87,9 +115,13 @@ class Program:
         return self.inputs[0].meta["val"].fake_mode
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run on real tensors. Each weight is evaluated when it is first read and dropped after its last use."""
+        """Run on real tensors and give the logits."""
+        return self.run(*inputs)[0]
+
+    def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """All outputs. Each weight is evaluated when it is first read and dropped after its last use."""
         with torch.no_grad():
-            return _Run(self).run(*inputs)[0]
+            return _Run(self).run(*inputs)
 
     def ops(self) -> Counter[str]:
         """How often each op occurs, by name: `llmc.rms_norm`, `aten.add`."""
@@ -140,6 +172,13 @@ class Program:
         node.meta["where"] = where(like)
         return node
 
+    def add_input(self, name: str, value: Tensor, after: fx.Node) -> fx.Node:
+        """An input behind the input `after`, with an example of its value."""
+        with self.graph.inserting_after(after):
+            node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        return node
+
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let every user of `old` read `new`, and take `old` out."""
         old.replace_all_uses_with(new)
@@ -175,7 +214,7 @@ class Program:
             copied[node] = graph.node_copy(node, copied.__getitem__)
             copied[node].meta = dict(node.meta)
         module = fx.GraphModule({name: weight.meta() for name, weight in self.weights.items()}, graph)
-        return Program(module, dict(self.weights), self.stage, self.source, self.max_seq_len, list(self.history))
+        return replace(self, module=module, weights=dict(self.weights), history=list(self.history))
 
     def _free_name(self, name: str, weight: Weight) -> str:
         if not self._has_room(name):

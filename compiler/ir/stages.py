@@ -25,9 +25,9 @@ class Stage(IntEnum):
 
     CAPTURED = 0
     CANONICAL = 1
-    QUANTIZED = 2
-    CACHED = 3
-    OPTIMIZED = 4
+    OPTIMIZED = 2
+    QUANTIZED = 3
+    CACHED = 4
     LOWERED = 5
 
     def __str__(self) -> str:
@@ -78,28 +78,31 @@ _ON_SIZES = frozenset(
     "add eq floordiv ge getitem gt le lt mod mul ne neg pow sub sym_float sym_int sym_max sym_min truediv".split()
 )
 
-_DIALECT = frozenset(all_ops())
-_LATER = frozenset({"quant_linear", "cached_attention"})
-# Put in by optimizing passes, which take a canonical program and may stand before or behind later stages.
-_FUSED = frozenset({"add_rms_norm", "take_last"})
+_DIALECT = frozenset(all_ops()) - {"round_int4", "round_int8"}  # those are for weights, not for programs
+_QUANTIZED = frozenset({"quant_linear", "quant_embedding"})
+_CACHED = frozenset({"cached_attention", "fused_attention", "take_rows"})
+_FUSED = frozenset({"add_rms_norm"})
 
 SPEC: dict[Stage, Spec] = {}
 SPEC[Stage.CAPTURED] = Spec(
-    dialect=_DIALECT - _LATER - _FUSED,  # capture makes `attention` and `moe`, canonicalizing passes the others
+    # capture makes `attention` and `moe`, canonicalizing passes the others
+    dialect=_DIALECT - _QUANTIZED - _CACHED - _FUSED,
     aten=None,
     hint="Capture hands on no op that changes a tensor in place; report the model that made it.",
 )
-SPEC[Stage.CANONICAL] = Spec(
-    dialect=_DIALECT - _LATER,
+SPEC[Stage.CANONICAL] = replace(
+    SPEC[Stage.CAPTURED],
+    dialect=_DIALECT - _QUANTIZED - _CACHED,
     aten=_VIEWS | _ARITHMETIC | _CONTRACTIONS | _SOURCES,
     hint="A canonicalizing pass must turn it into an op of the dialect; `llmc inspect` shows which came near.",
 )
-SPEC[Stage.QUANTIZED] = replace(SPEC[Stage.CANONICAL], dialect=SPEC[Stage.CANONICAL].dialect | {"quant_linear"})
+SPEC[Stage.OPTIMIZED] = SPEC[Stage.CANONICAL]
+SPEC[Stage.QUANTIZED] = replace(SPEC[Stage.OPTIMIZED], dialect=SPEC[Stage.OPTIMIZED].dialect | _QUANTIZED)
 SPEC[Stage.CACHED] = replace(
-    SPEC[Stage.QUANTIZED], dialect=SPEC[Stage.QUANTIZED].dialect - {"attention"} | {"cached_attention"}
+    SPEC[Stage.QUANTIZED],
+    dialect=SPEC[Stage.QUANTIZED].dialect - {"attention"} | _CACHED,
+    hint="Attention must go through the cache; InsertKvCache says why one does not.",
 )
-# A program may be optimized with a cache or without one.
-SPEC[Stage.OPTIMIZED] = replace(SPEC[Stage.QUANTIZED], dialect=_DIALECT)
 
 
 def verify(program: Program) -> None:

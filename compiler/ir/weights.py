@@ -1,8 +1,8 @@
 """Lazy weights: expressions over tensors that stay on disk until somebody asks for a value.
 
 A `Weight` knows its shape and dtype for nothing. `evaluate()` reads what it needs, computes one tensor and
-keeps nothing, so that memory is bounded by the largest tensor and not by the model. A pass that merges three
-projections writes `concat([q, k, v])`: an expression, not a tensor.
+keeps at most the other results of its last call, so that memory is bounded by the largest tensor and not by the
+model. A pass that merges three projections writes `concat([q, k, v])`: an expression, not a tensor.
 
 Expressions are ATen calls whose arguments are weights. They are written by the constructors below, or recorded
 from ordinary torch code by `record`, which is how the checkpoint conversions of transformers become expressions.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +47,7 @@ class Weight:
     dtype: torch.dtype
 
     def evaluate(self) -> Tensor:
-        """The value, computed now and laid out contiguously; nothing is cached."""
+        """The value, computed now and laid out contiguously."""
         raise NotImplementedError
 
     def leaves(self) -> Iterator[Leaf]:
@@ -136,7 +136,9 @@ class Call(Weight):
         if self.target in (aten.cat.default, aten.stack.default):
             return self._join()
         # What views were recorded on is contiguous; a transposed tensor would refuse some of them.
-        return self._run(lambda weight: weight.evaluate(), "cpu").contiguous()
+        if self.output is None:
+            return self._run(lambda weight: weight.evaluate(), "cpu").contiguous()
+        return _results_of(self)[self.output].contiguous()
 
     def leaves(self) -> Iterator[Leaf]:
         for argument in self._flat_arguments():
@@ -152,12 +154,16 @@ class Call(Weight):
         return pytree.tree_leaves((self.args, self.kwargs))
 
     def _run(self, value_of: Callable[[Weight], Tensor], device: str) -> Tensor:
+        result = self.run_whole(value_of, device)
+        return result if self.output is None else result[self.output]
+
+    def run_whole(self, value_of: Callable[[Weight], Tensor], device: str) -> Any:
+        """All results of the call, whichever of them this is."""
         args, kwargs = pytree.tree_map(lambda x: value_of(x) if isinstance(x, Weight) else x, (self.args, self.kwargs))
         if "device" in kwargs:
             kwargs = {**kwargs, "device": device}
         with torch.no_grad():
-            result = self.target(*args, **kwargs)
-        return result if self.output is None else result[self.output]
+            return self.target(*args, **kwargs)
 
     def _join(self) -> Tensor:
         """Parts are read one by one into the result: merging never holds all parts beside it."""
@@ -174,6 +180,22 @@ class Call(Weight):
         return result
 
 
+# The last call of several results that was evaluated, by its key for all of them, and the results. Who asks for the
+# codes of a rounded weight asks for its scales next, and rounding takes longer than everything else; one entry keeps
+# memory bounded. The call is held with them, for a tensor that is gone would leave its key to another.
+_recent: dict[str, tuple[Call, Any]] = {}
+
+
+def _results_of(call: Call) -> Any:
+    key = replace(call, output=0).key
+    if key not in _recent:
+        _recent.clear()  # before, so that two results are never held
+        results = call.run_whole(lambda weight: weight.evaluate(), "cpu")
+        _recent.clear()  # of a call of several results among its arguments
+        _recent[key] = call, results
+    return _recent[key][1]
+
+
 def concat(parts: Sequence[Weight], dim: int) -> Weight:
     """The parts one behind the other along `dim`."""
     return parts[0] if len(parts) == 1 else Call(aten.cat.default, (list(parts), dim))
@@ -186,6 +208,25 @@ def transpose(weight: Weight, dim0: int = 0, dim1: int = 1) -> Weight:
         (Call(aten.transpose.int, (weight, dim0, dim1)),),
         {"memory_format": torch.contiguous_format},
     )
+
+
+def rows(weight: Weight, start: int, end: int) -> Weight:
+    """Some of the rows, one behind the other as they lie in the whole."""
+    return Call(aten.slice.Tensor, (weight, 0, start, end))
+
+
+def rows_of(weight: Weight) -> tuple[Weight, int] | None:
+    """The whole that a weight is `rows` of, and the first of them."""
+    if (
+        isinstance(weight, Call)
+        and weight.target is aten.slice.Tensor
+        and weight.args[1] == 0
+        and len(weight.args) == 4
+        and isinstance(weight.args[2], int)
+        and weight.args[2] >= 0  # torch may count from the end
+    ):
+        return weight.args[0], weight.args[2]
+    return None
 
 
 def cast(weight: Weight, dtype: torch.dtype) -> Weight:

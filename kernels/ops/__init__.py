@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from .attention import attention
 from .cached_attention import cached_attention
-from .embedding import embedding, take_last
+from .embedding import embedding, quant_embedding, take_rows
+from .fused_attention import fused_attention
 from .gated_act import gated_act
 from .linear import linear, quant_linear
 from .moe import moe
 from .norms import add_rms_norm, layer_norm, rms_norm
 from .op import all_ops, op_of
 from .rope import rope
+from .rounding import round_int4, round_int8
 
 __all__ = [
     "add_rms_norm",
@@ -18,13 +20,17 @@ __all__ = [
     "attention",
     "cached_attention",
     "embedding",
+    "fused_attention",
     "gated_act",
     "layer_norm",
     "linear",
     "moe",
     "op_of",
+    "quant_embedding",
     "quant_linear",
     "rms_norm",
     "rope",
-    "take_last",
+    "round_int4",
+    "round_int8",
+    "take_rows",
 ]

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .op import op
+from .precision import widen
+from .quantized import dequantize
 
 
 @op
@@ -15,13 +17,27 @@ def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     return F.embedding(ids, weight)
 
 
+def _rows(ids: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None, scheme: str, group_size: int) -> Tensor:
+    return scales.new_empty(*ids.shape, scales.shape[1] * group_size)
+
+
+@op(fake=_rows)
+def quant_embedding(
+    ids: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None, scheme: str, group_size: int
+) -> Tensor:
+    """The rows of a rounded table that `ids` names, in the dtype of `scales`; see `quant_linear` for the codes."""
+    flat = ids.flatten()
+    steps = widen(scales[flat])
+    points = None if zeros is None else zeros[flat]
+    rows = dequantize(weight[flat], steps, points, scheme, group_size, steps.dtype).to(scales.dtype)
+    return rows.view(*ids.shape, rows.shape[1])
+
+
 @op
-def take_last(x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The last row of each sequence: x [B, S, ...] -> [B, 1, ...].
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of each sequence: x [B, S, ...] -> [B, R, ...].
 
     Args:
-        lengths: [B] int64, row b ends at lengths[b] - 1; without it all are S long.
+        rows: [R] int64, counted from the end where negative; the same for all sequences.
     """
-    if lengths is None:
-        return x.narrow(1, x.shape[1] - 1, 1).clone(memory_format=torch.contiguous_format)
-    return x[torch.arange(x.shape[0], device=x.device), lengths - 1].unsqueeze(1)
+    return x.index_select(1, torch.where(rows < 0, rows + x.shape[1], rows))

@@ -51,10 +51,17 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
 
 
-def decode(weight: Tensor, zeros: Tensor | None, scheme: str, group_size: int, dtype: torch.dtype) -> Tensor:
+def decode(
+    weight: Tensor,
+    zeros: Tensor | None,
+    scheme: str,
+    group_size: int,
+    dtype: torch.dtype,
+    multiples: Tensor | None = None,
+) -> Tensor:
     """The numbers that the codes stand for before their scale, [O, I/group_size, group_size].
 
-    For int8 and int4 they are integers, zero point taken off.
+    For int8 and int4 they are integers, zero point taken off and multiplied by their group's multiple.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
@@ -66,8 +73,10 @@ def decode(weight: Tensor, zeros: Tensor | None, scheme: str, group_size: int, d
         values = (unpack_nibbles(weight) if scheme == "int4" else weight).to(dtype)
     values = values.unflatten(1, (-1, group_size))
     if zeros is not None:
-        return values - zeros.to(dtype).unsqueeze(2)
-    return values - 8 if scheme == "int4" else values
+        values = values - zeros.to(dtype).unsqueeze(2)
+    elif scheme == "int4":
+        values = values - 8
+    return values if multiples is None else values * multiples.to(dtype).unsqueeze(2)
 
 
 def dequantize(
@@ -77,9 +86,10 @@ def dequantize(
     scheme: str,
     group_size: int,
     dtype: torch.dtype = torch.float32,
+    multiples: Tensor | None = None,
 ) -> Tensor:
-    """The weight [O, I] that codes, scales and zero points stand for."""
-    return (decode(weight, zeros, scheme, group_size, dtype) * scales.to(dtype).unsqueeze(2)).flatten(1)
+    """The weight [O, I] that codes, scales, zero points and multiples stand for."""
+    return (decode(weight, zeros, scheme, group_size, dtype, multiples) * scales.to(dtype).unsqueeze(2)).flatten(1)
 
 
 def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:

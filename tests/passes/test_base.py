@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 from llmc.compiler.ir.program import Miss, Program
 from llmc.compiler.ir.stages import Stage
 from llmc.errors import LlmcError
+from llmc.kernels.ops import linear
 from llmc.passes.base import Fuel, Pass, PassResult, Rewrite, miss
 from llmc.passes.match import is_call
+from llmc.passes.match_embedding import MatchEmbedding
 
 aten = torch.ops.aten
 
@@ -155,6 +157,41 @@ def test_a_pass_refuses_a_program_that_has_not_come_far_enough(program: Program)
     with pytest.raises(LlmcError, match=r"NeedsCanonical needs a canonical program; this one is captured") as caught:
         NeedsCanonical()(program)
     assert caught.value.code == "PASS_ORDER" and program.history == []
+
+
+class Reaches(Pass):
+    """Does nothing, and says how far a program has come."""
+
+    def __init__(self, stage: Stage | None) -> None:
+        self.reaches = stage
+
+    def run(self, program: Program, fuel: Fuel) -> PassResult:
+        return PassResult(0)
+
+
+def test_a_stage_is_reached_behind_the_pass_that_leads_there(program: Program) -> None:
+    MatchEmbedding()(program)
+    for node in [n for n in program.nodes if is_call(n, "linear")]:
+        program.replace_with(node, linear, *node.args)
+    Reaches(None)(program)
+    assert program.stage is Stage.CAPTURED
+    Reaches(Stage.OPTIMIZED)(program)
+    assert program.stage is Stage.OPTIMIZED and program.history[-1].stage is Stage.OPTIMIZED
+
+
+def test_a_stage_that_lies_behind_stays_behind(program: Program) -> None:
+    MatchEmbedding()(program)
+    for node in [n for n in program.nodes if is_call(n, "linear")]:
+        program.replace_with(node, linear, *node.args)
+    program.stage = Stage.CACHED
+    Reaches(Stage.QUANTIZED)(program)
+    assert program.stage is Stage.CACHED and program.history[-1].stage is Stage.CACHED
+
+
+def test_what_comes_out_is_held_to_the_stage_that_is_reached(program: Program) -> None:
+    with pytest.raises(LlmcError, match=r"After Reaches: .*canonical program.* is not allowed there"):
+        Reaches(Stage.CANONICAL)(program)
+    assert program.history == []
 
 
 class Breaks(Pass):

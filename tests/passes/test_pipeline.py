@@ -19,14 +19,21 @@ from llmc.compiler.ir.stages import Stage, verify
 from llmc.errors import LlmcError
 from llmc.passes import pipeline
 from llmc.passes.base import Pass, PassResult, Rewrite, miss
+from llmc.passes.choose_rows import ChooseRows
 from llmc.passes.fold_constants import FoldConstants
+from llmc.passes.fuse_attention import FuseAttention
+from llmc.passes.insert_kv_cache import InsertKvCache
 from llmc.passes.match_linear import MatchLinear
 from llmc.passes.match_rope import MatchRope
 from llmc.passes.merge_qkv import MergeQkv
-from llmc.passes.pipeline import PIPELINE, Reach, check_order, run_pipeline
+from llmc.passes.pipeline import PIPELINE, Reach, check_order, run_passes, run_pipeline
 from llmc.passes.precompute_positions import PrecomputePositions
+from llmc.passes.quantize import SCHEMES, Quantize, RoundActivations
 from llmc.passes.remove_no_ops import RemoveNoOps
 from llmc.passes.use_one_name import UseOneName
+
+INT8 = SCHEMES["int8"]
+TO_THE_END = [*PIPELINE, InsertKvCache(), ChooseRows(), FuseAttention()]
 
 
 @functools.cache
@@ -51,6 +58,11 @@ def eager(sample: tuple[Tensor, Tensor]) -> Tensor:
 @pytest.mark.parametrize(
     ("passes", "words"),
     [
+        ([Reach(Stage.OPTIMIZED), FuseAttention(), InsertKvCache()], "FuseAttention stands before InsertKvCache"),
+        ([Reach(Stage.CANONICAL), InsertKvCache()], "InsertKvCache needs a optimized program"),
+        ([Reach(Stage.OPTIMIZED), InsertKvCache(), Quantize(INT8)], "Quantize leads back from cached"),
+        ([Reach(Stage.OPTIMIZED), InsertKvCache(), InsertKvCache()], "InsertKvCache leads back from cached"),
+        ([Reach(Stage.OPTIMIZED), Quantize(INT8), ChooseRows()], "ChooseRows needs a cached program"),
         ([MatchRope(), PrecomputePositions()], "MatchRope stands before PrecomputePositions"),
         ([MatchRope()], "MatchRope stands before PrecomputePositions"),
         ([RemoveNoOps(), MatchLinear(), FoldConstants()], "MatchLinear stands before FoldConstants"),
@@ -66,6 +78,7 @@ def test_a_wrong_order_is_refused(passes: list[Pass], words: str) -> None:
 
 def test_the_pipelines_order_holds() -> None:
     check_order(PIPELINE)
+    check_order([*PIPELINE, Quantize(INT8), InsertKvCache(), ChooseRows(), FuseAttention(), RoundActivations()])
     check_order([PrecomputePositions(), RemoveNoOps(), MatchRope(), Reach(Stage.CANONICAL), MergeQkv()])
 
 
@@ -78,7 +91,7 @@ def test_a_program_is_brought_up_to_the_end() -> None:
     verify(program)
     assert [record.name for record in program.history] == [p.name for p in PIPELINE]
     for size in ((2, 9), (1, 1), (3, 5)):
-        torch.testing.assert_close(program(*inputs(*size)), eager(inputs(*size))[:, -1:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(program(*inputs(*size)), eager(inputs(*size)), atol=1e-5, rtol=0)
 
 
 def test_it_stops_at_the_stage_that_was_asked_for() -> None:
@@ -122,6 +135,38 @@ def test_each_pass_is_watched() -> None:
     )
     assert seen == [(record.name, record.matches) for record in program.history]
     assert dict(seen)["MatchRope"] == 4
+
+
+# A list of one's own ------------------------------------------------------------------------------------------------
+
+
+def test_a_list_is_run_from_its_first_to_its_last(tmp_path: Path) -> None:
+    seen: list[str] = []
+    program = captured().copy()
+    run_passes(program, TO_THE_END, dump=tmp_path, watch=lambda subject, result: seen.append(subject.name))
+    assert program.stage is Stage.CACHED
+    assert seen == [p.name for p in TO_THE_END] == [record.name for record in program.history]
+    assert [record.matches for record in program.history[-3:]] == [2, 1, 2]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files[0] == "00_captured.py" and files[-1] == f"{len(TO_THE_END):02d}_FuseAttention.py"
+
+    tokens, positions = inputs(2, 9)
+    caches = [
+        torch.full((2, cache.heads, cache.length, dim), 1e3)
+        for cache in program.caches
+        for dim in (cache.key_dim, cache.value_dim)
+    ]
+    want = eager((tokens, positions))
+    _, *caches = program.run(tokens[:, :4], torch.tensor([0, 0]), torch.tensor([-1]), *caches)
+    logits, *caches = program.run(tokens[:, 4:], torch.tensor([4, 4]), torch.tensor([-1, 1]), *caches)
+    torch.testing.assert_close(logits, want[:, [-1, 5]], atol=1e-5, rtol=0)
+
+
+def test_a_list_in_a_wrong_order_changes_nothing() -> None:
+    program = captured().copy()
+    with pytest.raises(LlmcError, match="FuseAttention stands before InsertKvCache"):
+        run_passes(program, [*PIPELINE, FuseAttention(), InsertKvCache()])
+    assert program.history == []
 
 
 # Fuel ---------------------------------------------------------------------------------------------------------------

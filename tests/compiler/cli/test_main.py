@@ -24,16 +24,16 @@ def run(*arguments: str, command: click.Command = main) -> tuple[int, str, str]:
 def test_help_and_version() -> None:
     code, out, _ = run("--help")
     assert code == 0
-    assert all(f"  {verb} " in out for verb in ("doctor", "inspect", "plan"))
+    assert all(f"  {verb} " in out for verb in ("bench", "compile", "doctor", "inspect", "plan", "run", "verify"))
     assert run("--version")[:2] == (0, f"llmc, version {__version__}\n")
 
 
 def test_help_loads_no_library() -> None:
     """What makes it quick on any machine; a time would measure the machine."""
-    code = "import sys; from llmc.compiler.cli.main import main; main(['inspect', '--help'], standalone_mode=False);"
-    code += (
-        "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'transformers', 'rich', 'numpy', 'gguf'})"
-    )
+    code = "import sys; from llmc.compiler.cli.main import main;"
+    code += "[main([verb, '--help'], standalone_mode=False) for verb in main.commands];"
+    code += "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'rich', 'numpy', 'gguf'};"
+    code += "print({name.partition('.')[0] for name in sys.modules} & heavy)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from check_pass import capture
 from stack import Stack
-from torch import Tensor
+from torch import Tensor, fx
 
 from llmc.compiler.inspect.drawing import Box, Drawing, draw
 from llmc.compiler.inspect.layers import OUTSIDE, sections
 from llmc.compiler.ir.printer import statements
 from llmc.compiler.ir.program import Program
+from llmc.compiler.ir.stages import SPEC, Stage
+from llmc.kernels.ops import all_ops
 from llmc.passes.match_rms_norm import MatchRmsNorm
 
 USUAL = (1e-5, "silu")
@@ -70,3 +73,12 @@ def test_arithmetic_on_sizes_is_not_drawn() -> None:
     boxes = drawing(program, OUTSIDE)
     assert not {"mul", "aten.sym_size"} & {box.op for box in boxes}
     assert {box.op: box.kind for box in boxes}["aten.view"] == "view"
+
+
+def test_every_op_of_the_dialect_that_a_program_may_call_has_a_colour() -> None:
+    graph = fx.Graph()
+    for name in SPEC[Stage.CAPTURED].dialect | SPEC[Stage.CACHED].dialect:
+        graph.call_function(all_ops()[name].overload).meta["val"] = torch.empty(0)
+    boxes = draw(OUTSIDE, list(graph.nodes), dict.fromkeys(graph.nodes, ""))
+    assert {"llmc.quant_linear", "llmc.attention"} <= {box.op for box in boxes}
+    assert not [box.op for box in boxes if box.kind in ("arithmetic", "view")]

@@ -10,7 +10,7 @@ import torch
 from check_pass import VOCAB, capture, inputs
 from torch import Tensor, fx, nn
 
-from llmc.compiler.ir.program import Program, by_layer, layer_of, op_name
+from llmc.compiler.ir.program import Cache, Program, by_layer, layer_of, op_name
 from llmc.compiler.ir.stages import Stage, verify
 from llmc.compiler.ir.weights import Leaf, TensorSource, Weight, constant, fold
 from llmc.kernels.ops import add_rms_norm, linear, rms_norm
@@ -140,12 +140,39 @@ def test_a_weight_is_read_when_a_call_needs_it(program: Program) -> None:
     assert sorted(log) == sorted(program.weights), "one is read twice"
 
 
+def test_run_gives_all_outputs_and_a_call_the_logits(program: Program) -> None:
+    (end,) = program.graph.find_nodes(op="output")
+    total = find(program, "aten.add")[0]
+    end.args = ((*end.args[0], total),)
+    logits, other = program.run(*inputs(2, 3))
+    assert logits.shape == (2, 3, VOCAB) and other.shape == (2, 3, WIDTH)
+    assert torch.equal(program(*inputs(2, 3)), logits)
+    assert not logits.requires_grad
+
+
+def test_an_input_is_added_where_it_belongs(program: Program) -> None:
+    tokens, positions = program.inputs
+    with program.fake_mode:
+        value = torch.empty(2 * WIDTH)
+    last, between = program.add_input("last", value, after=positions), program.add_input("starts", value, after=tokens)
+    assert program.inputs == [tokens, between, positions, last]
+    assert between.meta["val"] is value and between.op == "placeholder"
+    program.replace_with(find(program, "aten.relu")[0], aten.mul.Tensor, find(program, "aten.relu")[0].args[0], last)
+    verify(program)
+    token_values, position_values = inputs(2, 3)
+    weights = torch.arange(2.0 * WIDTH)
+    got = program.copy()(token_values, torch.empty(2 * WIDTH), position_values, weights)
+    assert torch.equal(got, program(token_values, torch.empty(2 * WIDTH), position_values, weights))
+    assert not torch.equal(got, program(token_values, torch.empty(2 * WIDTH), position_values, 2 * weights))
+
+
 # Copies -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_copy_is_the_same_program(program: Program) -> None:
+    program.caches = (Cache("k", "v", 2, 4, 4, 8, True, 8, torch.float32),)
     twin = program.copy()
-    assert str(twin) == str(program)
+    assert str(twin) == str(program) and twin.caches == program.caches
     assert (twin.stage, twin.source, twin.max_seq_len) == (program.stage, program.source, program.max_seq_len)
     assert twin.weights == program.weights
     verify(twin)
@@ -158,9 +185,10 @@ def test_a_copy_changes_alone(program: Program) -> None:
         node.meta["where"] = "elsewhere"
     twin.add_weight("more", constant(torch.ones(2), "more"), like=twin.output)
     twin.stage = Stage.CANONICAL
+    twin.caches = (Cache("k", "v", 2, 4, 4, 8, True, 8, torch.float32),)
     twin.history.append(None)  # type: ignore[arg-type]
     assert str(program) == before
-    assert (program.stage, program.history) == (Stage.CAPTURED, [])
+    assert (program.stage, program.history, program.caches) == (Stage.CAPTURED, [], ())
     assert "more" not in program.weights and not hasattr(program.module, "more")
     assert not torch.equal(twin(*inputs(1, 4)), program(*inputs(1, 4)))
 

@@ -14,7 +14,7 @@ from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import SPEC, Stage, verify
 from llmc.compiler.ir.weights import constant, fold
 from llmc.errors import LlmcError
-from llmc.kernels.ops import add_rms_norm, all_ops, cached_attention, embedding, linear, quant_linear, take_last
+from llmc.kernels.ops import add_rms_norm, all_ops, attention, embedding, linear, quant_linear, round_int8, take_rows
 
 aten = torch.ops.aten
 
@@ -74,6 +74,22 @@ def op_of_a_later_stage(program: Program) -> fx.Node:
     return _after_relu(program, quant_linear.overload)
 
 
+def attention_behind_the_cache(program: Program) -> fx.Node:
+    return _after_relu(program, attention.overload)
+
+
+def rows_before_the_cache(program: Program) -> fx.Node:
+    return _after_relu(program, take_rows.overload)
+
+
+def norm_of_a_sum_at_once(program: Program) -> fx.Node:
+    return _after_relu(program, add_rms_norm.overload)
+
+
+def rounding_in_a_program(program: Program) -> fx.Node:
+    return _after_relu(program, round_int8.overload)
+
+
 def module_call(program: Program) -> fx.Node:
     program.module.add_module("act", nn.ReLU())
     relu = the(program, "relu")
@@ -113,6 +129,10 @@ REFUSED: dict[str, tuple[Callable[[Program], fx.Node], Stage, str, str]] = {
     "a change in place, later": (in_place, Stage.OPTIMIZED, "relu_", "report the model"),
     "a Python function": (python_function, Stage.CAPTURED, "is no tensor op", "report the model"),
     "an op of a later stage": (op_of_a_later_stage, Stage.CANONICAL, "llmc.quant_linear", "canonicalizing pass"),
+    "attention behind the cache": (attention_behind_the_cache, Stage.CACHED, "llmc.attention", "InsertKvCache"),
+    "rows before the cache": (rows_before_the_cache, Stage.QUANTIZED, "llmc.take_rows", "canonicalizing pass"),
+    "a fused norm, captured": (norm_of_a_sum_at_once, Stage.CAPTURED, "llmc.add_rms_norm", "report the model"),
+    "the rounding of a weight": (rounding_in_a_program, Stage.CACHED, "llmc.round_int8", "InsertKvCache"),
     "a module": (module_call, Stage.CAPTURED, "call_module", "calls, weights, inputs"),
     "a missing weight": (missing_weight, Stage.CAPTURED, "'head.weight'", "Program.add_weight"),
     "a weight of another shape": (wrong_shape, Stage.CAPTURED, f"({VOCAB}, 9)", "together"),
@@ -177,20 +197,19 @@ def test_what_was_just_captured_is_not_canonical(captured: Program) -> None:
 
 
 def test_stages_only_go_up() -> None:
-    assert list(map(str, Stage)) == ["captured", "canonical", "quantized", "cached", "optimized", "lowered"]
-    assert Stage.CAPTURED < Stage.CANONICAL < Stage.QUANTIZED < Stage.CACHED < Stage.OPTIMIZED < Stage.LOWERED
+    assert list(map(str, Stage)) == ["captured", "canonical", "optimized", "quantized", "cached", "lowered"]
+    assert Stage.CAPTURED < Stage.CANONICAL < Stage.OPTIMIZED < Stage.QUANTIZED < Stage.CACHED < Stage.LOWERED
 
 
 def test_the_dialect_of_each_stage() -> None:
-    everything = set(all_ops())
+    everything = set(all_ops()) - {"round_int4", "round_int8"}
     dialect = {stage: set(spec.dialect) for stage, spec in SPEC.items()}
-    later = {op.name for op in (quant_linear, cached_attention)}
-    fused = {op.name for op in (add_rms_norm, take_last)}
-    assert dialect[Stage.CAPTURED] == everything - later - fused
-    assert dialect[Stage.CANONICAL] == everything - later
-    assert dialect[Stage.QUANTIZED] == everything - {"cached_attention"}
+    rounded, over_caches = {"quant_linear", "quant_embedding"}, {"cached_attention", "fused_attention", "take_rows"}
+    assert dialect[Stage.CAPTURED] == everything - rounded - over_caches - {"add_rms_norm"}
+    assert dialect[Stage.CANONICAL] == everything - rounded - over_caches
+    assert dialect[Stage.OPTIMIZED] == everything - rounded - over_caches
+    assert dialect[Stage.QUANTIZED] == everything - over_caches
     assert dialect[Stage.CACHED] == everything - {"attention"}
-    assert dialect[Stage.OPTIMIZED] == everything
 
 
 def test_the_aten_ops_of_each_stage() -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmc.compiler.ir import weights
 from llmc.compiler.ir.weights import (
     Call,
     Leaf,
@@ -31,6 +32,11 @@ from llmc.compiler.ir.weights import (
 from llmc.errors import LlmcError
 
 aten = torch.ops.aten
+
+
+@pytest.fixture(autouse=True)
+def nothing_evaluated_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_recent", {})
 
 
 class Disk:
@@ -190,6 +196,60 @@ def test_merging_holds_one_part_at_a_time() -> None:
     assert disk.peak == 64 * 8 * 4
     assert not disk.alive
 
+
+# Calls of several results --------------------------------------------------------------------------------------------
+
+
+def parts(weight: Weight) -> list[Weight]:
+    """The two halves of the rows."""
+    return [Call(aten.split.Tensor, (weight, 2), output=i) for i in range(2)]
+
+
+def test_a_call_of_several_results_is_computed_once_for_all_of_them() -> None:
+    disk = Disk()
+    for weight, want in zip(parts(leaf(4, 6, disk=disk)), A.split(2), strict=True):
+        _check(weight, want)
+        _check(weight, want)
+    assert disk.reads == ["w0"]
+
+
+def test_only_the_last_call_is_kept() -> None:
+    disk = Disk()
+    one, other = parts(leaf(4, 6, disk=disk)), parts(leaf(4, 6, seed=1, disk=disk))
+    for weight, want in ((one[0], A[:2]), (other[0], B[:2]), (one[1], A[2:]), (one[0], A[:2])):
+        _check(weight, want)
+    assert disk.reads == ["w0", "w1", "w0"]
+    assert list(disk.alive) == ["w0"] and disk.peak == A.nbytes
+
+
+def test_calls_that_differ_in_an_argument_are_told_apart() -> None:
+    weight = leaf(4, 6)
+    _check(Call(aten.split.Tensor, (weight, 2), output=0), A[:2])
+    _check(Call(aten.split.Tensor, (weight, 3), output=0), A[:3])
+    _check(Call(aten.split.Tensor, (weight, 2, 1), output=0), A[:, :2])
+
+
+def test_a_call_of_several_results_may_be_an_argument_of_another() -> None:
+    disk = Disk()
+    inner = parts(leaf(4, 6, disk=disk))
+    columns = [Call(aten.split.Tensor, (inner[1], 3, 1), output=i) for i in range(2)]
+    _check(columns[0], A[2:, :3])
+    _check(columns[1], A[2:, 3:])
+    _check(inner[1], A[2:])
+    _check(Call(aten.max.dim, (inner[0], 1), output=0), A[:2].amax(1))
+    assert not disk.alive, "what the inner call gave is kept beside what the outer one did"
+
+
+def test_a_tensor_that_takes_the_place_of_another_is_not_taken_for_it() -> None:
+    """A key in memory is an address: while results are kept, so is the tensor that they came from."""
+    for i in range(20):
+        tensor = torch.full((4, 6), float(i))
+        got = parts(parameter(tensor, "w"))[0].evaluate()
+        assert (got == i).all()
+        del tensor, got
+
+
+# Keys ---------------------------------------------------------------------------------------------------------------
 
 # Pairs that differ in one argument each; a key that drops its name or place takes them for the same.
 _SAME_LOOKING: dict[str, tuple[Callable[[Weight], Weight], Callable[[Weight], Weight]]] = {

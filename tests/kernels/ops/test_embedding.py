@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from llmc.kernels.ops import embedding, take_last
+from llmc.kernels.ops import embedding, quant_embedding, take_rows
+from llmc.kernels.ops.quantized import NF4, pack_nibbles
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -17,35 +19,82 @@ def test_embedding(check, dtype: torch.dtype, shape: tuple[int, ...]):
     check(embedding, (ids, weight), {}, torch.stack(rows).view(*shape, 6))
 
 
+ROWS, WIDTH = 7, 16
+
+
+def table(scheme: str, group: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """A rounded table: its codes, its scales, and the numbers that they mean, zero points left out."""
+    codes = torch.randint(-128, 128, (ROWS, WIDTH)) if scheme == "int8" else torch.randint(16, (ROWS, WIDTH))
+    scales = (0.01 + torch.rand(ROWS, WIDTH // group)).to(dtype)
+    packed = codes.to(torch.int8) if scheme == "int8" else pack_nibbles(codes)
+    said = np.array(NF4)[codes.numpy()] if scheme == "nf4" else codes.double().numpy()
+    return packed, scales, said
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("group", [WIDTH, 4])
+def test_quant_embedding(check, scheme: str, group: int, dtype: torch.dtype):
+    codes, scales, said = table(scheme, group, dtype)
+    said = (said - 8 * (scheme == "int4")) * np.repeat(scales.double().numpy(), group, axis=1)
+    for shape in ((), (4,), (2, 3), (2, 1, 2)):
+        ids = torch.randint(ROWS, shape)
+        check(quant_embedding, (ids, codes, scales, None, scheme, group), {}, said[ids.numpy()])
+
+
+@pytest.mark.parametrize(("scheme", "kind", "high"), [("int8", torch.int8, 100), ("int4", torch.uint8, 16)])
+def test_quant_embedding_with_zero_points(check, scheme: str, kind: torch.dtype, high: int):
+    codes, scales, said = table(scheme, 4, torch.float32)
+    zeros = torch.randint(high, (ROWS, WIDTH // 4), dtype=kind)
+    exact = (said - np.repeat(zeros.double().numpy(), 4, axis=1)) * np.repeat(scales.double().numpy(), 4, axis=1)
+    ids = torch.tensor([[6, 0], [3, 3]])
+    check(quant_embedding, (ids, codes, scales, zeros, scheme, 4), {}, exact[ids.numpy()])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tail", [(), (4,), (3, 4)])
-def test_take_last(check, dtype: torch.dtype, tail: tuple[int, ...]):
+def test_take_rows(check, dtype: torch.dtype, tail: tuple[int, ...]):
     x = torch.randn(3, 5, *tail).to(dtype)
-    check(take_last, (x,), {}, torch.stack([x[b, 4].double() for b in range(3)]).unsqueeze(1))
-    lengths = torch.tensor([5, 1, 3])
-    picked = [x[b, length - 1].double() for b, length in enumerate((5, 1, 3))]
-    check(take_last, (x, lengths), {}, torch.stack(picked).unsqueeze(1))
+    for rows in ([-1], [0, 4], [3, 3, -5, 1], [-2, 2], []):
+        exact = np.stack([[x[b, r % 5].double().numpy() for r in rows] for b in range(3)]).reshape(3, len(rows), *tail)
+        check(take_rows, (x, torch.tensor(rows, dtype=torch.int64)), {}, exact)
+
+
+@pytest.mark.parametrize("row", [5, -6])
+def test_a_row_that_is_not_there_is_refused(row: int):
+    with pytest.raises((IndexError, RuntimeError)):
+        take_rows(torch.randn(3, 5, 4), torch.tensor([row]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_contract(contract, dtype: torch.dtype):
-    weight, x = torch.randn(7, 6).to(dtype), torch.randn(3, 5, 4).to(dtype)
-    contract(embedding, (torch.randint(7, (2, 3)), weight))
-    contract(embedding, (torch.randint(7, (4,)), weight))
-    contract(take_last, (x,))
-    contract(take_last, (x[:, :1],))
-    contract(take_last, (x, torch.tensor([5, 1, 3])))
+    weight, x = torch.randn(ROWS, 6).to(dtype), torch.randn(3, 5, 4).to(dtype)
+    contract(embedding, (torch.randint(ROWS, (2, 3)), weight))
+    contract(embedding, (torch.randint(ROWS, (4,)), weight))
+    contract(take_rows, (x, torch.tensor([-1])))
+    contract(take_rows, (x[:, :1], torch.tensor([0, -1])))
+    for scheme in ("int8", "int4"):
+        codes, scales, _ = table(scheme, 4, dtype)
+        contract(quant_embedding, (torch.randint(ROWS, (2, 3)), codes, scales, None, scheme, 4))
 
 
-def test_take_last_is_no_view():
+def test_a_taken_row_is_no_view():
     x = torch.zeros(1, 1, 4)
-    take_last(x).fill_(1)
+    take_rows(x, torch.tensor([0])).fill_(1)
     assert not x.any()
 
 
 def test_tracing(traces):
-    weight = torch.randn(7, 6)
-    traces(lambda ids: embedding(ids, weight), (torch.randint(7, (2, 5)),), (torch.randint(7, (1, 1)),), ("BS",))
+    weight = torch.randn(ROWS, 6)
+    many, one = (torch.randint(ROWS, (2, 5)),), (torch.randint(ROWS, (1, 1)),)
+    traces(lambda ids: embedding(ids, weight), many, one, ("BS",))
+    codes, scales, _ = table("int4", 4, torch.float32)
+    traces(lambda ids: quant_embedding(ids, codes, scales, None, "int4", 4), many, one, ("BS",))
     large, small = torch.randn(2, 5, 6), torch.randn(1, 1, 6)
-    traces(take_last, (large,), (small,), ("BSh",))
-    traces(take_last, (large, torch.tensor([5, 2])), (small, torch.tensor([1])), ("BSh", "B"))
+    traces(lambda x: take_rows(x, torch.tensor([-1, 0])), (large,), (small,), ("BSh",))
+
+
+def test_the_number_of_rows_is_free(traces):
+    """Neither the batch nor the length of the sequences says how many rows are asked for."""
+    rows = torch.tensor([0, -1, 2]), torch.tensor([-1])
+    traces(lambda r: take_rows(torch.arange(24.0).view(2, 4, 3), r), rows[:1], rows[1:], ("S",))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,20 @@ def test_rounded_activations(
     check(quant_linear, args, {}, expected + bias.double().numpy())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("scales_a_row", [1, IN // 8])
+@pytest.mark.parametrize("activation", ["none", "int8"])
+def test_multiples(check, scheme: str, scales_a_row: int, activation: str, dtype: torch.dtype):
+    weight, said, zero = codes_of(scheme)
+    multiples = torch.randint(-15, 16, (OUT, IN // 8), dtype=torch.int8)
+    x, bias, scales = torch.randn(3, IN).to(dtype), torch.randn(OUT).to(dtype), 0.01 * torch.rand(OUT, scales_a_row)
+    steps = spread(multiples, 8) * np.repeat(scales.double().numpy(), IN // scales_a_row, axis=1)
+    values = x.double().numpy() if activation == "none" else exact_rounding(x.float().numpy(), activation, None)
+    expected = values @ ((said - zero) * steps).T + bias.double().numpy()
+    check(quant_linear, (x, weight, scales, None, bias, scheme, 8, activation, None, multiples), {}, expected)
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "nf4"])
 def test_contract(contract, scheme: str):
     x, bias, weight = torch.randn(2, 3, IN).bfloat16(), torch.randn(OUT).bfloat16(), codes_of(scheme)[0]
@@ -101,6 +117,8 @@ def test_contract(contract, scheme: str):
     if scheme in ("int8", "int4"):
         zeros = torch.ones(OUT, 4, dtype=weight.dtype)
         contract(quant_linear, (x, weight, torch.rand(OUT, 4), zeros, None, scheme, 8, "int8"))
+        multiples = torch.ones(OUT, 4, dtype=torch.int8)
+        contract(quant_linear, (x, weight, torch.rand(OUT, 1), None, None, scheme, 8, "int8", None, multiples))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -108,6 +126,31 @@ def test_contract_plain(contract, dtype: torch.dtype):
     x, weight, bias = torch.randn(2, 3, IN).to(dtype), torch.randn(OUT, IN).to(dtype), torch.randn(OUT).to(dtype)
     contract(linear, (x, weight))
     contract(linear, (x[0], weight, bias))
+
+
+def test_a_four_bit_weight_with_multiples_is_an_eight_bit_one():
+    """What an integer kernel is given: codes times multiples as int8, one scale a row. The same bits."""
+    weight, said, zero = codes_of("int4")
+    multiples = torch.randint(-15, 16, (OUT, IN // 8), dtype=torch.int8)
+    whole = torch.from_numpy((said - zero) * spread(multiples, 8)).to(torch.int8)
+    assert np.array_equal(whole.double().numpy(), (said - zero) * spread(multiples, 8)), "it fits into int8"
+    x, scales = torch.randn(4, IN), 0.01 + 0.01 * torch.rand(OUT, 1)
+    narrow = quant_linear(x, weight, scales, None, None, "int4", 8, "int8", multiples=multiples)
+    assert torch.equal(narrow, quant_linear(x, whole, scales, None, None, "int8", IN, "int8"))
+
+
+@pytest.mark.parametrize("activation", ["none", "int8"])
+@pytest.mark.parametrize("rounded_by", ["scales", "zeros", "multiples"])
+def test_a_weight_is_taken_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, activation: str, rounded_by: str):
+    weight, _, _ = codes_of("int4")
+    x, bias, scales = torch.randn(2, 3, IN), torch.randn(OUT), 0.01 + 0.01 * torch.rand(OUT, IN // 8)
+    zeros = torch.randint(16, (OUT, IN // 8), dtype=torch.uint8) if rounded_by == "zeros" else None
+    multiples = torch.randint(-15, 16, (OUT, IN // 8), dtype=torch.int8) if rounded_by == "multiples" else None
+    args = (x, weight, scales, zeros, bias, "int4", 8, activation, None, multiples)
+    whole = quant_linear(*args)
+    for rows in (1, 4):  # 4 do not divide OUT
+        monkeypatch.setattr(sys.modules["llmc.kernels.ops.linear"], "_BLOCK", rows * IN)
+        torch.testing.assert_close(quant_linear(*args), whole)
 
 
 def test_an_int8_kernel_gives_the_same_bits():

@@ -1,4 +1,4 @@
-"""The head is computed for the last token only, where nothing else needs it for others."""
+"""The head is computed for the rows that the caller asks for, where nothing else needs it for others."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from check_pass import VOCAB, capture, check_pass, inputs
+from attending import Attending, cached, join, qkv
+from check_pass import ROWS, VOCAB, capture, check_pass, samples
 from torch import Tensor, nn
 
 from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import Stage
-from llmc.kernels.ops import embedding, linear
+from llmc.kernels.ops import attention, embedding, linear
 from llmc.passes.base import Fuel, PassResult
+from llmc.passes.choose_rows import ChooseRows
+from llmc.passes.quantize import SCHEMES, Quantize
 from llmc.passes.remove_no_ops import RemoveNoOps
-from llmc.passes.take_last_token import TakeLastToken
 
 aten = torch.ops.aten
 WIDTH = 8
@@ -37,7 +39,7 @@ class Model(nn.Module):
 
 
 def model(head: Head) -> Program:
-    return capture(Model(head), first=[RemoveNoOps()], stage=Stage.CANONICAL)
+    return capture(Model(head), first=[RemoveNoOps()], stage=Stage.CACHED)
 
 
 def project(m: Model, x: Tensor) -> Tensor:
@@ -55,22 +57,59 @@ TAKEN: dict[str, Head] = {
 }
 
 
-def last(logits: Tensor) -> Tensor:
-    return logits[:, -1:]
+def chosen(logits: Tensor) -> Tensor:
+    return logits[:, list(ROWS)]
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_the_last_row_goes_into_the_head(name: str) -> None:
-    program = check_pass(TakeLastToken(), model(TAKEN[name]), matches=1, there={"llmc.take_last"}, expected=last)
+def test_chosen_rows_go_into_the_head(name: str) -> None:
+    program = check_pass(ChooseRows(), model(TAKEN[name]), matches=1, there={"llmc.take_rows"}, expected=chosen)
     (head,) = [n for n in program.nodes if "linear" in str(n.target)]
-    assert "take_last" in str(head.args[0].target)
-    assert str(program.output.meta["val"].shape[1]) == "1"
+    assert "take_rows" in str(head.args[0].target)
+
+
+def test_how_many_rows_is_up_to_the_caller() -> None:
+    program = model(TAKEN["capped"])
+    whole = program(*samples(program, 2, 5))
+    ChooseRows()(program)
+    batch, length = map(str, program.inputs[0].meta["val"].shape)
+    assert str(program.output.meta["val"].shape[1]) not in (batch, length, "1")
+    tokens, positions, _ = samples(program, 2, 5)
+    for rows in ([-1], [0, 1, 2, 3, 4], [2, 2], [0, 1, 2, 3, 4, -1, -2]):
+        torch.testing.assert_close(program(tokens, positions, torch.tensor(rows)), whole[:, rows])
+
+
+def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    return join(attention(*qkv(m, place, x), 0.4))
+
+
+def test_caches_are_kept_whole() -> None:
+    program = check_pass(ChooseRows(), cached(attend), matches=1, expected=chosen)
+    names = [str(node.target) for node in program.inputs]
+    assert names[:3] == ["tokens", "starts", "rows"] and len(names) == 7
+
+
+def test_a_rounded_head_is_a_head() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Embedding(VOCAB, 32), nn.Linear(32, VOCAB)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return linear(embedding(tokens, self.embed.weight).cumsum(1), self.head.weight)
+
+    program = capture(Wide(), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
+    Quantize(SCHEMES["int8"])(program)
+    program.stage = Stage.CACHED
+    program = check_pass(ChooseRows(), program, matches=1, expected=chosen)
+    assert program.ops()["llmc.quant_linear"] == 1
 
 
 def test_without_fuel_nothing_is_done() -> None:
     program = model(project)
-    assert TakeLastToken()(program, Fuel(0)) == PassResult(0)
-    assert not program.ops()["llmc.take_last"]
+    assert ChooseRows()(program, Fuel(0)) == PassResult(0)
+    assert not program.ops()["llmc.take_rows"]
 
 
 LEFT: dict[str, tuple[Head, str]] = {
@@ -89,7 +128,7 @@ LEFT: dict[str, tuple[Head, str]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_other_heads_are_left_alone(name: str) -> None:
     head, reason = LEFT[name]
-    check_pass(TakeLastToken(), model(head), matches=0, gone={"llmc.take_last"}, miss=reason)
+    check_pass(ChooseRows(), model(head), matches=0, gone={"llmc.take_rows"}, miss=reason)
 
 
 @pytest.mark.parametrize(("also", "reason"), [("linear", "something else reads"), ("tanh", "don't come from a linear")])
@@ -98,7 +137,7 @@ def test_a_value_on_the_way_that_goes_out_as_well_keeps_its_rows(also: str, reas
     (other,) = [n for n in program.nodes if also in str(n.target)]
     (end,) = program.graph.find_nodes(op="output")
     end.args = ((program.output, other),)
-    before = program(*inputs(2, 5))
-    (found,) = TakeLastToken()(program).misses
+    before = program(*samples(program, 2, 5))
+    (found,) = ChooseRows()(program).misses
     assert reason in found.reason
-    assert torch.equal(program(*inputs(2, 5)), before)
+    assert torch.equal(program(*samples(program, 2, 5)), before)

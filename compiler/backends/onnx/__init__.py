@@ -1,0 +1,1 @@
+"""Programs as ONNX: one lowering, two tables of what each op becomes."""

@@ -1,0 +1,112 @@
+"""From a cached program to the ONNX files of an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from ....errors import LlmcError
+from ....passes.pipeline import MANY_ROWS
+from ....runtimes.manifest import CacheSpec, DerivedSpec, GraphSpec
+from ...ir.program import Cache, Program
+from .contrib import CONTRIB
+from .external import ExternalData
+from .lower import Derived, Lowering, Table
+from .standard import STANDARD
+
+DATA = "model.onnx.data"
+TABLES: dict[str, Table] = {"contrib": CONTRIB, "standard": STANDARD}
+# From how many tokens in one call on rounding the inputs pays: below, weights are what a matmul waits for.
+PREFILL_ROWS = 16
+
+
+def build_onnx(
+    program: Program, folder: Path, *, ops: str, prefill: bool, watch: Callable[[str], None] = lambda name: None
+) -> dict[str, GraphSpec]:
+    """Write the graphs and their one data file into `folder`.
+
+    Args:
+        ops: the table: "contrib" or "standard".
+        prefill: write a graph of its own for many tokens, which rounds the inputs of linears to int8.
+        watch: called with each weight's name before it is written.
+    """
+    graphs = {}
+    with ExternalData(folder / DATA, watch) as data:
+        step = _lower(program, ops, data, folder / "model.onnx")
+        graphs["step"] = GraphSpec(step.file, 1, PREFILL_ROWS - 1 if prefill else None)
+        if prefill:
+            rounded = program.copy()
+            for subject in MANY_ROWS:
+                subject(rounded)
+            many = _lower(rounded, ops, data, folder / "prefill.onnx")
+            graphs["prefill"] = GraphSpec(many.file, PREFILL_ROWS, None, many.derived)
+    return graphs
+
+
+def cache_specs(program: Program) -> list[CacheSpec]:
+    """The caches by the names that the graphs call them."""
+    return [_cache_spec(i, cache) for i, cache in enumerate(program.caches)]
+
+
+def _cache_spec(i: int, cache: Cache) -> CacheSpec:
+    return CacheSpec(
+        key=f"past_key_values.{i}.key",
+        value=f"past_key_values.{i}.value",
+        present_key=f"present.{i}.key",
+        present_value=f"present.{i}.value",
+        kind="ring" if cache.ring else "static",
+        heads=cache.heads,
+        key_dim=cache.key_dim,
+        value_dim=cache.value_dim,
+        length=cache.length,
+        dtype="fp32",
+    )
+
+
+def _lower(program: Program, ops: str, data: ExternalData, path: Path) -> GraphSpec:
+    lowering = Lowering(program, TABLES[ops], data, derives=path.name == "prefill.onnx")
+    lowering.run()
+    lowering.save(path)
+    _check(path)
+    derived = [_derived_spec(d) for d in lowering.derived.values()]
+    return GraphSpec(path.name, 1, None, derived)
+
+
+def _derived_spec(made: Derived) -> DerivedSpec:
+    return DerivedSpec(
+        name=made.name,
+        scheme=made.scheme,
+        rows=made.rows,
+        columns=made.columns,
+        group_size=made.group_size,
+        file=made.codes.file,
+        codes_offset=made.codes.offset,
+        scales_offset=made.scales.offset,
+        steps_offset=made.steps.offset if made.steps else None,
+    )
+
+
+def _check(path: Path) -> None:
+    """Hold the file to the ONNX standard: every op, type and shape that the standard knows."""
+    model = onnx.load(path, load_external_data=False)
+    try:
+        onnx.checker.check_model(_without_bytes(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise LlmcError(
+            "ONNX_INVALID", f"{path.name} breaks the ONNX standard: {error}", "Report the model; this is a defect."
+        ) from error
+
+
+def _without_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights as inputs: the checker would look for their file, and what the runtime derives lies in none."""
+    kept = []
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            kept.append(tensor)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model

@@ -1,0 +1,72 @@
+"""`genai_config.json`: how onnxruntime-genai finds its way in the same folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...ir.program import Program
+
+
+def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
+    """The config, or None for a program that onnxruntime-genai can't drive: it keeps every position of every layer.
+
+    Args:
+        folder: holds the artifact's config.json and generation_config.json.
+    """
+    caches = program.caches
+    first = caches[0]
+    uniform = all(
+        not c.ring and (c.heads, c.key_dim, c.value_dim) == (first.heads, first.key_dim, first.key_dim) for c in caches
+    )
+    if not uniform:
+        return None
+    config = json.loads((folder / "config.json").read_text())
+    generation = json.loads((folder / "generation_config.json").read_text())
+    ids = {name: generation.get(name, config.get(name)) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    last = ids["eos_token_id"][0] if isinstance(ids["eos_token_id"], list) else ids["eos_token_id"]
+    heads = config.get("num_attention_heads") or config.get("n_head") or first.heads
+    return {
+        "model": {
+            "type": "llama",
+            "context_length": program.max_seq_len,
+            "vocab_size": int(program.output.meta["val"].shape[-1]),
+            "bos_token_id": ids["bos_token_id"] if ids["bos_token_id"] is not None else last,
+            "eos_token_id": ids["eos_token_id"],
+            "pad_token_id": ids["pad_token_id"] if ids["pad_token_id"] is not None else last,
+            "decoder": {
+                "filename": "model.onnx",
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "head_size": first.key_dim,
+                "hidden_size": config.get("hidden_size") or heads * first.key_dim,
+                "num_attention_heads": heads,
+                "num_hidden_layers": len(caches),
+                "num_key_value_heads": first.heads,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "early_stopping": True,
+            "max_length": program.max_seq_len,
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }

@@ -1,0 +1,161 @@
+"""An ONNX graph while it is being written: nodes, small constants, and weights that lie in a file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+
+from .... import __version__
+from ....errors import LlmcError
+from ...ir.weights import Weight
+from .external import ExternalData
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MICROSOFT = "com.microsoft"
+# What ONNX Runtime 1.30 and TensorRT read; the newest features of the format are not used.
+IR_VERSION = 11
+OPSET = 24
+
+ELEMENT = {
+    torch.float64: TensorProto.DOUBLE,
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.int16: TensorProto.INT16,
+    torch.int8: TensorProto.INT8,
+    torch.uint8: TensorProto.UINT8,
+    torch.bool: TensorProto.BOOL,
+}
+
+
+def element(dtype: torch.dtype) -> int:
+    """ONNX's number for a dtype."""
+    if dtype not in ELEMENT:
+        raise LlmcError("ONNX_DTYPE", f"ONNX has no {dtype}.", "Compile with --dtype fp32.")
+    return ELEMENT[dtype]
+
+
+class Value(str):
+    """The name of an ONNX value, with the dtype and shape that the program knows of it.
+
+    Attributes:
+        symbol: what the program calls the number, if the value is a size.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[Any, ...]
+    symbol: str
+
+    def __new__(cls, name: str, dtype: torch.dtype = torch.int64, shape: Sequence[Any] = (), symbol: str = "") -> Self:
+        self = super().__new__(cls, name)
+        self.dtype, self.shape, self.symbol = dtype, tuple(shape), symbol
+        return self
+
+
+class Graph:
+    """Nodes in order, with names that follow from the order of the calls alone: the same program, the same bytes."""
+
+    def __init__(self, data: ExternalData) -> None:
+        self.data = data
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.domains = {""}
+        self.scope = ""
+        self._taken: dict[str, int] = {}
+        self._constants: dict[tuple[Any, ...], str] = {}
+
+    def op(self, kind: str, *inputs: Any, count: int = 1, domain: str = "", **attributes: Any) -> Any:
+        """Append a node and return the name of its output, or a tuple of `count` names.
+
+        Args:
+            inputs: names; None for an input that is left out.
+            attributes: those that are None are left out.
+        """
+        outputs = [self._name(kind if count == 1 else f"{kind}_{i}") for i in range(count)]
+        names = ["" if x is None else str(x) for x in inputs]
+        while names and not names[-1]:
+            names.pop()
+        attributes = {k: v for k, v in sorted(attributes.items()) if v is not None}
+        self.nodes.append(helper.make_node(kind, names, outputs, name=outputs[0], domain=domain, **attributes))
+        self.domains.add(domain)
+        return outputs[0] if count == 1 else tuple(outputs)
+
+    def constant(self, value: Any, dtype: torch.dtype | None = None) -> Value:
+        """A small value held in the graph itself; equal ones are one."""
+        tensor = torch.as_tensor(value, dtype=dtype)
+        array = tensor.numpy()
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._constants[key] = self._name("const", scoped=False)
+            self.initializers[name] = onnx.numpy_helper.from_array(np.asarray(array), name)
+        return Value(self._constants[key], tensor.dtype, tensor.shape)
+
+    def weight(self, name: str, weight: Weight, dtype: int | None = None, shape: Sequence[int] | None = None) -> Value:
+        """A value that lies in the data file.
+
+        Args:
+            dtype: how ONNX calls the bytes, if not by the weight's own dtype; `shape` likewise.
+        """
+        if name not in self.initializers:
+            place = self.data.add(name, weight)
+            tensor = TensorProto(name=name, data_type=dtype or element(weight.dtype), dims=shape or weight.shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
+                tensor.external_data.add(key=key, value=str(value))
+            self.initializers[name] = tensor
+        return Value(name, weight.dtype, shape or weight.shape)
+
+    def input(self, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> Value:
+        self.inputs.append(helper.make_tensor_value_info(name, element(dtype), list(shape)))
+        self._taken[name] = 1
+        return Value(name, dtype, shape)
+
+    def output(self, value: str, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> None:
+        """Let a value go out under a name of its own."""
+        self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        self.outputs.append(helper.make_tensor_value_info(name, element(dtype), list(shape)))
+
+    def model(self) -> onnx.ModelProto:
+        """The finished model; its weights are where the data file says."""
+        self._rename_outputs()
+        graph = helper.make_graph(self.nodes, "llmc", self.inputs, self.outputs, list(self.initializers.values()))
+        opsets = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self.domains)]
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc", producer_version=__version__
+        )
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(self.model().SerializeToString(deterministic=True))
+
+    def _rename_outputs(self) -> None:
+        """Give what makes an output its name, so that no Identity, which may be a copy, stands before it."""
+        names = {output.name for output in self.outputs}
+        makers = {name: (node, i) for node in self.nodes for i, name in enumerate(node.output) if name not in names}
+        for last in [node for node in self.nodes if node.op_type == "Identity" and node.output[0] in names]:
+            if last.input[0] not in makers:
+                continue  # an input or a weight, or what goes out under another name already
+            inner, outer = last.input[0], last.output[0]
+            maker, index = makers[inner]
+            self.nodes.remove(last)
+            maker.output[index] = outer
+            for node in self.nodes:
+                for i, name in enumerate(node.input):
+                    if name == inner:
+                        node.input[i] = outer
+
+    def _name(self, base: str, scoped: bool = True) -> str:
+        base = f"{self.scope}/{base}" if scoped and self.scope else base
+        count = self._taken[base] = self._taken.get(base, 0) + 1
+        return base if count == 1 else f"{base}_{count}"

@@ -1,0 +1,285 @@
+"""From a cached program to an ONNX graph: inputs and outputs as the ecosystem calls them, op by op in between."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import Tensor, fx
+
+from ....errors import LlmcError
+from ....kernels.ops import op_of
+from ...ir.program import Program, layer_of, op_name, where
+from ...ir.weights import Weight
+from .external import ExternalData, Place
+from .graph import Graph, Value, element
+
+# What a table maps op names ("llmc.rms_norm", "aten.softmax") to: writes nodes, returns the name or names of what
+# the op computes. Arguments come by name, as the op's own signature or schema calls them.
+Entry = Callable[..., Any]
+Table = dict[str, Entry]
+
+BATCH, LENGTH, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
+PAST, PRESENT = "past_sequence_length", "present_sequence_length"
+# Integers of so many values lie in the graph itself, where shape inference reads them.
+SMALL = 1024
+
+
+@dataclass(frozen=True)
+class Derived:
+    """An integer matrix [columns, rows] that a runtime makes from 4-bit or 8-bit codes when it opens a graph.
+
+    It holds the same numbers in the layout of another kernel; storing it too would double the artifact.
+    """
+
+    name: str
+    scheme: str
+    rows: int
+    columns: int
+    group_size: int
+    codes: Place
+    scales: Place
+    steps: Place | None
+
+
+class Lowering(Graph):
+    """An ONNX graph that is being made from a program.
+
+    Attributes:
+        node: the program's node that is being lowered; its `meta["val"]` says shape and dtype of the result.
+        starts: how many positions each row holds, [B] int64.
+        memo: values that many nodes share (masks, positions), by any key.
+        derives: whether the runtime makes matrices in other layouts from codes that are stored already.
+        derived: those matrices.
+    """
+
+    node: fx.Node
+    starts: Value
+
+    def __init__(self, program: Program, table: Table, data: ExternalData, derives: bool = False) -> None:
+        super().__init__(data)
+        self.program = program
+        self.table = table
+        self.derives = derives
+        self.derived: dict[str, Derived] = {}
+        self.memo: dict[Any, Any] = {}
+        self._values: dict[fx.Node, Any] = {}
+
+    # For the entries of a table ----------------------------------------------------------------------------------
+
+    def op(self, kind: str, *inputs: Any, count: int = 1, domain: str = "", **attributes: Any) -> Any:
+        """Append a node, as `Graph.op`; a weight among the inputs is written to the data file as it is."""
+        for value in inputs:
+            if isinstance(value, WeightValue):
+                self._hold(value)
+        return super().op(kind, *inputs, count=count, domain=domain, **attributes)
+
+    def derive(self, derived: Derived) -> Value:
+        """An int8 matrix that the runtime puts in; the file that it seems to lie in does not exist."""
+        if derived.name not in self.initializers:
+            shape = (derived.columns, derived.rows)
+            tensor = TensorProto(name=derived.name, data_type=TensorProto.INT8, dims=shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="derived")
+            self.initializers[derived.name] = tensor
+            self.derived[derived.name] = derived
+        return Value(derived.name, torch.int8, (derived.columns, derived.rows))
+
+    def _hold(self, value: WeightValue) -> None:
+        """Write a weight to the data file, or into the graph: small integers may be indices, which shapes hang on."""
+        if value.dtype == torch.int64 and value.weight.numel <= SMALL:
+            self.initializers[value] = numpy_helper.from_array(value.weight.evaluate().numpy(), value)
+        else:
+            self.weight(value, value.weight)
+
+    def size(self, size: Any) -> Value:
+        """A size as a tensor of one element: an int, or a value that stands for one."""
+        if isinstance(size, int):
+            return self.constant([size])
+        key = ("size", str(size))
+        if key not in self.memo:
+            self.memo[key] = Value(self.op("Reshape", size, self.constant([1])), torch.int64, (1,))
+        return self.memo[key]
+
+    def sizes(self, sizes: Sequence[Any]) -> Value:
+        """Sizes as one tensor; a constant where all are."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.constant(list(sizes), torch.int64)
+        return Value(self.op("Concat", *map(self.size, sizes), axis=0), torch.int64, (len(sizes),))
+
+    def length(self, value: Value, dim: int) -> Value:
+        """The size of a dim as a tensor of one element."""
+        known = value.shape[dim]
+        if isinstance(known, int):
+            return self.constant([known])
+        dim %= len(value.shape)
+        key = ("length", str(known))
+        if key not in self.memo:
+            self.memo[key] = Value(self.op("Shape", value, start=dim, end=dim + 1), torch.int64, (1,))
+        return self.memo[key]
+
+    def reshape(self, value: Value | str, sizes: Sequence[Any], source: Sequence[Any] = ()) -> str:
+        """A reshape that needs no size at run time where the source's dims or one -1 say it.
+
+        Args:
+            sizes: of the result: ints, symbols of torch, or values.
+            source: of what is reshaped, if `value` does not know.
+        """
+        given = [str(s) for s in (getattr(value, "shape", ()) or source)]
+        target: list[Any] = []
+        is_open = any(isinstance(size, int) and size == -1 for size in sizes)
+        for i, size in enumerate(sizes):
+            if isinstance(size, int):
+                target.append(size)
+            elif i < len(given) and given[i] == symbol_of(size):
+                target.append(0)
+            elif not is_open:
+                target.append(-1)
+                is_open = True
+            else:
+                target.append(size if isinstance(size, Value) else self._symbol(size))
+        return self.op("Reshape", value, self.sizes(target))
+
+    def positions(self) -> Value:
+        """Of the new tokens, [B, S]."""
+        if "positions" not in self.memo:
+            steps = self.op("Range", self.constant(0), self.op("Squeeze", self._length), self.constant(1))
+            column = self.op("Unsqueeze", self.starts, self.constant([1]))
+            self.memo["positions"] = Value(self.op("Add", column, steps), torch.int64, (BATCH, LENGTH))
+        return self.memo["positions"]
+
+    def cast(self, value: Value | str, dtype: torch.dtype) -> Value:
+        if getattr(value, "dtype", None) == dtype:
+            return value  # type: ignore[return-value]
+        return Value(self.op("Cast", value, to=element(dtype)), dtype, getattr(value, "shape", ()))
+
+    # The walk ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Lower the whole program."""
+        self._make_inputs()
+        for node in self.program.nodes:
+            if node.op == "get_attr":
+                name = str(node.target)
+                self._values[node] = WeightValue.of(name, self.program.weights[name])
+            elif node.op == "call_function":
+                self._lower(node)
+        self._make_outputs()
+
+    def _make_inputs(self) -> None:
+        tokens, starts, *rest = self.program.inputs
+        self._values[tokens] = self.input("input_ids", torch.int64, [BATCH, LENGTH])
+        self._values[tokens].shape = tuple(tokens.meta["val"].shape)
+        mask = self.input("attention_mask", torch.int64, [BATCH, TOTAL])
+        self._length = Value(self.op("Shape", "input_ids", start=1, end=2), torch.int64, (1,))
+        self.memo["length", str(tokens.meta["val"].shape[1])] = self._length
+        held = self.op("ReduceSum", mask, self.constant([1]), keepdims=0)
+        self.held = Value(held, torch.int64, tokens.meta["val"].shape[:1])  # positions of a row after this call
+        self.total = Value(self.op("Shape", "attention_mask", start=1, end=2), torch.int64, (1,))
+        self.starts = Value(self.op("Sub", held, self._length), torch.int64, tokens.meta["val"].shape[:1])
+        self._values[starts] = self.starts
+        if rest and rest[0].name == "rows":
+            # With a default, so that who doesn't know the input gets the last token's logits.
+            rows = self._values[rest[0]] = self.input("rows", torch.int64, ["rows"])
+            self.initializers["rows"] = numpy_helper.from_array(np.array([-1]), "rows")
+            rows.shape = tuple(rest[0].meta["val"].shape)
+        for i, cache in enumerate(self.program.caches):
+            for kind, name, dim in (("key", cache.keys, cache.key_dim), ("value", cache.values, cache.value_dim)):
+                (node,) = self.program.graph.find_nodes(op="placeholder", target=name)
+                length = cache.length if cache.ring else PAST
+                shape: list[int | str] = [BATCH, cache.heads, length, dim]
+                self._values[node] = self.input(f"past_key_values.{i}.{kind}", cache.dtype, shape)
+                self._values[node].shape = tuple(node.meta["val"].shape)
+
+    def _make_outputs(self) -> None:
+        (end,) = self.program.graph.find_nodes(op="output")
+        logits, *caches = end.args[0]
+        # One, as without `rows`: that is how onnxruntime-genai sees that only the last token's logits come out.
+        rows = 1 if "rows" in self.initializers else LENGTH
+        self.output(self._values[logits], "logits", torch.float32, [BATCH, rows, logits.meta["val"].shape[2]])
+        for i, node in enumerate(caches):
+            cache = self.program.caches[i // 2]
+            kind, dim = ("key", cache.key_dim) if i % 2 == 0 else ("value", cache.value_dim)
+            shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PRESENT, dim]
+            self.output(self._values[node], f"present.{i // 2}.{kind}", cache.dtype, shape)
+
+    def _lower(self, node: fx.Node) -> None:
+        self.node, self.scope = node, where(node) or layer_of(node)
+        arguments: Any = fx.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
+        args, kwargs = arguments
+        if node.target is operator.getitem:
+            self._values[node] = args[0][args[1]]
+            return
+        name = op_name(node)
+        if name == "aten.sym_size":
+            self._values[node] = self._symbol(node.meta["val"])
+            return
+        entry = self.table.get(name)
+        if entry is None:
+            raise LlmcError(
+                "OP_UNSUPPORTED",
+                f"The ONNX back end has no lowering for {name}, which {where(node) or 'the model'} calls.",
+                "Report the model; no other option of this target will help.",
+            )
+        self._values[node] = self._typed(entry(self, **self._named_arguments(node, args, kwargs)), node.meta["val"])
+
+    def _named_arguments(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if defined := op_of(node.target):
+            return defined.bind(tuple(args), kwargs)
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return dict(zip("abc", args, strict=False))
+        named = {}
+        for i, parameter in enumerate(node.target._schema.arguments):
+            given = args[i] if i < len(args) else kwargs.get(parameter.name, parameter.default_value)
+            named["input" if parameter.name == "self" else parameter.name] = given
+        return named
+
+    def _symbol(self, size: Any) -> Value:
+        """A scalar for a size that the program knows by a symbol, such as the batch."""
+        if isinstance(size, int):
+            return self.constant(size)
+        key = ("scalar", str(size))
+        if key not in self.memo:
+            length = self.memo.get(("length", str(size)))
+            if length is None:
+                length = self._length_of(size)
+            self.memo[key] = Value(self.op("Squeeze", length), torch.int64, (), symbol=str(size))
+        return self.memo[key]
+
+    def _length_of(self, size: Any) -> Value:
+        for node, value in self._values.items():
+            example = node.meta.get("val")
+            if isinstance(example, Tensor) and isinstance(value, Value):
+                for dim, known in enumerate(example.shape):
+                    if str(known) == str(size):
+                        return self.length(value, dim)
+        raise AssertionError(f"no value has a size {size}")
+
+    def _typed(self, made: Any, example: Any) -> Any:
+        if isinstance(made, (tuple, list)):
+            return tuple(self._typed(m, e) for m, e in zip(made, example, strict=True))
+        if isinstance(example, Tensor):
+            return Value(made, example.dtype, example.shape)
+        return Value(made, getattr(made, "dtype", torch.int64), symbol=str(example))
+
+
+def symbol_of(size: Any) -> str:
+    """How a size is called where sizes are compared: by its number or its symbol."""
+    return size.symbol if isinstance(size, Value) else str(size)
+
+
+class WeightValue(Value):
+    """A weight that nobody has read yet. A table may store it in another form; else it is written as it is."""
+
+    weight: Weight
+
+    @classmethod
+    def of(cls, name: str, weight: Weight) -> WeightValue:
+        self = cls(name, weight.dtype, weight.shape)
+        self.weight = weight
+        return self

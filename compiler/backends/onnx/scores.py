@@ -1,0 +1,171 @@
+"""`cached_attention` in plain ONNX: the cache is written in place, a mask says who sees whom."""
+
+from __future__ import annotations
+
+import torch
+
+from .graph import Value
+from .lower import Lowering
+
+
+def attend(
+    g: Lowering,
+    q: Value,
+    k: Value,
+    v: Value,
+    k_cache: Value,
+    v_cache: Value,
+    starts: Value,
+    scale: float,
+    window: int | None,
+    chunk: int | None,
+    softcap: float | None,
+    sinks: Value | None,
+    slopes: Value | None,
+    ring: bool,
+) -> tuple[str, str, str]:
+    """New tokens enter the cache first and attention reads it whole; in a ring it reads what was there, and the new
+    tokens beside it, for they may take the slots of positions that earlier ones of them still see."""
+    size = int(k_cache.shape[2])
+    shared = ("cache", str(k_cache), str(k), str(v), ring)
+    if shared not in g.memo:
+        g.memo[shared] = _kept(g, k, v, k_cache, v_cache, ring)
+    keys, values, all_keys, all_values = g.memo[shared]
+    at = _key_positions(g, size, ring)
+    mask = _mask(g, at, window, chunk)
+    if slopes is not None or sinks is not None:
+        mask = _bias(g, mask)
+    if slopes is not None:
+        mask = g.op("Add", mask, _alibi(g, at, slopes))
+    if sinks is None:
+        # The standard caps scores before it masks them, and so does the meaning.
+        return g.op("Attention", q, all_keys, all_values, mask, scale=scale, softcap=softcap), keys, values
+    kv_heads = int(k_cache.shape[1])
+    return _with_sinks(g, q, all_keys, all_values, kv_heads, mask, scale, softcap, sinks), keys, values
+
+
+def _kept(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, ring: bool) -> tuple[str, str, str, str]:
+    """The caches as they are after the call, and what its tokens look at.
+
+    Once for all attentions of the same keys and values: who came later would read what the first has overwritten.
+    """
+    pairs = (k_cache, k), (v_cache, v)
+    if not ring:
+        keys, values = (g.op("TensorScatter", old, new, g.starts, axis=2) for old, new in pairs)
+        return keys, values, keys, values
+    all_keys, all_values = (g.op("Concat", old, new, axis=2) for old, new in pairs)
+    slots = _ring_slots(g, int(k_cache.shape[2]), all_keys, all_values)
+    keys, values = (_written_round(g, old, new, slots) for old, new in pairs)
+    return keys, values, all_keys, all_values
+
+
+def _ring_slots(g: Lowering, size: int, all_keys: str, all_values: str) -> str:
+    """Where in a ring each row's first new token goes, [B].
+
+    The cache is written in the memory that it is read from, so it must be read before: the zero that is added here
+    is the difference of two sizes of what was read, and can't be known earlier.
+    """
+    key = ("ring", size)
+    if key not in g.memo:
+        # Of more tokens than slots the last ones are kept.
+        length = g.op("Shape", "input_ids", start=1, end=2)
+        dropped = g.op("Max", g.op("Sub", length, g.constant([size])), g.constant([0]))
+        g.memo[key] = g.op("Mod", g.op("Add", g.starts, dropped), g.constant([size]))
+    batches = [g.op("Shape", x, start=0, end=1) for x in (all_keys, all_values)]
+    return g.op("Add", g.memo[key], g.op("Sub", *batches))
+
+
+def _written_round(g: Lowering, cache: Value, new: Value, slots: str) -> str:
+    size = int(cache.shape[2])
+    # A slice from -size on takes all where there are fewer.
+    last = g.op("Slice", new, g.constant([-size]), g.constant([2**31]), g.constant([2]))
+    return g.op("TensorScatter", cache, last, slots, axis=2, mode="circular")
+
+
+def _key_positions(g: Lowering, size: int, ring: bool) -> str:
+    """The position of each key, [B, 1, T] or [1, 1, T]; those that hold nothing are past every query or negative."""
+    key = ("keys", size, ring)
+    if key not in g.memo:
+        slots = g.constant(torch.arange(size).view(1, 1, -1))
+        if not ring:
+            g.memo[key] = slots
+        else:
+            last = g.op("Sub", g.op("Unsqueeze", g.starts, g.constant([1, 2])), g.constant(1))  # [B, 1, 1]
+            age = g.op("Mod", g.op("Sub", last, slots), g.constant(size))
+            new = g.op("Unsqueeze", g.positions(), g.constant([1]))
+            g.memo[key] = g.op("Concat", g.op("Sub", last, age), new, axis=2)
+    return g.memo[key]
+
+
+def _mask(g: Lowering, keys: str, window: int | None, chunk: int | None) -> str:
+    """Who sees whom, [B, 1, S, T] bool."""
+    key = ("mask", keys, window, chunk)
+    if key not in g.memo:
+        queries = g.op("Unsqueeze", g.positions(), g.constant([2]))  # [B, S, 1]
+        rules = [g.op("LessOrEqual", keys, queries), g.op("GreaterOrEqual", keys, g.constant(0))]
+        if window is not None:
+            rules.append(g.op("Greater", keys, g.op("Sub", queries, g.constant(window))))
+        if chunk is not None:
+            blocks = [g.op("Div", x, g.constant(chunk)) for x in (keys, queries)]
+            rules.append(g.op("Equal", *blocks))
+        seen = rules[0]
+        for rule in rules[1:]:
+            seen = g.op("And", seen, rule)
+        g.memo[key] = g.op("Unsqueeze", seen, g.constant([1]))
+    return g.memo[key]
+
+
+def _bias(g: Lowering, mask: str) -> str:
+    """The mask as what is added to scores."""
+    key = ("bias", mask)
+    if key not in g.memo:
+        zero, never = g.constant(0.0, torch.float32), g.constant(torch.finfo(torch.float32).min, torch.float32)
+        g.memo[key] = g.op("Where", mask, zero, never)
+    return g.memo[key]
+
+
+def _alibi(g: Lowering, keys: str, slopes: Value) -> str:
+    """slope * (key - query), [B, H, S, T]."""
+    key = ("alibi", keys, str(slopes))
+    if key not in g.memo:
+        queries = g.op("Unsqueeze", g.positions(), g.constant([2]))
+        distance = g.cast(g.op("Unsqueeze", g.op("Sub", keys, queries), g.constant([1])), torch.float32)
+        by_head = g.op("Reshape", g.cast(slopes, torch.float32), g.constant([-1, 1, 1]))
+        g.memo[key] = g.op("Mul", distance, by_head)
+    return g.memo[key]
+
+
+def _with_sinks(
+    g: Lowering,
+    q: Value,
+    keys: str,
+    values: str,
+    kv_heads: int,
+    mask: str,
+    scale: float,
+    softcap: float | None,
+    sinks: Value,
+) -> str:
+    """Written out: the standard's attention knows no sink."""
+    heads, dim = q.shape[1], q.shape[3]
+    per = heads // kv_heads
+    by_kv = g.op("Reshape", q, g.constant([0, kv_heads, -1, dim]))  # the query heads of a kv head are more rows
+    scores = g.op("MatMul", by_kv, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+    length = g.op("Shape", q, start=2, end=3)
+    by_head = g.op("Concat", g.constant([0, heads]), length, g.constant([-1]), axis=0)
+    scores = g.op("Mul", g.op("Reshape", scores, by_head), g.constant(scale, q.dtype))
+    if softcap is not None:
+        cap = g.constant(softcap, q.dtype)
+        scores = g.op("Mul", g.op("Tanh", g.op("Div", scores, cap)), cap)
+    scores = g.op("Add", scores, mask)
+    batch = g.op("Shape", q, start=0, end=1)
+    wide = g.op("Concat", batch, g.constant([heads]), length, g.constant([1]), axis=0)
+    sink = g.op("Expand", g.op("Reshape", sinks, g.constant([1, heads, 1, 1])), wide)
+    weights = g.op("Softmax", g.op("Concat", scores, sink, axis=3), axis=3)
+    weights = g.op("Slice", weights, g.constant([0]), g.constant([-1]), g.constant([3]))
+    stacked = g.op(
+        "Concat", g.constant([0, kv_heads]), g.op("Mul", length, g.constant([per])), g.constant([-1]), axis=0
+    )
+    by_rows = g.op("Reshape", weights, stacked)
+    out = g.op("MatMul", by_rows, values)
+    return g.op("Reshape", out, g.op("Concat", g.constant([0, heads]), length, g.constant([-1]), axis=0))

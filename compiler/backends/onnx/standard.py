@@ -1,0 +1,84 @@
+"""The dialect in plain ONNX: what every runtime of opset 24 can run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...ir.weights import transpose
+from .activations import gated_act
+from .aten import ATEN
+from .graph import Value
+from .lower import Lowering, Table, WeightValue
+from .moe import MOE
+from .quantized import standard_embedding, standard_linear
+from .scores import attend
+
+
+def rms_norm(g: Lowering, x: Value, weight: Value | None, eps: float) -> str:
+    return g.op("RMSNormalization", x, _gain(g, x, weight), axis=-1, epsilon=eps)
+
+
+def layer_norm(g: Lowering, x: Value, weight: Value | None, bias: Value | None, eps: float) -> str:
+    return g.op("LayerNormalization", x, _gain(g, x, weight), bias, axis=-1, epsilon=eps)
+
+
+def _gain(g: Lowering, x: Value, weight: Value | None) -> Value:
+    return g.constant(torch.ones(x.shape[-1], dtype=x.dtype)) if weight is None else weight
+
+
+def add_rms_norm(g: Lowering, x: Value, residual: Value, weight: Value | None, eps: float) -> tuple[str, str]:
+    total = g.op("Add", x, residual)
+    return g.op("RMSNormalization", total, _gain(g, x, weight), axis=-1, epsilon=eps), total
+
+
+def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
+    """A product with the weight as columns, stored so unless an embedding reads its rows."""
+    if isinstance(weight, WeightValue) and not _is_table(g, weight):
+        turned: Any = g.weight(f"{weight}.transposed", transpose(weight.weight))
+    else:
+        turned = g.op("Transpose", weight, perm=[1, 0])
+    y = g.op("MatMul", x, turned)
+    return y if bias is None else g.op("Add", y, bias)
+
+
+def _is_table(g: Lowering, weight: Value) -> bool:
+    """Whether an embedding reads the weight too: then it is stored once, as the embedding wants it."""
+    (node,) = g.program.graph.find_nodes(op="get_attr", target=str(weight))
+    return len(node.users) > 1
+
+
+def embedding(g: Lowering, ids: Value, weight: Value) -> str:
+    return g.op("Gather", weight, ids, axis=0)
+
+
+def take_rows(g: Lowering, x: Value, rows: Value) -> str:
+    return g.op("Gather", x, rows, axis=1)
+
+
+def rope(g: Lowering, x: Value, positions: Value, cos: Value, sin: Value, interleaved: bool) -> str:
+    """The standard's own, which also leaves the dims behind the turning ones alone."""
+    turning = 2 * cos.shape[-1]
+    if turning == x.shape[-1]:
+        return g.op("RotaryEmbedding", x, cos, sin, positions, interleaved=int(interleaved))
+    return g.op("RotaryEmbedding", x, cos, sin, positions, interleaved=int(interleaved), rotary_embedding_dim=turning)
+
+
+STANDARD: Table = (
+    ATEN
+    | MOE
+    | {
+        "llmc.add_rms_norm": add_rms_norm,
+        "llmc.cached_attention": attend,
+        "llmc.embedding": embedding,
+        "llmc.gated_act": gated_act,
+        "llmc.layer_norm": layer_norm,
+        "llmc.linear": linear,
+        "llmc.quant_embedding": standard_embedding,
+        "llmc.quant_linear": standard_linear,
+        "llmc.rms_norm": rms_norm,
+        "llmc.rope": rope,
+        "llmc.take_rows": take_rows,
+    }
+)

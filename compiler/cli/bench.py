@@ -1,0 +1,79 @@
+"""`llmc bench`: how fast an artifact runs on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .progress import steps
+from .verb import Verb, artifact_argument, print_json, threads_option
+
+if TYPE_CHECKING:
+    from ...runtimes.manifest import Manifest
+
+
+@click.command(cls=Verb, short_help="Prefill and decode speed, latency and memory of an artifact.")
+@artifact_argument
+@click.option(
+    "-p", "--prompt", type=click.IntRange(min=0), default=512, show_default=True, help="Tokens to prefill; 0: none."
+)
+@click.option(
+    "-n", "--tokens", type=click.IntRange(min=0), default=128, show_default=True, help="Tokens to decode; 0: none."
+)
+@click.option("-r", "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each test.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Sequences at a time."
+)
+@threads_option
+@click.option(
+    "--output-format",
+    type=click.Choice(["md", "csv", "json"]),
+    default="md",
+    show_default=True,
+    help="How to print the result.",
+)
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the result as SVG, too."
+)
+def bench(
+    artifact: Path,
+    prompt: int,
+    tokens: int,
+    repeats: int,
+    concurrency: int,
+    threads: int | None,
+    output_format: str,
+    plot: Path | None,
+) -> None:
+    """Measure the artifact in DIR, as llama-bench does: random tokens, each test warmed up once."""
+    if not prompt and not tokens:
+        raise click.UsageError("There is nothing to measure: give -p or -n more than 0.")
+    if plot and not plot.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
+    with steps(f"Loading {artifact}") as watch:
+        from ...runtimes.artifact import read_manifest
+        from ...runtimes.bench import bench as measure
+        from ...runtimes.bench_report import as_csv, markdown, svg
+        from ...runtimes.load import load
+
+        name = _name(read_manifest(artifact))
+        began = time.perf_counter()
+        engine = load(artifact, threads=threads, slots=concurrency)
+        load_s = time.perf_counter() - began
+        result = measure(engine, prompt, tokens, repeats, concurrency, watch=watch)
+    result = replace(result, load_s=load_s, threads=getattr(engine, "threads", threads))
+    if plot:
+        plot.write_text(svg(result, name), encoding="utf-8")
+    if output_format == "json":
+        print_json(result.as_dict())
+    else:
+        click.echo(markdown(result, name) if output_format == "md" else as_csv(result), nl=False)
+
+
+def _name(manifest: Manifest) -> str:
+    scheme = (manifest.quantization or {}).get("scheme")
+    return ", ".join(filter(None, [manifest.model["name"], manifest.target, scheme]))

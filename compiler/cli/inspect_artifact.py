@@ -1,0 +1,108 @@
+"""What `llmc inspect` shows of an artifact."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...errors import LlmcError
+from . import sheet
+from .verb import as_json, print_json, refuse
+from .verify import show_checks
+
+if TYPE_CHECKING:
+    from ...runtimes.manifest import CacheSpec, Manifest
+
+
+def inspect_artifact(ctx: click.Context, folder: Path, json_wanted: bool) -> None:
+    """Show what an artifact says of itself; one that is cut or doesn't fit this machine is refused at the end."""
+    from ...runtimes.artifact import open_artifact, read_manifest
+
+    manifest = read_manifest(folder)
+    gate = _gate(folder)
+    try:
+        open_artifact(folder, check_files=False)
+        refusal = None
+    except LlmcError as error:
+        refusal = error
+    if json_wanted:
+        document: dict[str, Any] = {"path": str(folder), **asdict(manifest)}
+        document |= {"bytes": _total(manifest), "cache_bytes": sum(cache.nbytes for cache in manifest.caches)}
+        print_json(document | {"verify": gate} | ({"error": as_json(refusal)} if refusal else {}))
+    else:
+        _show(manifest)
+        _show_gate(gate)
+    if refusal:
+        refuse(ctx, refusal)
+
+
+def _gate(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "verify.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _total(manifest: Manifest) -> int:
+    return sum(file.bytes for file in manifest.files.values())
+
+
+def _show(manifest: Manifest) -> None:
+    model = manifest.model
+    sheet.facts(
+        [
+            (
+                "model",
+                f"{model['name']} ({model['type']}), {model['parameters']:,} parameters, {model['layers']} layers",
+            ),
+            ("identity", model["identity"]),
+            ("target", manifest.target),
+            ("positions", f"{manifest.max_seq_len:,}"),
+            ("quantization", _pairs(manifest.quantization or {}) or "none"),
+            ("built with", _pairs(manifest.built_with)),
+            ("needs", ", ".join(f"{module}{wanted}" for module, wanted in manifest.requires.items())),
+        ]
+    )
+    sheet.heading("Files")
+    rows = [[name, sheet.size(file.bytes), file.sha256[:12]] for name, file in manifest.files.items()]
+    sheet.table(["file", "size", "sha256"], [*rows, ["all", sheet.size(_total(manifest)), ""]])
+    sheet.heading("Graphs")
+    graphs = manifest.graphs.items()
+    sheet.table(
+        ["graph", "file", "tokens at a time"], [[name, g.file, _range(g.min_rows, g.max_rows)] for name, g in graphs]
+    )
+    sheet.heading("Caches of one sequence")
+    sheet.table(
+        ["layers", "kind", "positions", "heads", "key and value", "dtype", "size"],
+        [
+            [many, c.kind, c.length, c.heads, f"{c.key_dim} and {c.value_dim}", c.dtype, sheet.size(many * c.nbytes)]
+            for c, many in _alike(manifest.caches).items()
+        ],
+    )
+
+
+def _alike(caches: list[CacheSpec]) -> Counter[CacheSpec]:
+    return Counter(replace(cache, key="", value="", present_key="", present_value="") for cache in caches)
+
+
+def _range(least: int, most: int | None) -> str:
+    if most is None:
+        return f"{least} or more"
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _show_gate(gate: Any) -> None:
+    sheet.heading("Verification, when it was compiled")
+    try:
+        show_checks(gate["checks"])
+    except (KeyError, TypeError, ValueError):  # another version of llmc wrote it
+        click.echo("none" if gate is None else json.dumps(gate))

@@ -1,0 +1,49 @@
+"""`llmc verify`: the gate, again, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import sheet
+from .progress import progress
+from .verb import CHECK_FAILED, Verb, artifact_argument, json_option, print_json
+
+if TYPE_CHECKING:
+    from ...runtimes.selfcheck import Report
+
+
+@click.command(cls=Verb, short_help="Compare an artifact with its model, on this machine.")
+@artifact_argument
+@click.argument("model", required=False)
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, artifact: Path, model: str | None, as_json: bool) -> None:
+    """Compare the artifact in DIR with MODEL in transformers, or with what it carries of the model it was made from.
+
+    Exit status 1 if a check fails.
+    """
+    with progress(f"Verifying {artifact}"):
+        from ..verify import verify as compare
+
+        report = compare(artifact, model)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _show(report)
+    if not report.passed:
+        ctx.exit(CHECK_FAILED)
+
+
+def _show(report: Report) -> None:
+    show_checks(report.as_dict()["checks"])
+    failed = sum(not check.ok for check in report.checks)
+    click.echo(f"\n{failed} of {len(report.checks)} checks failed." if failed else "\nAll checks passed.")
+
+
+def show_checks(checks: Any) -> None:
+    """A table of what the gate measured, from its JSON."""
+    rows = [[c["name"], f"{c['measured']:.3g}", f"{c['limit']:.3g}", "yes" if c["ok"] else "NO"] for c in checks]
+    sheet.table(["check", "measured", "limit", "ok"], rows)

@@ -1,0 +1,38 @@
+"""The model as transformers itself runs it, one weight in memory at a time: what everything is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..ir.weights import Weight
+from .capture import LogitsOf
+
+
+def eager_logits(module: nn.Module, weights: Mapping[str, Weight], tokens: Tensor) -> Tensor:
+    """Logits [B, S, V] of whole sequences, by the model's own code; what is on meta gets its values from `weights`."""
+    positions = torch.arange(tokens.shape[1]).repeat(tokens.shape[0], 1)
+    with torch.no_grad(), _ReadWhenUsed(module, weights):
+        return LogitsOf(module)(tokens, positions).float()
+
+
+class _ReadWhenUsed(TorchDispatchMode):
+    """Puts a parameter's value where an op reads it, and forgets it after the op."""
+
+    def __init__(self, module: nn.Module, weights: Mapping[str, Weight]) -> None:
+        super().__init__()
+        parameters = module.named_parameters(remove_duplicate=False)
+        self.weights = {id(p): weights[name] for name, p in parameters if p.is_meta and name in weights}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = pytree.tree_map_only(Tensor, self._value, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _value(self, tensor: Tensor) -> Tensor:
+        weight = self.weights.get(id(tensor))
+        return tensor if weight is None else weight.evaluate().to(tensor.dtype)

@@ -1,0 +1,1 @@
+"""What runs an artifact, without the compiler that made it."""

@@ -1,0 +1,82 @@
+"""A measurement as Markdown, as CSV, and as a drawing."""
+
+from __future__ import annotations
+
+import csv
+import io
+from html import escape
+
+from .bench import BenchResult
+
+_BAR = 18
+_ROW = 34
+_LEFT, _SCALE, _RIGHT = 110, 420, 170
+
+
+def markdown(result: BenchResult, name: str) -> str:
+    """Two small tables, rates and latencies, and a line about the rest."""
+    lines = [f"| {name} | tokens/s | min | max |", "|---|---:|---:|---:|"]
+    lines += [f"| {r.test} | {r.median:,.1f} | {r.min:,.1f} | {r.max:,.1f} |" for r in result.rates]
+    lines += ["", "| latency, ms | p50 | p95 | p99 |", "|---|---:|---:|---:|"]
+    for title, latency in (("first token", result.ttft_ms), ("each next token", result.tpot_ms)):
+        if latency:
+            lines.append(f"| {title} | {latency.p50:,.2f} | {latency.p95:,.2f} | {latency.p99:,.2f} |")
+    return "\n".join([*lines, "", _conditions(result)]) + "\n"
+
+
+def as_csv(result: BenchResult) -> str:
+    """One line a test, and what it shares with the others in each of them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    shared = result.conditions()
+    writer.writerow(["test", "tokens_per_s", "min", "max", "latency", "p50_ms", "p95_ms", "p99_ms", *shared])
+    for rate in result.rates:
+        kind, latency = ("ttft", result.ttft_ms) if rate.test.startswith("pp") else ("tpot", result.tpot_ms)
+        percentiles = (latency.p50, latency.p95, latency.p99) if latency else ()
+        writer.writerow([rate.test, rate.median, rate.min, rate.max, kind, *percentiles, *shared.values()])
+    return text.getvalue()
+
+
+def svg(result: BenchResult, name: str) -> str:
+    """Bars of the medians, on one scale, with the range of the runs."""
+    width, height = _LEFT + _SCALE + _RIGHT, 60 + _ROW * len(result.rates) + 60
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        ' font-family="system-ui, sans-serif" font-size="13" fill="#1b1f24">',
+        f"<title>{escape(name)}: tokens per second</title>",
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="16" y="28" font-size="15" font-weight="600">{escape(name)}</text>',
+        f'<text x="{_LEFT}" y="48" fill="#57606a">tokens per second; the line spans all runs</text>',
+    ]
+    # One scale for all: a longer bar is always a faster test.
+    unit = _SCALE / max(rate.max for rate in result.rates)
+    for i, rate in enumerate(result.rates):
+        top = 60 + _ROW * i
+        middle = top + _BAR / 2
+        low, high = _LEFT + rate.min * unit, _LEFT + rate.max * unit
+        parts += [
+            f'<text x="{_LEFT - 10}" y="{middle + 4.5:.1f}" text-anchor="end">{rate.test}</text>',
+            f'<rect x="{_LEFT}" y="{top}" width="{rate.median * unit:.1f}" height="{_BAR}" rx="2" fill="#4878b0"/>',
+            f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8"'
+            ' stroke="#1b1f24" stroke-width="1.5" fill="none"/>',
+            f'<text x="{high + 10:.1f}" y="{middle + 4.5:.1f}">{rate.median:,.1f}</text>',
+        ]
+    said = [
+        f"{title} {latency.p50:,.1f} ms (p99 {latency.p99:,.1f})"
+        for title, latency in (("first token", result.ttft_ms), ("each next token", result.tpot_ms))
+        if latency
+    ]
+    for i, line in enumerate([", ".join(said), _conditions(result)]):
+        parts.append(f'<text x="16" y="{height - 36 + 20 * i}" fill="#57606a">{escape(line)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _conditions(result: BenchResult) -> str:
+    said = [f"{result.repeats} runs", f"{result.concurrency} sequence{'s'[: result.concurrency > 1]}"]
+    if result.threads:
+        said.append(f"{result.threads} thread{'s'[: result.threads > 1]}")
+    if result.load_s is not None:
+        said.append(f"loaded in {result.load_s:.2f} s")
+    if result.peak_rss_bytes:
+        said.append(f"peak memory {result.peak_rss_bytes / 1e6:,.0f} MB")
+    return ", ".join(said)

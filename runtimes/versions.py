@@ -1,0 +1,80 @@
+"""Is a module installed in a version that fits? Answered from its metadata, without importing it."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+# Distributions that provide a module under another name than their own.
+_PROVIDERS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+
+_VERSION = re.compile(
+    r"""v?(?P<release>\d+(?:\.\d+)*)
+    (?:[-_.]?(?P<pre>a|b|rc)[-_.]?(?P<pre_n>\d*))?
+    (?:\.post(?P<post>\d+))?
+    (?:\.dev(?P<dev>\d+))?
+    (?:\+[a-z0-9.]+)?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*")
+
+# Release without trailing zeros, then what stands before, at and after it.
+_Key = tuple[tuple[int, ...], tuple[int, int], int, int]
+_DEV_ONLY, _FINAL = (-1, 0), (9, 0)
+_NO_POST, _NO_DEV = -1, 1 << 62
+
+
+def installed(module: str) -> str | None:
+    """The installed version of the distribution that provides `module`."""
+    for name in _PROVIDERS.get(module, (module,)):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def fits(version: str, wanted: str) -> bool:
+    """Is `version` within a comma-separated range such as `>=1.30,<2`?
+
+    Versions order as PEP 440 has it: 2.0rc1 is before 2.0, and `<2` keeps it out; what a build adds after a plus
+    doesn't count.
+
+    Raises:
+        ValueError: the version or the range can't be read.
+    """
+    return all(_holds(version, clause) for clause in wanted.split(","))
+
+
+def _holds(version: str, clause: str) -> bool:
+    match = _CLAUSE.fullmatch(clause)
+    if match is None:
+        raise ValueError(f"{clause!r} is no range of versions")
+    sign, (has, limit) = match[1], (_key(version), _key(match[2]))
+    if sign == "<":
+        # `<2` means versions that lead to less than 2, not the trials of 2 itself.
+        return has < limit and not (has[0] == limit[0] and _is_trial(has) and not _is_trial(limit))
+    if sign == ">":
+        # Nor does `>2` mean what was mended after 2.
+        return has > limit and not (has[:2] == limit[:2] and has[2] != _NO_POST and limit[2] == _NO_POST)
+    return {">=": has >= limit, "<=": has <= limit, "==": has == limit, "!=": has != limit}[sign]
+
+
+def _is_trial(key: _Key) -> bool:
+    return key[1] != _FINAL or key[3] != _NO_DEV
+
+
+def _key(version: str) -> _Key:
+    match = _VERSION.fullmatch(version.strip())
+    if match is None:
+        raise ValueError(f"{version!r} is no version")
+    release = [int(part) for part in match["release"].split(".")]
+    while len(release) > 1 and release[-1] == 0:
+        release.pop()
+    post = int(match["post"]) if match["post"] else _NO_POST
+    dev = int(match["dev"]) if match["dev"] else _NO_DEV
+    if match["pre"]:
+        pre = ("a", "b", "rc").index(match["pre"].lower()), int(match["pre_n"] or 0)
+    else:
+        pre = _DEV_ONLY if match["dev"] and not match["post"] else _FINAL
+    return tuple(release), pre, post, dev

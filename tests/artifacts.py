@@ -1,0 +1,58 @@
+"""A small artifact: a manifest and files that no runtime could run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmc.runtimes.artifact_writer import ArtifactWriter
+from llmc.runtimes.manifest import CacheSpec, GraphSpec, Manifest
+
+FILES = {"model.onnx": b"graph", "model.onnx.data": b"weights" * 1000, "extra/tokenizer.json": b"{}", "empty": b""}
+
+
+def manifest(identity: str = "one", **changes: object) -> Manifest:
+    """What a compiler says of its artifact, without the files."""
+    cache = CacheSpec(
+        key="past_key_values.0.key",
+        value="past_key_values.0.value",
+        present_key="present.0.key",
+        present_value="present.0.value",
+        kind="static",
+        heads=3,
+        key_dim=64,
+        value_dim=32,
+        length=128,
+        dtype="fp32",
+    )
+    said: dict[str, object] = {
+        "format": 1,
+        "target": "ort",
+        "model": {
+            "name": "tiny",
+            "type": "llama",
+            "identity": identity,
+            "vocab_size": 100,
+            "layers": 1,
+            "parameters": 1234,
+        },
+        "max_seq_len": 128,
+        "graphs": {"step": GraphSpec("model.onnx", 1, None)},
+        "caches": [cache],
+        "quantization": {"scheme": "int8", "group_size": None},
+        "built_with": {"llmc": "0.1.0"},
+        "requires": {"numpy": ">=1.26"},
+    }
+    return Manifest(**(said | changes))  # type: ignore[arg-type]
+
+
+def fill(folder: Path, salt: str = "") -> None:
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content + salt.encode())
+
+
+def write(final: Path, identity: str = "one", **changes: object) -> Manifest:
+    """A whole artifact at `final`."""
+    with ArtifactWriter(final) as writer:
+        fill(writer.folder, identity)
+        return writer.commit(manifest(identity, **changes))

@@ -1,0 +1,73 @@
+"""`llmc bench`: what it measures and how it prints it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from speaking import stand_in_load, write_speaking
+
+from llmc.compiler.cli.main import main
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    stand_in = stand_in_load()
+    monkeypatch.setitem(sys.modules, "llmc.runtimes.load", stand_in)
+    return stand_in
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_speaking(tmp_path_factory.mktemp("bench") / "out")
+
+
+def bench(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
+
+
+SHORT = ["-p", "8", "-n", "4", "-r", "2"]
+
+
+def test_the_document(loaded: types.ModuleType, artifact: Path) -> None:
+    result = bench(artifact, *SHORT, "--output-format", "json", "--concurrency", "2", "--threads", "3")
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert [r["test"] for r in document["results"]] == ["pp8", "tg4"]
+    assert document["results"][0]["tokens_per_s"]["median"] > 0
+    assert 0 < document["load_s"] < 10
+    assert (document["repeats"], document["concurrency"], document["threads"]) == (2, 2, 3)
+    assert loaded.asked == (artifact, 3, 2)
+
+
+def test_the_table_is_the_default(loaded: types.ModuleType, artifact: Path) -> None:
+    lines = bench(artifact, *SHORT).stdout.splitlines()
+    assert lines[0] == "| tiny, ort, int8 | tokens/s | min | max |"
+    assert lines[-1].startswith("2 runs, 1 sequence, 3 threads, loaded in ")
+
+
+def test_csv_and_a_drawing(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+    result = bench(artifact, *SHORT, "--output-format", "csv", "--plot", tmp_path / "bench.svg")
+    assert [row["test"] for row in csv.DictReader(io.StringIO(result.stdout))] == ["pp8", "tg4"]
+    assert "tiny, ort, int8" in "".join(ElementTree.parse(tmp_path / "bench.svg").getroot().itertext())
+
+
+def test_wrong_usage(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+    assert "nothing to measure" in bench(artifact, "-p", "0", "-n", "0").stderr
+    result = bench(artifact, "--plot", tmp_path / "absent" / "bench.svg")
+    assert (result.exit_code, "There is no folder" in result.stderr) == (2, True)
+    assert not hasattr(loaded, "asked")
+
+
+def test_a_refusal_is_a_document_too(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+    result = bench(artifact, "-p", "65", "--output-format", "json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["error"]["code"] == "BENCH_TOO_LONG"
+    assert bench(tmp_path / "absent").stderr.startswith("ARTIFACT_NOT_FOUND")

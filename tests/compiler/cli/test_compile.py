@@ -1,0 +1,122 @@
+"""`llmc compile`: what it asks of the compiler, what it prints, how it fails."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from artifacts import write
+from click.testing import CliRunner, Result
+
+from llmc import LlmcError
+from llmc.compiler import api
+from llmc.compiler.cli.main import main
+
+REPORT = {
+    "seconds": {"capture": 2.25, "lower": 1.0},
+    "peak_rss_bytes": {"capture": 400_000_000, "lower": 900_000_000},
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What the compiler was asked."""
+    manifest = write(tmp_path / "made")
+    calls: dict[str, Any] = {}
+
+    def compile(model: str, output: Path, *, watch: Any, **options: object) -> object:
+        calls.update(model=model, output=output, **options)
+        watch("capture", 0, 0)
+        watch("lower", 3, 30)
+        return types.SimpleNamespace(path=output, manifest=manifest, report=REPORT)
+
+    monkeypatch.setattr(api, "compile", compile, raising=False)
+    return calls
+
+
+def compile(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["compile", "demo", "-o", "out", *arguments])
+
+
+DEFAULTS = {
+    "model": "demo",
+    "output": Path("out"),
+    "target": "ort",
+    "dtype": "fp32",
+    "quantize": None,
+    "group_size": None,
+    "kv_cache": "ring",
+    "max_seq_len": None,
+    "ops": "contrib",
+    "dump_ir": None,
+    "verify": True,
+    "trust_remote_code": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        ("", {}),
+        ("--int8", {"quantize": "int8"}),
+        ("--int4 --group-size 64", {"quantize": "int4", "group_size": 64}),
+        ("--quantize w8a8", {"quantize": "w8a8"}),
+        ("--int4 --quantize int4", {"quantize": "int4"}),
+        ("--dtype bf16 --kv-cache static --max-seq-len 99", {"dtype": "bf16", "kv_cache": "static", "max_seq_len": 99}),
+        ("--ops standard --dump-ir ir", {"ops": "standard", "dump_ir": Path("ir")}),
+        ("--no-verify --trust-remote-code", {"verify": False, "trust_remote_code": True}),
+    ],
+)
+def test_options_reach_the_compiler(asked: dict[str, Any], arguments: str, changed: dict[str, Any]) -> None:
+    assert compile(*arguments.split()).exit_code == 0
+    assert asked == DEFAULTS | changed
+
+
+def test_the_summary(asked: dict[str, Any]) -> None:
+    result = compile()
+    assert result.stderr == ""
+    assert result.stdout.splitlines() == [
+        "artifact     out: tiny, ort, int8",
+        "size         7.0 kB in 4 files",
+        "gate         passed",
+        "time         3.2 s: capture 2.2, lower 1.0",
+        "peak memory  900 MB",
+        "",
+        'To run it: llmc run out "Write two sentences about the sea."',
+    ]
+    assert "gate         left out (--no-verify)" in compile("--no-verify").stdout
+
+
+def test_the_document(asked: dict[str, Any]) -> None:
+    document = json.loads(compile("--json").stdout)
+    assert (document["path"], document["report"]) == ("out", REPORT)
+    assert document["manifest"]["files"]["model.onnx"]["bytes"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--int8 --quantize int4", "choose one of int4, int8"),
+        ("--int8 --int4", "choose one of int4, int8"),
+        ("--group-size 32", "about quantized weights"),
+        ("--quantize int3", "'int3' is not one of"),
+    ],
+)
+def test_wrong_usage(asked: dict[str, Any], arguments: str, said: str) -> None:
+    result = compile(*arguments.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert not asked
+
+
+@pytest.mark.parametrize(("code", "status"), [("GATE_FAILED", 1), ("OUTPUT_EXISTS", 3)])
+def test_a_failed_gate_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, code: str, status: int) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise LlmcError(code, "No.")
+
+    monkeypatch.setattr(api, "compile", fail, raising=False)
+    result = compile("--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (status, code)

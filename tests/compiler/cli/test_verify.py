@@ -1,0 +1,58 @@
+"""`llmc verify`: what it prints, and when it fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmc.compiler.cli.main import main
+from llmc.runtimes.selfcheck import Check, Report
+
+GOOD, BAD = Check("prefill: error", 1.25e-6, 1e-4), Check("decode: flips", 0.5, 0.01)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What the gate was asked; its answer is `report`."""
+    calls: dict[str, object] = {"report": Report("fp32", 100, [GOOD])}
+
+    def verify(folder: Path, model: str | None = None) -> object:
+        calls.update(folder=folder, model=model)
+        return calls["report"]
+
+    module = types.ModuleType("llmc.compiler.verify")
+    module.verify = verify  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "llmc.compiler.verify", module)
+    return calls
+
+
+def verify(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["verify", *arguments])
+
+
+def test_what_was_measured_is_a_table(asked: dict[str, object]) -> None:
+    result = verify("out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "check           measured  limit   ok",
+        "prefill: error  1.25e-06  0.0001  yes",
+        "",
+        "All checks passed.",
+    ]
+    assert (asked["folder"], asked["model"]) == (Path("out"), None)
+
+
+def test_a_failed_check_exits_1(asked: dict[str, object]) -> None:
+    asked["report"] = Report("fp32", 100, [GOOD, BAD])
+    result = verify("out", "demo")
+    assert result.exit_code == 1
+    assert "decode: flips   0.5       0.01    NO" in result.stdout
+    assert result.stdout.endswith("1 of 2 checks failed.\n")
+    assert asked["model"] == "demo"
+    result = verify("out", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["passed"]) == (1, False)

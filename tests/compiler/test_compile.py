@@ -1,0 +1,204 @@
+"""From a model to an artifact that answers as the model does, or to none at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from compiled import artifact, speaking_model
+from zoo.tiny import tiny_model
+
+import llmc
+from llmc import LLM, LlmcError, SamplingParams
+from llmc.compiler.backends.onnx import build
+from llmc.compiler.cli.main import main
+from llmc.runtimes.artifact import open_artifact
+from llmc.runtimes.selfcheck import Reference
+
+# fp32, weights on 8 and 4 bits, activations too; both tables; rings, slopes, learned positions.
+MADE: list[tuple[str, dict[str, Any]]] = [
+    ("speaking", {}),
+    ("speaking", {"quantize": "int4"}),
+    ("gemma3_text", {}),
+    ("gemma3_text", {"kv_cache": "static", "ops": "standard"}),
+    ("gpt2", {}),
+    ("gpt2", {"quantize": "w8a8", "ops": "standard"}),
+    ("bloom", {"quantize": "int8"}),
+]
+
+
+@pytest.mark.parametrize(("model", "options"), MADE)
+def test_the_gate_passes_and_passes_again(model: str, options: dict[str, Any]) -> None:
+    folder = artifact(model, **options)
+    report = json.loads((folder / "verify.json").read_text())
+    assert report["passed"] and report["precision"] == options.get("quantize", "fp32")
+    again = llmc.Artifact(folder, open_artifact(folder), {}).verify()
+    assert again.passed and [c.name for c in again.checks] == [c["name"] for c in report["checks"]]
+
+
+@pytest.mark.parametrize("model_type", ["speaking", "gemma3_text", "gpt2"])
+def test_what_it_writes_is_what_transformers_writes(model_type: str) -> None:
+    """40 tokens, the likeliest each, beyond a window of 6 several times; without a penalty random models repeat one."""
+    model = tiny_model("llama" if model_type == "speaking" else model_type)
+    prompts = [[5, 9, 33, 60, 12], list(range(3, 25))]
+    llm = LLM(artifact(model_type))
+    made = llm.generate(prompts, SamplingParams(max_tokens=40, ignore_eos=True, repetition_penalty=5.0))
+    model.generation_config.eos_token_id = None
+    for prompt, completion in zip(prompts, made, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([prompt])
+            want = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, repetition_penalty=5.0
+            )
+        assert completion.token_ids == want[0, len(prompt) :].tolist()
+        assert len(set(completion.token_ids)) > 10
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    old = artifact("speaking", quantize="int4")
+    made = llmc.compile(speaking_model(), tmp_path / "out", quantize="int4")
+    files = sorted(path.name for path in old.iterdir())
+    assert files == sorted(path.name for path in made.path.iterdir())
+    for name in files:
+        assert (old / name).read_bytes() == (made.path / name).read_bytes(), name
+    assert list(made.report["seconds"]) == ["capture", "passes", "write", "reference", "gate"]
+    assert made.report["peak_rss_bytes"]["gate"] > 1 << 20
+
+
+def swapped(g: Any, gate: Any, up: Any, act: str, **options: Any) -> str:
+    """A lowering that takes one input for the other."""
+    return build.STANDARD["llmc.gated_act"](g, up, gate, act, **options)
+
+
+def test_a_wrong_artifact_never_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = shutil.copytree(artifact("speaking"), tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    monkeypatch.setitem(build.TABLES, "contrib", {**build.TABLES["contrib"], "llmc.gated_act": swapped})
+    with pytest.raises(LlmcError) as caught:
+        llmc.compile(speaking_model(), old, max_seq_len=64)
+    assert caught.value.code == "GATE_FAILED" and "prompts: " in caught.value.what
+    assert "the ONNX graphs" in caught.value.what  # not a pass, says who looked for it
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# A process that is stopped --------------------------------------------------------------------------------------------
+
+# Forks a process of `llmc compile` for each moment, which sends itself a signal when it comes to a function.
+STOPPED = """
+import importlib, json, os, sys
+import torch
+from llmc.compiler import api
+from llmc.compiler.cli.main import main
+arguments, moments = json.loads(sys.argv[1])
+torch.set_num_threads(1)  # a process with threads can't be forked
+api.capture(arguments[1])  # loads what every compilation needs, once
+for number, place, output, *more in moments:
+    pid = os.fork()
+    if not pid:
+        if place:
+            module, name = place.split(":")
+            module = importlib.import_module(module)
+            there = getattr(module, name)
+            def stop(*given, **named):
+                os.kill(os.getpid(), number)
+                return there(*given, **named)
+            setattr(module, name, stop)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        try:
+            main([*arguments, "-o", output, *more], prog_name="llmc")
+        except SystemExit as end:
+            os._exit(end.code or 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+KILL, INTERRUPT = 9, 2
+WRITING, CHECKING = "llmc.compiler.api:save_companions", "llmc.compiler.api:check_apart"
+BEFORE, AFTER = "llmc.runtimes.artifact_writer:_put", "llmc.runtimes.artifact_writer:_remove"
+# Signal, moment, and which artifact stands there afterwards.
+MOMENTS = [
+    (KILL, WRITING, "old"),
+    (KILL, BEFORE, "old"),
+    (KILL, AFTER, "new"),
+    (INTERRUPT, CHECKING, "old"),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+def test_whatever_stops_it_a_whole_artifact_stands_there(tmp_path: Path) -> None:
+    rooms = [tmp_path / f"{i}" for i in range(len(MOMENTS))]
+    for room in rooms:
+        shutil.copytree(artifact("speaking"), room / "out")
+    moments = [
+        (number, place, str(room / "out"), *(["--no-verify"] if number == KILL else []))
+        for (number, place, _), room in zip(MOMENTS, rooms, strict=True)
+    ]
+    # And where a killed one has left its pieces, another comes to its end.
+    moments.append((0, "", str(rooms[0] / "out")))
+    arguments = ["compile", str(speaking_model()), "--max-seq-len", "20"]
+    child = [sys.executable, "-c", STOPPED, json.dumps([arguments, moments])]
+    run = subprocess.run(child, capture_output=True, text=True, check=True)
+    statuses = [int(line) for line in run.stdout.split()]
+    assert statuses == [-9 if number == KILL else 130 for number, _, _ in MOMENTS] + [0]
+    lengths = {"old": 128, "new": 20}
+    for room, (number, place, left) in zip(rooms[1:], MOMENTS[1:], strict=True):
+        assert open_artifact(room / "out").max_seq_len == lengths[left], place
+        assert (len(list(room.iterdir())) > 1) == (number == KILL), place
+    assert [path.name for path in rooms[0].iterdir()] == ["out"]
+    assert open_artifact(rooms[0] / "out").max_seq_len == 20
+    # Nor was more asked of so short a model than it has room for.
+    reference = Reference.read(rooms[0] / "out")
+    assert (reference.prompts.tolist(), int(reference.steps), reference.tokens.shape[1]) == ([7, 10, 10], 10, 20)
+    for room in (rooms[0], rooms[1], rooms[3]):
+        assert CliRunner().invoke(main, ["verify", str(room / "out")]).exit_code == 0
+
+
+# What the command says of an artifact ---------------------------------------------------------------------------------
+
+
+def test_the_command_answers_and_verifies() -> None:
+    folder = str(artifact("speaking"))
+    run = CliRunner().invoke(main, ["run", folder, "To be", "--max-tokens", "5", "--json"])
+    assert run.exit_code == 0 and len(json.loads(run.stdout)["token_ids"]) <= 5
+    verify = CliRunner().invoke(main, ["verify", folder])
+    assert verify.exit_code == 0 and verify.stdout.endswith("All checks passed.\n")
+
+
+def flip(folder: Path) -> None:
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.onnx.data").write_bytes(data)
+
+
+def say(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        document = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(document | changes))
+
+    return change
+
+
+@pytest.mark.parametrize("verb", ["run", "verify"])
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (flip, "ARTIFACT_DAMAGED"),
+        (say(format=99), "ARTIFACT_NEWER"),
+        (say(requires={"onnxruntime": ">=99"}), "RUNTIME_VERSION"),
+        (say(target="abacus"), "TARGET_UNKNOWN"),
+    ],
+)
+def test_what_is_wrong_is_one_paragraph(tmp_path: Path, verb: str, damage: Callable[[Path], None], code: str) -> None:
+    folder = shutil.copytree(artifact("speaking"), tmp_path / "out")
+    damage(folder)
+    result = CliRunner().invoke(main, [verb, str(folder), *(["Hello"] if verb == "run" else [])])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert " ".join(result.stderr.split()).startswith(f"{code}: ")
+    assert "\n\n" not in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,242 @@
+"""What the comparison in examples/compare computes itself; the engines it runs are not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import llmc
+
+COMPARE = Path(llmc.__file__).resolve().parent / "examples" / "compare"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(COMPARE))
+
+
+class Counting:
+    """An engine whose next token is the last one plus one, and which takes a second a token, prompt included."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.empty = False
+        self.prompts: list[list[int]] = []
+
+    def reset(self) -> None:
+        self.now += 1000  # whatever emptying the cache takes is not measured
+        self.empty = True
+
+    def generate(self, prompt: list[int], count: int, on_token: Callable[[int], None]) -> None:
+        assert self.empty
+        self.empty = False
+        self.prompts.append(prompt)
+        self.now += len(prompt)
+        for token in range(prompt[-1] + 1, prompt[-1] + 1 + count):
+            on_token(token)
+            self.now += 4.0
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    import protocol
+
+    engine = Counting()
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(perf_counter=lambda: engine.now))
+    return engine
+
+
+def test_prefill_and_decode_are_measured_apart(counting):
+    from protocol import measure
+
+    pp, tg = measure(counting, vocab=100, prompt=32, tokens=8, repeats=3)
+    assert pp == [1.0] * 3
+    assert tg == [0.25] * 3
+
+
+def test_every_repeat_is_new_to_the_engine_and_the_same_for_all(counting):
+    from protocol import measure
+
+    measure(counting, vocab=100, prompt=32, tokens=8, repeats=3)
+    measured = counting.prompts
+    assert [len(prompt) for prompt in measured] == [32, 1] * 4  # one round of warm-up
+    assert len({tuple(prompt) for prompt in measured if len(prompt) > 1}) == 4
+    counting.prompts = []
+    measure(counting, vocab=100, prompt=32, tokens=8, repeats=3)
+    assert counting.prompts == measured
+
+
+def test_the_checks_follow_the_expected_text(counting):
+    from protocol import checks
+
+    greedy, following = checks(counting, [1, 2], [3, 9, 5])
+    assert greedy == [3, 4, 5]
+    assert following == [3, 4, 10]  # after 2, after 3, after 9
+
+
+def test_an_engine_that_stops_early_is_refused(counting):
+    from protocol import timed
+
+    counting.generate = lambda prompt, count, on_token: on_token(0)
+    with pytest.raises(RuntimeError, match="1 tokens instead of 5"):
+        timed(counting, [1], 5)
+
+
+def test_interleaved_heads_rotate_like_transformers():
+    """A rotated q meets k in the same scores: pairs (i, i + half), or with interleaved rows pairs (2i, 2i + 1)."""
+    from write_gguf import interleave_heads
+
+    heads, dim, hidden = 3, 8, 16
+    torch.manual_seed(0)
+    q, k = torch.randn(2, heads * dim, hidden)
+    x, y = torch.randn(2, hidden)
+    turn = torch.polar(torch.ones(dim // 2), 5 * 100.0 ** (-torch.arange(dim // 2) / (dim // 2)))
+
+    def halves(value: torch.Tensor) -> torch.Tensor:
+        return torch.complex(*value.view(heads, 2, dim // 2).unbind(1))
+
+    def neighbours(value: torch.Tensor) -> torch.Tensor:
+        return torch.complex(*value.view(heads, dim // 2, 2).unbind(2))
+
+    def scores(pairs: Callable[[torch.Tensor], torch.Tensor], q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (pairs(q @ x) * turn * pairs(k @ y).conj()).real.sum(1)
+
+    expected = scores(halves, q, k)
+    torch.testing.assert_close(scores(neighbours, interleave_heads(q, heads), interleave_heads(k, heads)), expected)
+    assert not torch.allclose(scores(neighbours, q, k), expected)
+
+
+@pytest.mark.parametrize(("hidden", "intermediate", "size"), [(2048, 5632, "128"), (576, 1536, "64"), (2048, 96, "32")])
+def test_groups_divide_every_linear(tmp_path, hidden, intermediate, size):
+    from prepare import _group_size
+
+    (tmp_path / "config.json").write_text(f'{{"hidden_size": {hidden}, "intermediate_size": {intermediate}}}')
+    assert _group_size(tmp_path) == size
+
+
+def test_a_failed_recipe_leaves_no_model(tmp_path):
+    from prepare import _make
+
+    def fail(out: Path) -> None:
+        out.mkdir()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        _make(tmp_path / "model", fail)
+    assert not (tmp_path / "model").exists()
+    assert _make(tmp_path / "model", Path.mkdir).is_dir()  # what the first left doesn't stop the second
+
+
+def test_a_model_is_made_again_when_its_recipe_changes(tmp_path):
+    from prepare import _make
+
+    made = []
+
+    def make(out: Path) -> None:
+        out.mkdir()
+        made.append(out)
+
+    for key in ("a", "a", "b", "b"):
+        assert _make(tmp_path / "model", make, key) == tmp_path / "model"
+    assert len(made) == 2
+
+
+def test_every_variant_has_a_recipe_a_peer_and_exact_pins():
+    from environments import pins, requirements
+    from prepare import _RECIPES, VARIANTS
+
+    for engine in {variant.engine for variant in VARIANTS}:
+        assert engine in _RECIPES
+        assert (COMPARE / f"peer_{engine}.py").exists()
+        assert engine == "llmc" or [pin for path in requirements(engine) for pin in pins(path)]
+
+
+def test_an_open_requirement_is_refused(tmp_path):
+    from environments import pins
+
+    (tmp_path / "x.txt").write_text("# comment\ntorch==2.13.0\nnumpy>=2\n")
+    with pytest.raises(SystemExit, match="numpy>=2"):
+        pins(tmp_path / "x.txt")
+
+
+def _round(engine: str, pp: list[float], tg: list[float], following: tuple[int, ...] = (7, 8, 9)) -> dict:
+    return {
+        "engine": engine, "version": "1", "bytes": 5_000_000, "pp": pp, "tg": tg,
+        "load_s": 1.0, "peak_rss": 7_000_000, "following": following,
+    }  # fmt: skip
+
+
+def test_ratios_are_to_the_best_peer_of_the_same_width():
+    from report import Row, table
+
+    rows = [
+        Row(
+            4, "int4", [_round("llmc", [900, 100, 110], [30]), _round("llmc", [120], [30]), _round("llmc", [130], [30])]
+        ),
+        Row(4, "Q4_0", [_round("llama.cpp", [100], [60])]),
+        Row(4, "int4", [_round("genai", [60], [20]), _round("genai", [60], [20], following=(7, 0, 9))]),
+        Row(8, "int8", [_round("genai", [9999], [9999])]),
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(rows, [7, 8, 9], 512, 128).splitlines()]
+    assert lines[2] == ["llmc", "1", "int4", "5", "120 (110 to 130)", "30 (30 to 30)", "1.20", "0.50", "1.0", "7", "3"]
+    assert lines[3][6:8] == ["1.00", "1.00"]
+    assert lines[4][6:] == ["0.60", "0.33", "1.0", "7", "2"]
+    assert lines[5][6:8] == ["1.00", "1.00"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_section_is_replaced_and_nothing_else(tmp_path):
+    from report import BEGIN, END, replace_section
+
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    replace_section(page, "new\n")
+    replace_section(page, "newer\n")
+    assert page.read_text() == f"above\n{BEGIN}\nnewer\n{END}\nbelow\n"
+
+
+@pytest.mark.parametrize("text", ["none", "<!-- compare: begin -->", "<!-- compare: end --> <!-- compare: begin -->"])
+def test_a_page_without_its_markers_is_left_alone(tmp_path, text):
+    from report import replace_section
+
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(SystemExit, match="no place"):
+        replace_section(page, "new")
+    assert page.read_text() == text
+
+
+def test_a_busy_machine_is_waited_for_and_then_refused(monkeypatch):
+    import machine
+
+    shares = iter([0.9, 0.5, 0.01])
+    monkeypatch.setattr(machine, "busy_share", lambda seconds: next(shares))
+    machine.wait_until_quiet()
+    assert next(shares, None) is None
+    monkeypatch.setattr(machine, "busy_share", lambda seconds: 0.9)
+    with pytest.raises(SystemExit, match="90% busy"):
+        machine.wait_until_quiet(patience_s=-1)
+
+
+def test_the_busy_share_counts_what_is_not_idle(monkeypatch):
+    import machine
+
+    samples = iter([(100, 1000), (175, 1100)])
+    monkeypatch.setattr(machine, "_times", lambda: next(samples))
+    assert machine.busy_share(0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("bits", "agreeing", "stands"), [(8, 8, True), (8, 7, False), (4, 1, True), (4, 0, False)])
+def test_an_engine_with_other_weights_is_refused(bits, agreeing, stands):
+    from report import Row, refuse_other_weights
+
+    row = Row(bits, "x", [_round("genai", [1], [1], following=(1,) * agreeing + (0,) * (16 - agreeing))])
+    if stands:
+        refuse_other_weights(row, [1] * 16)
+    else:
+        with pytest.raises(SystemExit, match=f"{agreeing} of 16"):
+            refuse_other_weights(row, [1] * 16)

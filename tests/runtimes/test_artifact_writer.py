@@ -1,0 +1,325 @@
+"""Writing an artifact: whatever stops it, its place holds a whole one, and nothing lies beside it for long."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from artifacts import FILES, fill, manifest, write
+
+from llmc import LlmcError
+from llmc.runtimes import artifact_writer, hashing
+from llmc.runtimes.artifact import open_artifact
+from llmc.runtimes.artifact_writer import ArtifactWriter, check_output
+from llmc.runtimes.manifest import MANIFEST
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="exchanges folders and locks files as Linux does")
+
+
+@pytest.fixture(params=[pytest.param(True, id="exchange", marks=linux), pytest.param(False, id="two steps")])
+def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways into an occupied place: of a system that swaps in one step, and of the others."""
+    if not request.param:
+        monkeypatch.setattr(artifact_writer, "_exchange", lambda one, other: False)
+    return request.param
+
+
+def identity(folder: Path) -> str:
+    return open_artifact(folder).model["identity"]
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    said = [write(tmp_path / name) for name in ("a", "b")]
+    assert said[0] == said[1] == open_artifact(tmp_path / "a")
+    for name in [*FILES, MANIFEST]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_an_older_artifact_is_replaced_whole(tmp_path: Path, exchanges: bool) -> None:
+    out = tmp_path / "out"
+    write(out, "old")
+    (out / "stale").write_text("of the old one")
+    write(out, "new")
+    assert identity(out) == "new"
+    assert not (out / "stale").exists()
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_empty_folder_and_a_link_are_filled(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    for name in ("first", "second"):
+        write(tmp_path / "out", name)
+        assert (tmp_path / "out").is_symlink()
+        assert identity(tmp_path / "real") == name
+
+
+def test_it_can_be_tried_before_it_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    honest = hashing.sha256
+    monkeypatch.setattr(hashing, "sha256", lambda path: read.append(path) or honest(path))
+    with ArtifactWriter(tmp_path / "out") as writer:
+        fill(writer.folder)
+        sealed = writer.seal(manifest())
+        assert open_artifact(writer.folder, check_files=False) == sealed
+        assert not (tmp_path / "out").exists()
+        (writer.folder / "verify.json").write_text("{}")
+        (writer.folder / "empty").write_text("no more")
+        read.clear()
+        committed = writer.commit(manifest())
+        assert sorted(path.name for path in read) == ["empty", "verify.json"]
+    assert open_artifact(tmp_path / "out") == committed
+    assert committed.files.keys() - sealed.files.keys() == {"verify.json"}
+
+
+# Places ---------------------------------------------------------------------------------------------------------------
+
+
+def refused(final: Path) -> LlmcError:
+    with pytest.raises(LlmcError) as caught:
+        check_output(final)
+    with pytest.raises(LlmcError, match=caught.value.code), ArtifactWriter(final):
+        pytest.fail("work was done")
+    return caught.value
+
+
+def test_what_is_no_artifact_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / MANIFEST).write_text('{"name": "a web page", "icons": []}')
+    for name in ("file", "folder"):
+        assert refused(tmp_path / name).code == "OUTPUT_EXISTS"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_places_where_nothing_can_be_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refused(tmp_path / "absent" / "out")
+    assert (error.code, error.hint) == ("OUTPUT_INVALID", f"Create it: mkdir -p {tmp_path / 'absent'}")
+    assert "is a mount point" in refused(Path("/")).what
+    monkeypatch.chdir(tmp_path)
+    error = refused(Path("."))
+    assert "is where this command runs" in error.what
+    assert str(tmp_path / "out") in error.hint
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "is not writable" in refused(tmp_path / "out").what
+
+
+def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="OUTPUT_EXISTS"), ArtifactWriter(tmp_path / "out") as writer:
+        fill(writer.folder)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine").touch()
+        writer.commit(manifest())
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["mine"]
+
+
+# Failures -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    write(tmp_path / "out", "old")
+    with pytest.raises(error), ArtifactWriter(tmp_path / "out") as writer:
+        fill(writer.folder)
+        raise error
+    assert identity(tmp_path / "out") == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_swap_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact_writer, "_exchange", lambda one, other: False)
+    out, honest = tmp_path / "out", Path.rename
+    write(out, "old")
+
+    def rename(self: Path, target: Path) -> Path:
+        if target == out and not self.name.endswith("-old"):
+            raise OSError(errno.EIO, "broken")
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="broken"):
+        write(out, "new")
+    assert identity(out) == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def check_disk_full(final: Path, said: str) -> None:
+    with pytest.raises(LlmcError) as caught, ArtifactWriter(final) as writer:
+        fill(writer.folder)
+        (writer.folder / "big").write_bytes(bytes(4 << 20))
+    assert caught.value.code == "DISK_FULL"
+    assert said in caught.value.what
+    assert identity(final) == "old"
+    assert os.listdir(final.parent) == [final.name]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True).returncode:
+        pytest.skip("a small disk can't be mounted here")
+    try:
+        write(disk / "out", "old")
+        check_disk_full(disk / "out", "The disk is full: 1.0 MB of the artifact were written below")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_found_behind_a_librarys_own_error(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="DISK_FULL"), ArtifactWriter(tmp_path / "out"):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("could not save the tensor") from error
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@linux
+def test_a_limit_of_file_size(tmp_path: Path, small_files: None) -> None:
+    write(tmp_path / "out", "old")
+    check_disk_full(tmp_path / "out", "A file grew beyond what may be written")
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from artifacts import fill
+from llmc.runtimes.artifact_writer import ArtifactWriter
+with ArtifactWriter(Path(sys.argv[1])) as writer:
+    fill(writer.folder)
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def writing(final: Path) -> subprocess.Popen[str]:
+    """A process that is in the middle of writing an artifact."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, final],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+@linux
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    process = writing(tmp_path / "out")
+    assert len(os.listdir(tmp_path)) == 2
+    process.send_signal(number)
+    assert process.wait(timeout=30) == status
+    assert os.listdir(tmp_path) == []
+
+
+@linux
+def test_only_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+    alive, dead = writing(tmp_path / "out"), writing(tmp_path / "out")
+    try:
+        dead.kill()
+        dead.wait(timeout=30)
+        assert len(os.listdir(tmp_path)) == 4
+        write(tmp_path / "out2")  # somebody else's place
+        assert len(os.listdir(tmp_path)) == 5
+        write(tmp_path / "out")
+        staged = sorted(set(os.listdir(tmp_path)) - {"out", "out2"})
+        assert len(staged) == 2 and staged[1] == f"{staged[0]}.lock"
+        assert (tmp_path / staged[0] / "model.onnx").exists()
+        assert int((tmp_path / staged[1]).read_text()) == alive.pid
+    finally:
+        alive.kill()
+        alive.wait()
+    write(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["out", "out2"]
+
+
+@linux
+def test_killed_at_every_moment(tmp_path: Path, exchanges: bool) -> None:
+    """A writer is killed before its first, second, third … touch of the filesystem."""
+    out, found = tmp_path / "out", []
+    for moment in range(1000):
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        write(out, "old")
+        if not killed(out, moment):
+            break
+        if exchanges or out.exists():
+            found.append(identity(out))
+        with pytest.raises(ZeroDivisionError), ArtifactWriter(out):  # the next writer, which fails
+            assert identity(out) in ("old", "new")
+            raise ZeroDivisionError
+        assert os.listdir(tmp_path) == ["out"]
+    assert identity(out) == "new"
+    assert found == sorted(found, reverse=True)
+    assert found.count("old") > 20 and found.count("new") > 3
+
+
+def killed(out: Path, moment: int) -> bool:
+    """Write in a child that kills itself at a moment; whether it came that far."""
+    child = os.fork()
+    if not child:
+        left = moment
+
+        def count(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            if event == "open" or event.startswith(("os.", "shutil.", "fcntl.", "ctypes.")):
+                left -= 1
+                if left == -1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(count)
+            write(out, "new")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return bool(status)
+
+
+@linux
+def test_killed_at_random(tmp_path: Path) -> None:
+    """The same by the clock, as it comes over a real one."""
+    out = tmp_path / "out"
+    write(out, "old")
+    for delay in (0.0, 0.0005, 0.001, 0.002, 0.004):
+        child = os.fork()
+        if not child:
+            try:
+                while True:
+                    write(out, "new")
+            finally:
+                os._exit(1)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert identity(out) in ("old", "new")
+    write(out, "last")
+    assert os.listdir(tmp_path) == ["out"]

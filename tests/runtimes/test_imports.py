@@ -1,0 +1,45 @@
+"""What an artifact needs to run: its runtime, numpy and a tokenizer, and nothing of the compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from compiled import artifact
+
+HEAVY = {"torch", "transformers", "onnx", "safetensors", "gguf", "click", "rich", "huggingface_hub", "accelerate"}
+OURS = ("llmc.compiler", "llmc.passes", "llmc.kernels")
+
+
+def imported(code: str, *arguments: str | Path) -> set[str]:
+    """The modules that a fresh interpreter imports for the code, as it reports them itself."""
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
+
+
+ANSWER = """
+import sys, llmc
+llm = llmc.LLM(sys.argv[1])
+done = llm.generate("To be, or", llmc.SamplingParams(max_tokens=3, temperature=0.7, seed=1))
+assert done[0].text
+chat = llm.generate([{"role": "user", "content": "Hello"}], llmc.SamplingParams(max_tokens=20))
+assert chat[0].token_ids
+"""
+
+
+def test_an_answer_takes_no_compiler() -> None:
+    modules = imported(ANSWER, artifact("speaking", quantize="int4"))
+    assert {"onnxruntime", "numpy", "tokenizers", "llmc.runtimes.ort"} <= modules
+    assert not {name for name in modules if name.split(".")[0] in HEAVY or name.startswith(OURS)}
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    modules = imported("import llmc") - imported("pass")
+    assert {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) == {"llmc"}
+    assert {name for name in modules if name.startswith("llmc.")} == set()

@@ -1,0 +1,78 @@
+"""An artifact that counts: after word n it says word n+1. No torch, no graph, a real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from artifacts import manifest
+
+from llmc.runtimes.artifact_writer import ArtifactWriter
+
+WORDS = [f"w{i}" for i in range(19)] + ["</s>"]
+
+
+class Counting:
+    """The engine; one call takes `delay` seconds."""
+
+    vocab_size, max_seq_len, threads = len(WORDS), 64, 3
+
+    def __init__(self, slots: int = 1, delay: float = 0.0) -> None:
+        self.slots, self.delay = slots, delay
+
+    def open_slots(self, count: int) -> None:
+        self.slots = count
+
+    def forward(
+        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
+    ) -> np.ndarray:
+        time.sleep(self.delay)
+        logits = np.eye(self.vocab_size, dtype=np.float32)[(tokens + 1) % self.vocab_size]
+        return logits[:, -1:] if last_only else logits
+
+
+def write_speaking(folder: Path, *, chat: bool = True) -> Path:
+    """The artifact's folder: a manifest and the tokenizer's files."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="w0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["</s>"])
+    with ArtifactWriter(folder) as writer:
+        words.save(str(writer.folder / "tokenizer.json"))
+        (writer.folder / "generation_config.json").write_text('{"eos_token_id": 19}')
+        (writer.folder / "model.onnx").write_bytes(b"graph")
+        checks = [{"name": "prefill of 7", "measured": 1.25e-6, "limit": 1e-4, "ok": True}]
+        (writer.folder / "verify.json").write_text(json.dumps({"passed": True, "checks": checks}))
+        if chat:
+            template = "{% for m in messages %}{{ m.role[0] == 'u' and 'w0 ' or 'w1 ' }}{{ m.content }} {% endfor %}"
+            (writer.folder / "chat_template.jinja").write_text(template)
+        writer.commit(manifest())
+    return folder
+
+
+def stand_in_load(delay: float = 0.0) -> types.ModuleType:
+    """A module for `llmc.runtimes.load`, whose engines remember how they were asked for."""
+    module = types.ModuleType("llmc.runtimes.load")
+
+    def load(path: str | Path, *, threads: int | None = None, slots: int = 1) -> Counting:
+        module.asked = (Path(path), threads, slots)  # type: ignore[attr-defined]
+        return Counting(slots, delay)
+
+    module.load = load  # type: ignore[attr-defined]
+    return module
+
+
+def main() -> None:
+    """`llmc` with counting engines, for tests that need it as a process: delay, then llmc's arguments."""
+    from llmc.compiler.cli.main import main as llmc
+
+    sys.modules["llmc.runtimes.load"] = stand_in_load(float(sys.argv[1]))
+    llmc(sys.argv[2:], prog_name="llmc")
+
+
+if __name__ == "__main__":
+    main()
