@@ -24,7 +24,7 @@ def imported(code: str, *arguments: str | Path) -> set[str]:
 
 
 ANSWER = """
-import sys, llmc
+import sys, llmc, llmc.runtimes.selfcheck
 llm = llmc.LLM(sys.argv[1])
 done = llm.generate("To be, or", llmc.SamplingParams(max_tokens=3, temperature=0.7, seed=1))
 assert done[0].text

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attending import SCALE, Attending, cached, join, qkv
 from compiled import artifact
+from stepping import engine_of
+from torch import Tensor
 
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
+from llmc.kernels.ops import attention
 from llmc.runtimes import ort
 from llmc.runtimes.cores import physical_cores
 from llmc.runtimes.engine import Engine
@@ -170,6 +174,20 @@ def test_many_tokens_take_their_own_graph(tmp_path: Path, tokens: np.ndarray) ->
     with pytest.raises(LlmcError) as caught:
         engine.forward(tokens[:1, :16], np.array([0]))
     assert caught.value.code == "GRAPH_REFUSED" and "prefill.onnx" in caught.value.what
+
+
+def test_the_last_row_of_a_graph_that_gives_all(tmp_path: Path) -> None:
+    """A model whose head is no linear has no choice of rows."""
+
+    def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+        return join(attention(*qkv(m, place, x), SCALE))
+
+    engine = engine_of(cached(attend), tmp_path, ops="standard")
+    tokens, start = np.arange(1, 8)[None], np.zeros(1, np.int64)
+    every = engine.forward(tokens, start)
+    last = engine.forward(tokens, start, last_only=True)
+    assert last.shape == (1, 1, engine.vocab_size) and every.shape[1] == 7
+    close(last, every[:, -1:])
 
 
 def test_threads() -> None:
