@@ -16,7 +16,7 @@ from .match import arguments, is_call, is_op, same_shape, shape
 
 _ATEN = torch.ops.aten
 
-# Fused kernels rotate so many pairs at once.
+# Fused kernels rotate so many pairs at once, and take heads that so many numbers fill.
 _ANGLES = 8
 
 
@@ -34,7 +34,7 @@ class FuseAttention(Rewrite):
     this order.
 
     Left alone: 1. a ring, whose slots are not positions; 2. chunks and slopes, which the fused op does not know;
-    3. keys and values of different sizes, which fused kernels don't take; 4. heads that are not joined to rows.
+    3. keys and values of different or odd sizes, which fused kernels don't take; 4. heads that are not joined to rows.
     """
 
     needs = Stage.CACHED
@@ -50,6 +50,8 @@ class FuseAttention(Rewrite):
             return miss("it attends in chunks or by slopes", node)
         if str(shape(call["k"])[3]) != str(shape(call["v"])[3]):
             return miss("its keys and values differ in size", node)
+        if shape(call["k"])[3] % _ANGLES:
+            return miss("the size of its heads is no multiple of 8", node)
         joined = _joined_heads(node)
         if joined is None:
             return miss("its heads are not joined to rows", node)
@@ -57,7 +59,7 @@ class FuseAttention(Rewrite):
         heads = int(shape(q)[1])
         tables: tuple[Any, Any, bool] = (None, None, False)
         rotation = _same_rotation(q, k, call["starts"])
-        if rotation and shape(rotation[0])[1] % _ANGLES == 0:
+        if rotation and shape(rotation[0])[1] % _ANGLES == 0 and shape(q)[3] % (2 * _ANGLES) == 0:
             q, k, tables = q.args[0], k.args[0], rotation
         with program.graph.inserting_before(node):
             rows = [_as_rows(program, x) for x in (q, k, v)]

@@ -14,6 +14,7 @@ class Engine(Protocol):
 
     A cache slot holds one sequence. It has no length of its own: each call says how many positions of it count,
     so that going back is a smaller start, and a new sequence a start of 0. What lies behind a start is overwritten.
+    Layers that keep a window only can go back by one; an engine with such layers refuses more, `ROLLBACK_TOO_FAR`.
 
     Attributes:
         vocab_size: the width of the logits.

@@ -45,6 +45,8 @@ class OrtEngine:
         self.slots = count
         # Zeros: what was never written must be finite, for it is multiplied by a weight of zero.
         self._caches = [(spec, _room(spec, count)) for spec in self.manifest.caches]
+        self._ring = min((spec.length for spec in self.manifest.caches if spec.kind == "ring"), default=None)
+        self._ends = [0] * count
         for graph in self._graphs.values():
             graph.forget()
 
@@ -58,6 +60,8 @@ class OrtEngine:
         if length > _PIECE:
             pieces = self._in_pieces(tokens, starts, np.asarray(rows), last_only)
             return pieces[-1] if last_only else np.concatenate(pieces, 1)
+        if self._ring is not None:
+            self._check_going_back(starts, rows, length, self._ring)
         graph = self._graph(length)
         together = list(_runs(rows, 1 if length > 1 else batch))
         if len(together) == 1:
@@ -99,10 +103,22 @@ class OrtEngine:
                 f"A token is outside 0..{self.vocab_size - 1}.",
                 "Use the tokenizer of the artifact.",
             )
-        if max(rows) >= self.slots:
+        if closed := [row for row in rows if not 0 <= row < self.slots]:
             raise LlmcError(
-                "SLOT_CLOSED", f"Slot {max(rows)} is not open, only {self.slots} are.", "Call open_slots first."
+                "SLOT_CLOSED", f"Slot {closed[0]} is not open, only {self.slots} are.", "Call open_slots first."
             )
+
+    def _check_going_back(self, starts: np.ndarray, rows: Sequence[int], length: int, ring: int) -> None:
+        """Once a ring is full, its last token can be taken back, or all; others have overwritten what they saw."""
+        for start, row in zip(starts, rows, strict=True):
+            if 0 < start < self._ends[row] - 1 and self._ends[row] > ring:
+                raise LlmcError(
+                    "ROLLBACK_TOO_FAR",
+                    f"Slot {row} holds {self._ends[row]} positions and can't go back to {start}: a layer keeps its "
+                    "sliding window only.",
+                    "Start again from 0, or compile with --kv-cache static.",
+                )
+            self._ends[row] = int(start) + length
 
 
 def _room(spec: CacheSpec, slots: int) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from llmc.kernels.ops import embedding, linear
 from llmc.passes.insert_kv_cache import InsertKvCache
 from llmc.passes.remove_no_ops import RemoveNoOps
 
-WIDTH, HEADS, KV_HEADS, DIM, VALUE_DIM = 12, 4, 2, 20, 4
+WIDTH, HEADS, KV_HEADS, DIM, VALUE_DIM = 12, 4, 2, 32, 4
 SCALE = DIM**-0.5
 MAX_SEQ_LEN = 32
 Attend = Callable[["Attending", int, Tensor, Tensor], Tensor]

@@ -122,7 +122,9 @@ def test_parts_along_the_sequence_are_no_parts_of_a_row() -> None:
     """Three sequences one behind the other: a split in the right order, of another dim."""
 
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-        rows = torch.cat([x.repeat(1, 1, 7)[..., : HEADS * DIM] * factor for factor in (1, 2, 3)], 1)
+        rows = torch.cat(
+            [x.repeat(1, 1, HEADS * DIM // x.shape[2] + 1)[..., : HEADS * DIM] * factor for factor in (1, 2, 3)], 1
+        )
         length = x.shape[1]
         q, k, v = (split(each, HEADS) for each in rows.split([length, length, length], 1))
         return join(attention(q, k, v, SCALE))

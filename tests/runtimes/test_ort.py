@@ -201,3 +201,18 @@ def test_an_output_ends_where_the_room_does() -> None:
     (done,) = llm.generate(prompt, SamplingParams(max_tokens=99, ignore_eos=True))
     assert done.finish_reason == "max_seq_len"
     assert len(prompt) + len(done.token_ids) == llm.engine.max_seq_len == 128
+
+
+def test_a_full_ring_goes_back_by_one_or_to_the_beginning(tmp_path: Path) -> None:
+    def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+        return join(attention(*qkv(m, place, x), SCALE, window=6))
+
+    engine = engine_of(cached(attend), tmp_path, ops="standard")
+    tokens = np.arange(1, 18)[None] % engine.vocab_size
+    engine.forward(tokens, np.array([0]))
+    engine.forward(tokens[:, -1:], np.array([16]))
+    with pytest.raises(llmc.LlmcError, match="can't go back to 12") as caught:
+        engine.forward(tokens[:, :1], np.array([12]))
+    assert caught.value.code == "ROLLBACK_TOO_FAR"
+    engine.forward(tokens[:, :5], np.array([0]))
+    engine.forward(tokens[:, :1], np.array([2]))  # it is not full yet: nothing was overwritten

@@ -124,6 +124,7 @@ def _integer_matmul(
         places = g.data.add(str(weight), stored), g.data.add(str(scales), _flat(scales.weight)), steps
         matrix = g.derive(Derived(name, scheme, outputs, columns, group_size, *places))
     else:
+        assert scheme == "int8", "packed codes have no transpose"
         matrix = g.weight(name, transpose(weight.weight))
     y = g.op(
         "MatMulIntegerToFloat", codes, matrix, g.constant(1.0, torch.float32),
