@@ -30,6 +30,7 @@ unit: $(READY)
 # Compiles a real model, holds it against transformers, and asks it something.
 DEMO := .cache/demo
 demo: $(READY)
+	@mkdir -p $(dir $(DEMO))
 	$(BIN)/llmc compile demo --int8 --output $(DEMO)
 	$(BIN)/llmc run $(DEMO) "Write two sentences about the sea."
 

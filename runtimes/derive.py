@@ -15,7 +15,7 @@ _PAIRS_AS_WORDS = np.ascontiguousarray(_PAIRS).view(np.int16).ravel()
 
 def derive(folder: Path, spec: DerivedSpec) -> np.ndarray:
     """The int8 matrix [columns, rows] that a spec describes."""
-    data = np.memmap(folder / spec.file, np.uint8, "r")
+    data = folder / spec.file
     if spec.scheme == "int8":
         codes = _slice(data, spec.codes_offset, (spec.rows, spec.columns))
         matrix = (codes ^ np.uint8(128)).view(np.int8)
@@ -31,5 +31,6 @@ def derive(folder: Path, spec: DerivedSpec) -> np.ndarray:
     return np.ascontiguousarray(matrix.T)
 
 
-def _slice(data: np.ndarray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    return data[offset : offset + int(np.prod(shape))].reshape(shape)
+def _slice(path: Path, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes of the file: read, not mapped, for the session maps it already and pages would count twice."""
+    return np.fromfile(path, np.uint8, int(np.prod(shape)), offset=offset).reshape(shape)

@@ -18,8 +18,9 @@ from .standard import STANDARD
 
 DATA = "model.onnx.data"
 TABLES: dict[str, Table] = {"contrib": CONTRIB, "standard": STANDARD}
-# From how many tokens in one call on rounding the inputs pays: below, weights are what a matmul waits for.
-PREFILL_ROWS = 16
+# From how many tokens in one call on rounding the inputs pays. Below, a matmul mostly waits for weights, and a short
+# prompt is answered before the second graph would have been opened.
+PREFILL_ROWS = 64
 
 
 def build_onnx(
