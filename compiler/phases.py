@@ -25,5 +25,5 @@ class Phases:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
-        self.peak[name] = peak_rss() or 0
+        self.peak[name] = max(self.peak.get(name, 0), peak_rss() or 0)
         give_back_memory()
