@@ -13,6 +13,7 @@ from .cores import physical_cores
 from .derive import derive
 from .engine import check_fits
 from .manifest import CacheSpec, GraphSpec, Manifest
+from .memory import give_back_memory
 
 # Tokens of a row that go through in one call. Attention computes the scores of all pairs of a call, also of those that
 # the mask takes away, so half as many tokens twice are less work; matmuls are at their best from here on.
@@ -144,10 +145,9 @@ class _Graph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        if spec.derived:
-            matrices = [derive(folder, derived) for derived in spec.derived]
-            values = [ort.OrtValue.ortvalue_from_numpy(matrix) for matrix in matrices]
-            options.add_external_initializers([derived.name for derived in spec.derived], values)
+        matrices = [ort.OrtValue.ortvalue_from_numpy(derive(folder, derived)) for derived in spec.derived]
+        if matrices:
+            options.add_external_initializers([derived.name for derived in spec.derived], matrices)
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding's exception classes are private
@@ -156,6 +156,9 @@ class _Graph:
                 f"ONNX Runtime {ort.__version__} does not open {path.name}: {str(error).splitlines()[0][:300]}",
                 "Compile again, or install the release that manifest.json names.",
             ) from error
+        if matrices:  # the session has packed them in its own way and needs them no more
+            del matrices, options
+            give_back_memory()
         self.chooses_rows = any(i.name == "rows" for i in self.session.get_overridable_initializers())
         self.vocab_size = vocab_size
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
