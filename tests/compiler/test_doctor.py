@@ -53,7 +53,7 @@ def test_an_absent_package_comes_with_the_extra_that_brings_it(monkeypatch: pyte
     assert found["onnxruntime"].remedy == "pip install 'llmc[cpu]'"
     assert found["tensorrt-rtx"].remedy == "pip install 'llmc[trt]'"
     assert found["triton"].remedy == "pip install 'llmc[gpu]'"
-    assert found["onnx"].remedy == "pip install 'onnx'"  # no extra has it
+    assert found["onnx"].remedy == "pip install 'llmc[compile]'"
     assert found["torch"].remedy == ""
 
 

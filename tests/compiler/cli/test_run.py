@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -117,9 +118,9 @@ class Terminal:
         os.close(theirs)
         self.seen = ""
 
-    def wait_for(self, text: str) -> str:
+    def wait_for(self, text: str, seconds: float = 60) -> str:
         """What comes up to and with `text`."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + seconds
         while text not in self.seen:
             ready, _, _ = select.select([self.mine], [], [], max(0, end - time.monotonic()))
             assert ready, f"no {text!r} in {self.seen!r}"
@@ -129,6 +130,15 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self.mine, text.encode())
+
+    def interrupt_prompt(self) -> None:
+        """Ctrl-C until a new prompt comes: between a prompt and its reading Python notes a signal but sleeps on."""
+        for _ in range(20):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                self.wait_for("> ", seconds=3)
+                return
+        pytest.fail("no new prompt after Ctrl-C")
 
 
 _IN_SESSION = """
@@ -179,10 +189,10 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(artifact: Path, terminal
     terminal.wait_for("w3")
     terminal.type("\x03")
     assert "w17" not in terminal.wait_for("> ")
-    terminal.type("\x03")  # at the prompt: a new line, no end
-    terminal.wait_for("> ")
+    terminal.interrupt_prompt()  # a new line, no end
     terminal.type("w17\n")
-    assert "w18" in terminal.wait_for("> ")
+    terminal.wait_for("w18")
+    terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.process.wait(timeout=30) == 0
 
