@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from .manifest import DerivedSpec
 
-# Two codes 0..15 of a byte, low nibble first, as two int8 numbers -8..7 side by side.
-_PAIRS = np.array([(byte & 15, byte >> 4) for byte in range(256)], np.int8) - np.int8(8)
-_PAIRS_AS_WORDS = np.ascontiguousarray(_PAIRS).view(np.int16).ravel()
+# Columns that are turned together: rows of so many bytes are read whole, and what is made of them stays in the cache.
+_STRIPE = 64
+
+
+def write_derived(folder: Path, specs: Sequence[DerivedSpec], path: Path, threads: int) -> None:
+    """Make the matrices that the specs describe and write them where the graph looks for them."""
+    path.touch()
+
+    def write(spec: DerivedSpec) -> None:
+        with path.open("r+b") as file:
+            file.seek(spec.offset)
+            derive(folder, spec).tofile(file)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, specs))
 
 
 def derive(folder: Path, spec: DerivedSpec) -> np.ndarray:
     """The int8 matrix [columns, rows] that a spec describes."""
     data = folder / spec.file
     if spec.scheme == "int8":
-        codes = _slice(data, spec.codes_offset, (spec.rows, spec.columns))
-        matrix = (codes ^ np.uint8(128)).view(np.int8)
-    else:
-        packed = _slice(data, spec.codes_offset, (spec.rows, spec.columns // 2))
-        groups = spec.columns // spec.group_size
-        matrix = _PAIRS_AS_WORDS[packed].view(np.int8).reshape(spec.rows, groups, spec.group_size)
-        if spec.steps_offset is not None:
-            steps = _slice(data, spec.steps_offset, (spec.rows, groups * 4)).view(np.float32)
-            scales = _slice(data, spec.scales_offset, (spec.rows, 4)).view(np.float32)
-            matrix *= np.rint(steps / scales).astype(np.int8)[:, :, None]
-        matrix = matrix.reshape(spec.rows, spec.columns)
-    return np.ascontiguousarray(matrix.T)
+        return _of_bytes(_slice(data, spec.codes_offset, (spec.rows, spec.columns)))
+    packed = _slice(data, spec.codes_offset, (spec.rows, spec.columns // 2))
+    if spec.steps_offset is None:
+        return _of_nibbles(packed, spec.group_size, None)
+    groups = spec.columns // spec.group_size
+    steps = _slice(data, spec.steps_offset, (spec.rows, groups * 4)).view(np.float32)
+    scales = _slice(data, spec.scales_offset, (spec.rows, 4)).view(np.float32)
+    return _of_nibbles(packed, spec.group_size, np.rint(steps / scales).astype(np.int8).T.copy())
+
+
+def _of_bytes(codes: np.ndarray) -> np.ndarray:
+    """Codes around 128 [rows, columns] as int8 [columns, rows]."""
+    matrix = np.empty(codes.shape[::-1], np.uint8)
+    for start in range(0, len(matrix), _STRIPE):
+        np.bitwise_xor(codes[:, start : start + _STRIPE].T, 128, out=matrix[start : start + _STRIPE])
+    return matrix.view(np.int8)
+
+
+def _of_nibbles(packed: np.ndarray, group_size: int, multiples: np.ndarray | None) -> np.ndarray:
+    """Codes 0..15, two a byte and the low one first, as int8 around 8 [columns, rows], times their group's multiple."""
+    rows, half = len(packed), group_size // 2
+    matrix = np.empty((packed.shape[1] // half, half, 2, rows), np.int8)
+    for group, made in enumerate(matrix):
+        turned = packed[:, group * half : (group + 1) * half].T.copy()
+        np.bitwise_and(turned, 15, out=made[:, 0].view(np.uint8))
+        np.right_shift(turned, 4, out=made[:, 1].view(np.uint8))
+        np.subtract(made, np.int8(8), out=made)
+        if multiples is not None:
+            np.multiply(made, multiples[group], out=made)
+    return matrix.reshape(-1, rows)
 
 
 def _slice(path: Path, offset: int, shape: tuple[int, ...]) -> np.ndarray:

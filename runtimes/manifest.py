@@ -69,16 +69,35 @@ class DerivedSpec:
     """Of each row, float32."""
     steps_offset: int | None
     """Of each group, float32: small multiples of its row's scale. Int4 only."""
+    offset: int
+    """Where the graph looks for the matrix, in the file of all that are made for it."""
+
+
+@dataclass(frozen=True)
+class StoredSpec:
+    """A weight that lies in a file of the artifact as a graph takes it."""
+
+    name: str
+    dtype: str
+    """As numpy names it."""
+    shape: list[int]
+    file: str
+    offset: int
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph's file, and how many rows of tokens it is meant for; `max_rows` None is any number."""
+    """A graph's file, and how many rows of tokens it is meant for; `max_rows` None is any number.
+
+    A graph with derived matrices looks for them in a folder that is made for it, and can't look elsewhere too:
+    `stored` are its other weights.
+    """
 
     file: str
     min_rows: int
     max_rows: int | None
     derived: list[DerivedSpec] = field(default_factory=list)
+    stored: list[StoredSpec] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import onnxruntime as ort
 
 from ..errors import LlmcError
 from .cores import physical_cores
-from .derive import derive
 from .engine import check_fits
 from .manifest import CacheSpec, GraphSpec, Manifest
-from .memory import give_back_memory
+from .ort_session import open_session
 
 # Tokens of a row that go through in one call. Attention computes the scores of all pairs of a call, also of those that
 # the mask takes away, so half as many tokens twice are less work; matmuls are at their best from here on.
@@ -140,25 +139,7 @@ class _Graph:
     """A session, and its bindings by the slots that they reach."""
 
     def __init__(self, folder: Path, spec: GraphSpec, threads: int, vocab_size: int) -> None:
-        path = folder / spec.file
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        matrices = [ort.OrtValue.ortvalue_from_numpy(derive(folder, derived)) for derived in spec.derived]
-        if matrices:
-            options.add_external_initializers([derived.name for derived in spec.derived], matrices)
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the binding's exception classes are private
-            raise LlmcError(
-                "GRAPH_REFUSED",
-                f"ONNX Runtime {ort.__version__} does not open {path.name}: {str(error).splitlines()[0][:300]}",
-                "Compile again, or install the release that manifest.json names.",
-            ) from error
-        if matrices:  # the session has packed them in its own way and needs them no more
-            del matrices, options
-            give_back_memory()
+        self.session, self._held = open_session(folder, spec, threads)
         self.chooses_rows = any(i.name == "rows" for i in self.session.get_overridable_initializers())
         self.vocab_size = vocab_size
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}

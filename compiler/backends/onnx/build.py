@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from ....errors import LlmcError
 from ....passes.pipeline import MANY_ROWS
-from ....runtimes.manifest import CacheSpec, DerivedSpec, GraphSpec
+from ....runtimes.manifest import CacheSpec, DerivedSpec, GraphSpec, StoredSpec
 from ...ir.program import Cache, Program
 from .contrib import CONTRIB
 from .external import ExternalData
-from .lower import Derived, Lowering, Table
+from .lower import DERIVED_FILE, Derived, Lowering, Table
 from .standard import STANDARD
 
 DATA = "model.onnx.data"
@@ -42,7 +43,7 @@ def build_onnx(
             for subject in MANY_ROWS:
                 subject(rounded)
             many = _lower(rounded, ops, data, folder / "prefill.onnx")
-            graphs["prefill"] = GraphSpec(many.file, PREFILL_ROWS, None, many.derived)
+            graphs["prefill"] = replace(many, min_rows=PREFILL_ROWS)
     return graphs
 
 
@@ -71,11 +72,22 @@ def _lower(program: Program, ops: str, data: ExternalData, path: Path) -> GraphS
     lowering.run()
     lowering.save(path)
     _check(path)
-    derived = [_derived_spec(d) for d in lowering.derived.values()]
-    return GraphSpec(path.name, 1, None, derived)
+    derived = [_derived_spec(made, offset) for offset, made in lowering.derived.items()]
+    return GraphSpec(path.name, 1, None, derived, _stored_specs(lowering) if derived else [])
 
 
-def _derived_spec(made: Derived) -> DerivedSpec:
+def _stored_specs(lowering: Lowering) -> list[StoredSpec]:
+    """The weights that lie in the data file as they are."""
+    found = []
+    for tensor in lowering.initializers.values():
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place and place["location"] != DERIVED_FILE:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
+            found.append(StoredSpec(tensor.name, dtype, list(tensor.dims), place["location"], int(place["offset"])))
+    return found
+
+
+def _derived_spec(made: Derived, offset: int) -> DerivedSpec:
     return DerivedSpec(
         name=made.name,
         scheme=made.scheme,
@@ -86,6 +98,7 @@ def _derived_spec(made: Derived) -> DerivedSpec:
         codes_offset=made.codes.offset,
         scales_offset=made.scales.offset,
         steps_offset=made.steps.offset if made.steps else None,
+        offset=offset,
     )
 
 
@@ -101,7 +114,7 @@ def _check(path: Path) -> None:
 
 
 def _without_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights as inputs: the checker would look for their file, and what the runtime derives lies in none."""
+    """Weights as inputs: the checker would look for their file, and the runtime makes one of them later."""
     kept = []
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:

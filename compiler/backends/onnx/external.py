@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import torch
+from onnx import TensorProto
 
 from ...ir.weights import Weight, rows_of
 
@@ -24,6 +25,14 @@ class Place:
     file: str
     offset: int
     length: int
+
+
+def external_tensor(name: str, dtype: int, shape: Sequence[int], place: Place) -> TensorProto:
+    """An initializer whose bytes are elsewhere; `dtype` by its number in ONNX."""
+    tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 class ExternalData:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from .... import __version__
 from ....errors import LlmcError
 from ...ir.weights import Weight
-from .external import ExternalData
+from .external import ExternalData, external_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,11 +110,8 @@ class Graph:
         """
         if name not in self.initializers:
             place = self.data.add(name, weight)
-            tensor = TensorProto(name=name, data_type=dtype or element(weight.dtype), dims=shape or weight.shape)
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
-                tensor.external_data.add(key=key, value=str(value))
-            self.initializers[name] = tensor
+            kind = dtype or element(weight.dtype)
+            self.initializers[name] = external_tensor(name, kind, shape or weight.shape, place)
         return Value(name, weight.dtype, shape or weight.shape)
 
     def input(self, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> Value:

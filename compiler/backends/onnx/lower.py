@@ -16,7 +16,7 @@ from ....errors import LlmcError
 from ....kernels.ops import op_of
 from ...ir.program import Program, layer_of, op_name, where
 from ...ir.weights import Weight
-from .external import ExternalData, Place
+from .external import PAGE, ExternalData, Place, external_tensor
 from .graph import Graph, Value, element
 
 # What a table maps op names ("llmc.rms_norm", "aten.softmax") to: writes nodes, returns the name or names of what
@@ -26,6 +26,8 @@ Table = dict[str, Entry]
 
 BATCH, LENGTH, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 PAST, PRESENT = "past_sequence_length", "present_sequence_length"
+# Where a graph looks for its derived matrices.
+DERIVED_FILE = "derived"
 # Integers of so many values lie in the graph itself, where shape inference reads them.
 SMALL = 1024
 
@@ -46,6 +48,10 @@ class Derived:
     scales: Place
     steps: Place | None
 
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.columns
+
 
 class Lowering(Graph):
     """An ONNX graph that is being made from a program.
@@ -55,7 +61,7 @@ class Lowering(Graph):
         starts: how many positions each row holds, [B] int64.
         memo: values that many nodes share (masks, positions), by any key.
         derives: whether the runtime makes matrices in other layouts from codes that are stored already.
-        derived: those matrices.
+        derived: those matrices, by their offset in the file of all of them.
     """
 
     node: fx.Node
@@ -66,7 +72,8 @@ class Lowering(Graph):
         self.program = program
         self.table = table
         self.derives = derives
-        self.derived: dict[str, Derived] = {}
+        self.derived: dict[int, Derived] = {}
+        self._derived_end = 0
         self.memo: dict[Any, Any] = {}
         self._values: dict[fx.Node, Any] = {}
 
@@ -80,15 +87,15 @@ class Lowering(Graph):
         return super().op(kind, *inputs, count=count, domain=domain, **attributes)
 
     def derive(self, derived: Derived) -> Value:
-        """An int8 matrix that the runtime puts in; the file that it seems to lie in does not exist."""
+        """An int8 matrix in a file that the runtime makes."""
+        shape = (derived.columns, derived.rows)
         if derived.name not in self.initializers:
-            shape = (derived.columns, derived.rows)
-            tensor = TensorProto(name=derived.name, data_type=TensorProto.INT8, dims=shape)
-            tensor.data_location = TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="derived")
-            self.initializers[derived.name] = tensor
-            self.derived[derived.name] = derived
-        return Value(derived.name, torch.int8, (derived.columns, derived.rows))
+            offset = -(-self._derived_end // PAGE) * PAGE
+            self._derived_end = offset + derived.nbytes
+            place = Place(DERIVED_FILE, offset, derived.nbytes)
+            self.initializers[derived.name] = external_tensor(derived.name, TensorProto.INT8, shape, place)
+            self.derived[offset] = derived
+        return Value(derived.name, torch.int8, shape)
 
     def _hold(self, value: WeightValue) -> None:
         """Write a weight to the data file, or into the graph: small integers may be indices, which shapes hang on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def step_weight(folder: Path, step: dict[str, onnx.TensorProto], spec: DerivedSp
 def spans(tensors: dict[str, onnx.TensorProto]) -> list[tuple[str, int, int]]:
     """Name, offset and length of what lies in the data file."""
     places = [(name, {e.key: e.value for e in tensor.external_data}) for name, tensor in tensors.items()]
-    return [(name, int(at["offset"]), int(at["length"])) for name, at in places if "offset" in at]
+    return [(name, int(at["offset"]), int(at["length"])) for name, at in places if at.get("location") == DATA]
 
 
 def test_both_graphs_read_one_file(optimized: Program, tmp_path: Path) -> None:
@@ -148,13 +149,26 @@ def test_what_is_written(optimized: Program, tmp_path: Path, ops: str, quantize:
         model = onnx.load(path, load_external_data=False)
         domains = {node.domain for node in model.graph.node}
         assert domains == ({"", "com.microsoft"} if ops == "contrib" else {""})
-        lacking = {t.name for t in model.graph.initializer if t.external_data and t.external_data[0].value == "derived"}
-        assert lacking == {d.name for d in graph.derived}
+        assert_placed(initializers(path), graph)
     model = onnx.load(tmp_path / "one" / "model.onnx", load_external_data=False)
     load_external_data_for_model(model, str(tmp_path / "one"))
     bits = {None: 32, "int8": 8, "w8a8": 8, "int4": 6}[quantize]
     parameters = sum(w.numel for w in optimized.weights.values() if len(w.shape) == 2)
     assert stored(tmp_path / "one") < 1.6 * parameters * bits / 8
+
+
+def assert_placed(tensors: dict[str, onnx.TensorProto], graph: GraphSpec) -> None:
+    """The manifest tells of each weight of a graph with derived matrices where it is; they don't overlap."""
+    places = {name: {e.key: e.value for e in t.external_data} for name, t in tensors.items() if t.external_data}
+    derived = {name: int(at["offset"]) for name, at in places.items() if at["location"] != DATA}
+    assert derived == {spec.name: spec.offset for spec in graph.derived}
+    ends = [0, *(spec.offset + spec.rows * spec.columns for spec in graph.derived)]
+    assert all(end <= spec.offset for end, spec in zip(ends, graph.derived, strict=False))
+    assert {s.name for s in graph.stored} == (places.keys() - derived.keys() if derived else set())
+    for spec in graph.stored:
+        assert (spec.file, str(spec.offset)) == (places[spec.name]["location"], places[spec.name]["offset"])
+        nbytes = np.dtype(spec.dtype).itemsize * math.prod(spec.shape)
+        assert str(nbytes) == places[spec.name]["length"]
 
 
 def test_what_the_checker_refuses(optimized: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

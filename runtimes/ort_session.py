@@ -1,0 +1,81 @@
+"""Opening a graph with ONNX Runtime: its own files, and what is made for it from them."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ..errors import LlmcError
+from .derive import derive, write_derived
+from .manifest import GraphSpec
+from .memory import give_back_memory
+
+# Where a graph looks for its derived matrices.
+_DERIVED_FILE = "derived"
+
+
+def open_session(folder: Path, spec: GraphSpec, threads: int) -> tuple[ort.InferenceSession, list[Any]]:
+    """A session, and what has to live as long as it does."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    held: list[Any] = []
+    if spec.derived:
+        session = _open_derived(folder, spec, options, threads, held)
+    else:
+        session = _open(str(folder / spec.file), options, spec)
+    give_back_memory()
+    return session, held
+
+
+def _open_derived(
+    folder: Path, spec: GraphSpec, options: ort.SessionOptions, threads: int, held: list[Any]
+) -> ort.InferenceSession:
+    """With its matrices in a file, the session maps one after the other while it packs them and holds none twice."""
+    files = {name: _mapped(folder / name) for name in {stored.file for stored in spec.stored}}
+    arrays = {
+        stored.name: np.frombuffer(files[stored.file], stored.dtype, int(np.prod(stored.shape)), stored.offset)
+        .reshape(stored.shape)
+        for stored in spec.stored
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="llmc-") as made:
+        try:
+            write_derived(folder, spec.derived, Path(made, _DERIVED_FILE), threads)
+        except OSError:  # there is no room for a file; there may be in memory
+            arrays |= {derived.name: derive(folder, derived) for derived in spec.derived}
+        held += _put_in(arrays, options)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", made)
+        session = _open((folder / spec.file).read_bytes(), options, spec)
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for file in files.values():  # what was packed is not read again, and the rest comes back from the file
+            file.madvise(mmap.MADV_DONTNEED)
+    return session
+
+
+def _open(model: str | bytes, options: ort.SessionOptions, spec: GraphSpec) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the binding's exception classes are private
+        raise LlmcError(
+            "GRAPH_REFUSED",
+            f"ONNX Runtime {ort.__version__} does not open {spec.file}: {str(error).splitlines()[0][:300]}",
+            "Compile again, or install the release that manifest.json names.",
+        ) from error
+
+
+def _put_in(arrays: Mapping[str, np.ndarray], options: ort.SessionOptions) -> list[ort.OrtValue]:
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
+    return values
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
