@@ -1,6 +1,7 @@
-"""The artifact in other runtimes: the same folder must give the same greedy tokens there. `make interop` runs it.
+"""The demo in other runtimes: the same greedy tokens for every prompt. `make interop` runs it.
 
-Each runtime lives in an environment of its own under .cache/interop, with the pins of its requirements file here.
+transformers runs the model that the artifact was made from, in this environment; the others run the artifact's own
+folder, each in an environment of its own under .cache/interop, with the pins of its requirements file here.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import sys
 from pathlib import Path
 
 import llmc
+from llmc.compiler.frontend.demo import demo_path
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / ".cache" / "interop"
-PROMPT = [504, 3575, 282, 4649, 314]
-COUNT = 32
-# Scheme of the artifact, and which runtimes take it: Optimum drives a graph with caches that grow.
-CASES = {"fp32": ("genai", "optimum"), "int8": ("genai",), "int4": ("genai",)}
+COUNT = 128
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):",
+    "Once upon a time, in a village by the sea,",
+    "Water boils at",
+    "Dear Sir or Madam,",
+    "To make bread you need flour,",
+    "1, 2, 3, 4,",
+    "The three laws of motion say that",
+]
+# Scheme of the artifact, and which runtimes it is held against: Optimum drives a graph with caches that grow.
+CASES = {"fp32": ("transformers", "genai", "optimum"), "int8": ("genai",), "int4": ("genai",)}
 
 
 def main() -> int:
@@ -25,40 +36,49 @@ def main() -> int:
     for scheme, runtimes in CASES.items():
         folder = CACHE / f"demo-{scheme}"
         llmc.compile("demo", folder, quantize=None if scheme == "fp32" else scheme, max_seq_len=256)
-        wanted = greedy(folder)
+        llm = llmc.LLM(folder)
+        prompts = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
+        wanted = greedy(llm, prompts)
         for runtime in runtimes:
-            got = other_greedy(runtime, folder)
-            print(f"{scheme:5} {runtime:8} {'the same' if got == wanted else f'differs: {got} instead of {wanted}'}")
-            if got != wanted:
-                failed.append(f"{scheme} in {runtime}")
+            got = other_greedy(runtime, demo_path() if runtime == "transformers" else folder, prompts)
+            same = [mine == other for mine, other in zip(wanted, got, strict=True)]
+            print(f"{scheme:5} {runtime:13} the same {COUNT} tokens for {sum(same)} of {len(same)} prompts", flush=True)
+            for prompt, mine, other in zip(PROMPTS, wanted, got, strict=True):
+                if mine != other:
+                    place = next(i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
+                    failed.append(f"{scheme} in {runtime}: {prompt!r} goes on differently from token {place + 1} on")
+    for line in failed:
+        print(line)
     return 1 if failed else 0
 
 
-def greedy(folder: Path) -> list[int]:
-    """What llmc itself generates."""
-    params = llmc.SamplingParams(max_tokens=COUNT, ignore_eos=True)
-    return list(llmc.LLM(folder).generate(PROMPT, params)[0].token_ids)
+def greedy(llm: llmc.LLM, prompts: list[list[int]]) -> list[list[int]]:
+    """What llmc itself generates; the end of text is kept out, as the others keep it out of what is too short."""
+    never = dict.fromkeys(llm.tokenizer.eos_ids, -1e9)
+    params = llmc.SamplingParams(max_tokens=COUNT, logit_bias=never)
+    return [list(llm.generate(prompt, params)[0].token_ids) for prompt in prompts]
 
 
-def other_greedy(runtime: str, folder: Path) -> list[int]:
-    """What another runtime generates from the same folder."""
-    python = environment(runtime)
-    command = [python, HERE / f"with_{runtime}.py", folder, json.dumps(PROMPT), str(COUNT)]
+def other_greedy(runtime: str, model: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """What another runtime generates."""
+    command = [environment(runtime), HERE / f"with_{runtime}.py", model, json.dumps(prompts), str(COUNT)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{runtime} does not run {folder}:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{runtime} does not run {model}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def environment(runtime: str) -> Path:
-    """The interpreter with a runtime's pins, made where it is missing."""
+    """The interpreter with a runtime's pins, made where it is missing; this one where a runtime has none."""
+    requirements = HERE / f"{runtime}.txt"
+    if not requirements.exists():
+        return Path(sys.executable)
     folder = CACHE / "envs" / runtime
     python, ready = folder / "bin" / "python", folder / "ready"
-    pins = (HERE / f"{runtime}.txt").read_text()
-    if not ready.exists() or ready.read_text() != pins:
+    if not ready.exists() or ready.read_text() != requirements.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", HERE / f"{runtime}.txt"], check=True)
-        ready.write_text(pins)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        ready.write_text(requirements.read_text())
     return python
 
 

@@ -1,4 +1,4 @@
-"""Greedy tokens by onnxruntime-genai: `python with_genai.py FOLDER "[1, 2]" COUNT` prints a JSON list."""
+"""Greedy tokens by onnxruntime-genai: `python with_genai.py FOLDER "[[1, 2]]" COUNT` prints a JSON list."""
 
 import json
 import sys
@@ -6,15 +6,21 @@ import sys
 import numpy as np
 import onnxruntime_genai as og
 
-folder, prompt, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+folder, prompts, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 model = og.Model(folder)
-params = og.GeneratorParams(model)
-# It stops at the end of text; a lower bound of the length keeps it going.
-params.set_search_options(max_length=len(prompt) + count, min_length=len(prompt) + count, do_sample=False)
-generator = og.Generator(model, params)
-generator.append_tokens(np.array([prompt], np.int32))
-made: list[int] = []
-while len(made) < count:
-    generator.generate_next_token()
-    made.append(int(generator.get_next_tokens()[0]))
-print(json.dumps(made))
+
+
+def greedy(prompt: list[int]) -> list[int]:
+    params = og.GeneratorParams(model)
+    # It stops at the end of text; a lower bound of the length keeps it going.
+    params.set_search_options(max_length=len(prompt) + count, min_length=len(prompt) + count, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.append_tokens(np.array([prompt], np.int32))
+    made: list[int] = []
+    while len(made) < count:
+        generator.generate_next_token()
+        made.append(int(generator.get_next_tokens()[0]))
+    return made
+
+
+print(json.dumps([greedy(prompt) for prompt in prompts]))
