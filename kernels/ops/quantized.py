@@ -89,7 +89,8 @@ def dequantize(
     multiples: Tensor | None = None,
 ) -> Tensor:
     """The weight [O, I] that codes, scales, zero points and multiples stand for."""
-    return (decode(weight, zeros, scheme, group_size, dtype, multiples) * scales.to(dtype).unsqueeze(2)).flatten(1)
+    values = decode(weight, zeros, scheme, group_size, dtype, multiples)
+    return values.mul_(scales.to(dtype).unsqueeze(2)).flatten(1)
 
 
 def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:

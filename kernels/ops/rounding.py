@@ -19,7 +19,7 @@ LARGEST_MULTIPLE = 15
 
 
 # Rows are rounded in blocks of so many weights: what is computed on the way takes several times their memory.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 
 
 @op
