@@ -31,6 +31,7 @@ from .merge_gate_up import MergeGateUp
 from .merge_qkv import MergeQkv
 from .precompute_positions import PrecomputePositions
 from .quantize import Quantize, RoundActivations, Scheme
+from .raise_rows import RaiseRows
 from .read_positions import ReadPositions
 from .remove_dead_code import RemoveDeadCode
 from .remove_no_ops import RemoveNoOps
@@ -94,6 +95,7 @@ def engine_passes(scheme: Scheme | None, *, ring: bool, fuse: bool) -> list[Pass
         *([Quantize(scheme)] if scheme else []),
         InsertKvCache(ring),
         ChooseRows(),
+        RaiseRows(),
         *([FuseAttention()] if fuse else []),
     ]
 

@@ -31,7 +31,7 @@ class Scheme:
 
     name: str
     weights: str
-    group_size: int = 64
+    group_size: int = 128
     activation: str = "none"
     wide: str = "int8"
 
