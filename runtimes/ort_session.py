@@ -16,6 +16,9 @@ from .derive import derive, write_derived
 from .manifest import GraphSpec
 from .memory import give_back_memory
 
+# How long a thread that has nothing to do looks out for more before it sleeps: longer than what lies between two ops
+# or two tokens, but no longer, for it takes the core from the other graph's threads and from the caller.
+_SPIN_US = 300
 # Where a graph looks for its derived matrices.
 _DERIVED_FILE = "derived"
 
@@ -26,6 +29,7 @@ def open_session(folder: Path, spec: GraphSpec, threads: int) -> tuple[ort.Infer
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     held: list[Any] = []
     if spec.derived:
         session = _open_derived(folder, spec, options, threads, held)
