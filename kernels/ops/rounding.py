@@ -57,7 +57,7 @@ def _round_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor
 
 def _by_rows(weight: Tensor, rounded: Callable[[Tensor], tuple[Tensor, ...]]) -> Any:
     rows = max(1, _BLOCK // max(1, weight.shape[1]))
-    if weight.shape[0] <= rows:
+    if weight.shape[0] <= rows or weight.is_meta:  # only the shapes are asked for
         return rounded(weight)
     results: tuple[Tensor, ...] = ()
     for start in range(0, weight.shape[0], rows):
