@@ -66,7 +66,7 @@ class RaiseRows(Pass):
         return whole[::-1]
 
 
-def _by_rows(node: fx.Node, length: str) -> bool:
+def _by_rows(node: fx.Node, length: str | None) -> bool:
     """Whether a call gives [B, S, ...] and reads nothing with S in another place, nor a size."""
     if node.op != "call_function":
         return False
