@@ -51,6 +51,10 @@ class CacheSpec:
         return self.heads * (self.key_dim + self.value_dim) * self.length * (4 if self.dtype == "fp32" else 2)
 
 
+# The file, made when a graph is opened, in which the graph looks for its derived matrices.
+DERIVED_FILE = "derived"
+
+
 @dataclass(frozen=True)
 class DerivedSpec:
     """An int8 matrix [columns, rows] of a graph, made of codes in a file when the graph is opened.

@@ -13,14 +13,12 @@ import onnxruntime as ort
 
 from ..errors import LlmcError
 from .derive import derive, write_derived
-from .manifest import GraphSpec
+from .manifest import DERIVED_FILE, GraphSpec
 from .memory import give_back_memory
 
 # How long a thread that has nothing to do looks out for more before it sleeps: longer than what lies between two ops
 # or two tokens, but no longer, for it takes the core from the other graph's threads and from the caller.
 _SPIN_US = 300
-# Where a graph looks for its derived matrices.
-_DERIVED_FILE = "derived"
 
 
 def open_session(folder: Path, spec: GraphSpec, threads: int) -> tuple[ort.InferenceSession, list[Any]]:
@@ -51,7 +49,7 @@ def _open_derived(
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="llmc-") as made:
         try:
-            write_derived(folder, spec.derived, Path(made, _DERIVED_FILE), threads)
+            write_derived(folder, spec.derived, Path(made, DERIVED_FILE), threads)
         except OSError:  # there is no room for a file; there may be in memory
             arrays |= {derived.name: derive(folder, derived) for derived in spec.derived}
         held += _put_in(arrays, options)

@@ -10,11 +10,11 @@ import onnx
 
 from ....errors import LlmcError
 from ....passes.pipeline import MANY_ROWS
-from ....runtimes.manifest import CacheSpec, DerivedSpec, GraphSpec, StoredSpec
+from ....runtimes.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, StoredSpec
 from ...ir.program import Cache, Program
 from .contrib import CONTRIB
 from .external import ExternalData
-from .lower import DERIVED_FILE, Derived, Lowering, Table
+from .lower import Derived, Lowering, Table
 from .standard import STANDARD
 
 DATA = "model.onnx.data"

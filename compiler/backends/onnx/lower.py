@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from ....errors import LlmcError
 from ....kernels.ops import op_of
+from ....runtimes.manifest import DERIVED_FILE
 from ...ir.program import Program, layer_of, op_name, where
 from ...ir.weights import Weight
 from .external import PAGE, ExternalData, Place, external_tensor
@@ -26,8 +27,6 @@ Table = dict[str, Entry]
 
 BATCH, LENGTH, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 PAST, PRESENT = "past_sequence_length", "present_sequence_length"
-# Where a graph looks for its derived matrices.
-DERIVED_FILE = "derived"
 # Integers of so many values lie in the graph itself, where shape inference reads them.
 SMALL = 1024
 
