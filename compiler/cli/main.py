@@ -10,6 +10,7 @@ from ... import __version__
 from .bench import bench
 from .compile import compile_
 from .doctor import doctor
+from .evaluate import evaluate
 from .inspect import inspect
 from .plan import plan
 from .run import run
@@ -50,5 +51,5 @@ def main() -> None:
     """
 
 
-for verb in (compile_, run, bench, verify, inspect, plan, doctor):
+for verb in (compile_, run, bench, evaluate, verify, inspect, plan, doctor):
     main.add_command(verb)

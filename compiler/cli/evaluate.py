@@ -1,0 +1,147 @@
+"""`llmc eval`: how well an artifact predicts a text, and how far it is from a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import sheet
+from .progress import steps
+from .verb import Verb, artifact_argument, json_option, print_json, threads_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...runtimes.evaluate import Estimate, Evaluation, Reference
+    from ...runtimes.texts import Text
+    from ...runtimes.windows import Window
+
+_PERCENTILES = ("p1", "p5", "p10", "p90", "p95", "p99")
+
+
+@click.command("eval", cls=Verb, short_help="Perplexity of an artifact, and its distance from a reference.")
+@artifact_argument
+@click.option(
+    "--text",
+    "source",
+    default="docstrings",
+    show_default=True,
+    metavar="F",
+    help='A text file, a .jsonl file with texts under "text", or a text of Python\'s own: docstrings, topics.',
+)
+@click.option("--reference", metavar="MODEL|DIR", help="Compare with a model, or with another artifact.")
+@click.option(
+    "--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a sequence.  [default: 512, if it serves them]"
+)
+@click.option(
+    "--stride", type=click.IntRange(min=1), metavar="N", help="Tokens between windows.  [default: half a window]"
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=16384,
+    show_default=True,
+    metavar="N",
+    help="Read that many tokens of the text at most.",
+)
+@click.option("--per-position", is_flag=True, help="Show the divergence by the number of tokens before.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the divergence as SVG, too."
+)
+@json_option
+@threads_option
+def evaluate(
+    artifact: Path,
+    source: str,
+    reference: str | None,
+    window: int | None,
+    stride: int | None,
+    max_tokens: int,
+    per_position: bool,
+    plot: Path | None,
+    as_json: bool,
+    threads: int | None,
+) -> None:
+    """Measure how well the artifact in DIR predicts a text: its perplexity, and how far its predictions are from those
+    of a reference: the MODEL that it was made from, or another artifact of that. Each number comes with its error.
+
+    A model's own predictions are kept for the next time, 2 bytes for each token of the text and of the vocabulary.
+    """
+    if reference is None and (per_position or plot):
+        raise click.UsageError("--per-position and --plot show a divergence: give a --reference, too.")
+    if plot and not plot.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
+    with steps(f"Reading {source}") as watch:
+        from ...runtimes.artifact import read_manifest
+        from ...runtimes.evaluate import evaluate as measure
+        from ...runtimes.evaluation_plot import svg
+        from ...runtimes.load import load
+        from ...runtimes.texts import read_text
+        from ...runtimes.tokenizer import Tokenizer
+        from ...runtimes.windows import cut_windows, opening
+
+        manifest = read_manifest(artifact)
+        text = read_text(source)
+        tokenizer = Tokenizer(artifact)
+        tokens = tokenizer.encode(text.content, add_special_tokens=False)[:max_tokens]
+        windows = cut_windows(tokens, manifest.max_seq_len, window, stride, opening(tokenizer))
+        # Before the engine is there: both are large.
+        other = _reference(reference, windows, int(manifest.model["vocab_size"]), watch) if reference else None
+        watch(f"Loading {artifact}", 0, 0)
+        result = measure(load(artifact, threads=threads), windows, other, watch)
+    if plot:
+        plot.write_text(svg(result, f"{manifest.model['name']}, {artifact.name} against {reference}"), encoding="utf-8")
+    if as_json:
+        by_position = {"per_position": result.by_position()} if per_position else {}
+        print_json(result.as_dict() | {"text": {"sha256": text.sha256, "source": text.source}} | by_position)
+    else:
+        _show(result, text, per_position)
+
+
+def _reference(given: str, windows: list[Window], vocab_size: int, watch: Callable[[str, int, int], None]) -> Reference:
+    from ...runtimes.manifest import MANIFEST
+
+    if (Path(given) / MANIFEST).is_file():
+        from ...runtimes.evaluate import EngineReference
+        from ...runtimes.load import load
+
+        return EngineReference(load(given), windows)
+    from ..ruler import reference_of
+
+    return reference_of(given, windows, vocab_size, watch=watch)
+
+
+def _show(result: Evaluation, text: Text, per_position: bool) -> None:
+    rows = [_row("perplexity", result.perplexity)]
+    if result.ratio and result.kld and result.same_top1 and result.same_top5 and result.probability_change:
+        kld, change = result.kld, result.probability_change
+        rows += [
+            _row("perplexity / reference's", result.ratio),
+            ("KL divergence, nats", f"{kld.mean:.4g}", _error(kld.stderr)),
+            *((f"  {name}", f"{getattr(kld, name):.4g}", "") for name in ("median", "p90", "p99", "max")),
+            _row("same best token", result.same_top1),
+            _row("its best among five", result.same_top5),
+            ("change of probability", f"{change.mean:+.4g}", _error(change.stderr)),
+            ("  rms", f"{change.rms:.4g}", ""),
+            *((f"  {name}", f"{getattr(change, name):+.4g}", "") for name in _PERCENTILES),
+        ]
+    sheet.table(["measure", "value", "± error"], rows)
+    if per_position:
+        found = [
+            (f"{one['from']}..{one['to'] - 1}", one["tokens"], f"{one['kld']:.4g}") for one in result.by_position()
+        ]
+        click.echo()
+        sheet.table(["tokens before", "tokens", "KL divergence"], found)
+    click.echo()
+    windows = f"{result.windows:,} window{'s'[: result.windows > 1]}"
+    click.echo(f"{result.tokens:,} tokens in {windows} of {text.source} (sha256 {text.sha256[:12]})")
+
+
+def _row(name: str, measured: Estimate) -> tuple[str, str, str]:
+    return name, f"{measured.value:.5g}", _error(measured.stderr)
+
+
+def _error(stderr: Any) -> str:
+    return "" if stderr is None else f"{stderr:.2g}"
