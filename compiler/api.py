@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,24 +10,24 @@ import torch
 from torch import nn
 
 from ..errors import LlmcError
-from ..passes.base import Pass, PassResult
-from ..passes.check_rows import CheckRows
-from ..passes.pipeline import PIPELINE, run_passes, run_pipeline
-from ..passes.quantize import Quantize
+from ..passes.pipeline import FOR_ENGINES, Dump, run_passes, run_pipeline
+from ..passes.rounding_plan import Override
 from ..runtimes.artifact_writer import ArtifactWriter, check_output
 from ..runtimes.manifest import Manifest
-from ..runtimes.selfcheck import LIMITS, Reference, Report
-from .backends.onnx.build import build_onnx
-from .blame import find_divergence
-from .companions import describe, save_companions, write_json
+from ..runtimes.selfcheck import Report
+from .build import Build
+from .calibration.shelf import Shelf
+from .calibration.tokens import CalibrationText
 from .config import CompileConfig
 from .frontend.capture import trace
+from .frontend.demo import cache_dir
 from .frontend.sources import Source, find_source
 from .ir.program import Program
 from .ir.stages import Stage
 from .ir.weights import cast
+from .max_kl import keep_under
 from .phases import Phases, Watch
-from .verify import check_apart, gate_failed, make_reference
+from .quantization import quantize as choose_rounding
 from .verify import verify as verify_artifact
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -82,7 +82,14 @@ def compile(
     target: str = "ort",
     dtype: str = "fp32",
     quantize: str | None = None,
-    group_size: int | None = None,
+    algo: str | None = None,
+    group_size: int | str | None = None,
+    overrides: Sequence[Override] = (),
+    calib: str | Path = "docstrings",
+    calib_samples: int = 16,
+    calib_length: int = 512,
+    raise_share: float | None = None,
+    max_kl: float | None = None,
     kv_cache: str = "ring",
     max_seq_len: int | None = None,
     ops: str = "contrib",
@@ -96,13 +103,29 @@ def compile(
     Args:
         model: a hub id, a folder of safetensors, a GGUF file, a module in memory, or "demo".
         output: the artifact's folder; an older artifact there is replaced when the new one is complete.
-        target, dtype, quantize, group_size, kv_cache, max_seq_len, ops: see `CompileConfig`.
+        target, dtype, quantize, algo, group_size, overrides, raise_share, max_kl, kv_cache, max_seq_len, ops: see
+            `CompileConfig`.
+        calib, calib_samples, calib_length: see `CalibrationText`.
         dump_ir: a folder for the program before and after each pass, as Python.
         verify: False leaves the gate out.
         trust_remote_code: run Python that the model brings along.
         watch: called with a phase, the steps of it that are done, and all of them.
     """
-    config = CompileConfig(target, dtype, quantize, group_size, kv_cache, max_seq_len, ops)
+    config = CompileConfig(
+        target=target,
+        dtype=dtype,
+        quantize=quantize,
+        algo=algo,
+        group_size=group_size,
+        overrides=tuple(overrides),
+        calibration=CalibrationText(str(calib), calib_samples, calib_length),
+        raise_share=raise_share,
+        max_kl=max_kl,
+        kv_cache=kv_cache,
+        max_seq_len=max_seq_len,
+        ops=ops,
+    )
+    text = config.calibration.read() if config.calibrates else None
     output = Path(output)
     check_output(output)
     phases = Phases(watch)
@@ -112,53 +135,20 @@ def compile(
             module = source.build(DTYPES[dtype])
             program = _captured(source, module, max_seq_len)
         with phases("passes"):
-            rounded: list[Program] = []
-
-            def keep_rounded(subject: Pass, result: PassResult) -> None:
-                if isinstance(subject, Quantize):
-                    rounded.append(program.copy())
-
-            passes = [*PIPELINE, *config.engine_passes()]
-            run_passes(program, passes, dump=Path(dump_ir) if dump_ir else None, watch=keep_rounded)
-        with phases("write"):
-            names = iter(range(len(program.weights)))
-            graphs = build_onnx(
-                program,
-                writer.folder,
-                ops=ops,
-                prefill=config.rounds_prefill,
-                watch=lambda name: watch("write", next(names, 0), len(program.weights)),
-            )
-            save_companions(source, program, writer.folder)
-            manifest = describe(source, module, program, config, graphs)
+            dump = Dump(Path(dump_ir)) if dump_ir else None
+            run_passes(program, FOR_ENGINES, dump=dump)
+        build = Build(source, module, program, config, writer, phases, dump)
+        with phases("quantize"):
+            shelf = Shelf.of(cache_dir(), build.identity, config, program.max_seq_len, text and text.sha256)
+            rounding = choose_rounding(source, program, config, text, shelf, watch)
+        if rounding and max_kl is not None:
+            rounding = keep_under(max_kl, rounding, build)
+        written = build.write(rounding)
         if verify:
-            with phases("reference"):
-                reference = make_reference(
-                    source, module, program, precision=config.precision, rounded=rounded[0] if rounded else None
-                )
-                reference.save(writer.folder)
-            with phases("gate"):
-                writer.seal(manifest)
-                verdict = check_apart(writer.folder)
-                phases.peak["gate"] = max(phases.peak.get("gate", 0), verdict.peak_rss_bytes)
-            if not verdict.report.passed:
-                with phases("blame"):
-                    culprit = _culprit(source, module, program.max_seq_len, config, reference)
-                raise gate_failed(verdict.report, culprit)
-            write_json(writer.folder / "verify.json", verdict.report.as_dict())
-        manifest = writer.commit(manifest)
+            build.check(written, lambda: _captured(source, module, max_seq_len))
+        manifest = writer.commit(written.manifest)
+    shelf.clear()
     return Artifact(output, manifest, {"seconds": phases.seconds, "peak_rss_bytes": phases.peak})
-
-
-def _culprit(source: Source, module: nn.Module, max_seq_len: int, config: CompileConfig, reference: Reference) -> str:
-    """Where what was compiled stopped being the model, in a sentence."""
-    tokens = torch.from_numpy(reference.tokens)
-    program = _captured(source, module, max_seq_len)
-    passes = [*PIPELINE, *(p for p in config.engine_passes() if isinstance(p, (CheckRows, Quantize)))]
-    found = find_divergence(program, passes, tokens, LIMITS[config.precision].model)
-    if found is not None:
-        return f"{found}."
-    return "Every pass keeps the numbers without a cache: the cache, the ONNX graphs or their runtime change them."
 
 
 @dataclass(frozen=True)

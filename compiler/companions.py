@@ -22,6 +22,7 @@ from .backends.onnx.genai import genai_config
 from .config import CompileConfig
 from .frontend.sources import Source
 from .ir.program import Program, layer_of
+from .quantization import Quantization
 
 # Older releases lack kernels of the tables; a later major release may change what an op means.
 _REQUIRES = {"onnxruntime": ">=1.30,<2"}
@@ -50,17 +51,22 @@ def save_companions(source: Source, program: Program, folder: Path) -> None:
 
 
 def describe(
-    source: Source, module: nn.Module, program: Program, config: CompileConfig, graphs: dict[str, GraphSpec]
+    source: Source,
+    module: nn.Module,
+    program: Program,
+    config: CompileConfig,
+    rounding: Quantization | None,
+    graphs: dict[str, GraphSpec],
+    known: str,
 ) -> Manifest:
-    """The manifest, all but its files."""
-    scheme = config.scheme
+    """The manifest, all but its files; `known` is the model's identity."""
     return Manifest(
         format=FORMAT,
         target=config.target,
         model=ModelSpec(
             name=Path(source.name).name,
             type=getattr(source.config, "model_type", "") or type(module).__name__,
-            identity=identity(source, module),
+            identity=known,
             vocab_size=int(program.output.meta["val"].shape[-1]),
             layers=len({layer_of(node) for node in program.nodes} - {""}),
             parameters=sum(p.numel() for p in module.parameters()),
@@ -68,7 +74,7 @@ def describe(
         max_seq_len=program.max_seq_len,
         graphs=graphs,
         caches=cache_specs(program),
-        quantization=None if scheme is None else {"scheme": scheme.name, "group_size": scheme.group_size},
+        quantization=rounding.as_dict() if rounding else None,
         built_with={name: metadata.version(name) for name in ("torch", "transformers", "onnx")} | {"llmc": __version__},
         requires=_REQUIRES,
     )

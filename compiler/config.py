@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..errors import LlmcError
 from ..passes.base import Pass
 from ..passes.pipeline import engine_passes
-from ..passes.quantize import SCHEMES, Scheme
+from ..passes.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
+from .calibration.tokens import CalibrationText
 
 TARGETS = ("ort",)
 OPS = ("contrib", "standard")
 KV_CACHES = ("ring", "static")
+# Which algorithm rounds where none is asked for: the first is the default.
+ALGOS = {
+    "int8": ("smoothquant", "rtn", "awq", "gptq"),
+    "int4": ("gptq", "rtn", "awq", "smoothquant"),
+    "w8a8": ("smoothquant", "rtn", "gptq"),
+    "fp8": ("rtn", "smoothquant"),
+    "nf4": ("rtn", "awq", "gptq"),
+}
 
 
 @dataclass(frozen=True)
@@ -22,8 +31,14 @@ class CompileConfig:
     Attributes:
         target: the runtime: "ort".
         dtype: what to compute in.
-        quantize: the scheme of the weights, None to leave them: "int8", "int4" or "w8a8".
-        group_size: weights that share a scale in int4; the scheme's own where None.
+        quantize: the scheme of the weights, None to leave them: "int8", "int4", "w8a8", "fp8" or "nf4".
+        algo: what rounds them: "rtn" (to the nearest), "smoothquant", "awq" or "gptq"; the scheme's own where None.
+        group_size: weights that share a scale, or "channel"; the scheme's own where None.
+        overrides: weights that become something else than the scheme says; the last one that fits counts.
+        calibration: the text that the algorithm looks at.
+        raise_share: in int4, of all numbers of linears, the share that get 8 bits because they are worth it; by default
+            as many as a small loss takes, a third at most.
+        max_kl: the divergence from the model, in nats a token, that the artifact must stay under as it is measured.
         kv_cache: "ring" lets layers with a sliding window keep that window only, "static" keeps all positions.
         max_seq_len: the longest sequence to serve; the model's own where None, 2048 at most.
         ops: "contrib", ONNX Runtime's own, or "standard", those of the ONNX standard alone.
@@ -32,7 +47,12 @@ class CompileConfig:
     target: str = "ort"
     dtype: str = "fp32"
     quantize: str | None = None
-    group_size: int | None = None
+    algo: str | None = None
+    group_size: int | str | None = None
+    overrides: tuple[Override, ...] = ()
+    calibration: CalibrationText = field(default_factory=CalibrationText)
+    raise_share: float | None = None
+    max_kl: float | None = None
     kv_cache: str = "ring"
     max_seq_len: int | None = None
     ops: str = "contrib"
@@ -42,39 +62,68 @@ class CompileConfig:
         self._one_of("ops", OPS)
         self._one_of("kv_cache", KV_CACHES)
         if self.quantize is not None:
-            self._one_of("quantize", tuple(SCHEMES))
+            self._one_of("quantize", tuple(SCHEMES_BY_NAME))
+            if self.algo is not None:
+                self._one_of("algo", ALGOS[self.quantize])
+        elif self.algo or self.overrides:
+            raise _invalid("nothing is quantized", "Choose a scheme for what is not said otherwise: int8 or int4.")
         if self.dtype != "fp32":
             raise LlmcError(
                 "DTYPE_SLOW",
                 f"ONNX Runtime has no {self.dtype} matmul on CPUs: it would convert to fp32 and back around each.",
                 "Compile with --dtype fp32; --int8 and --int4 make it smaller and faster.",
             )
-        if self.group_size is not None and self.quantize != "int4":
-            raise _invalid("group_size belongs to int4", "Leave it out, or quantize to int4.")
-        if self.group_size is not None and self.group_size not in (16, 32, 64, 128, 256):
-            raise _invalid(f"group_size is {self.group_size}", "Choose 16, 32, 64, 128 or 256.")
+        if self.group_size is not None and self.quantize not in ("int8", "int4", "nf4"):
+            raise _invalid("group_size belongs to int8, int4 and nf4", "Leave it out, or choose one of them.")
+        if self.group_size is not None and self.group_size not in (*GROUPS, PER_CHANNEL):
+            raise _invalid(
+                f"group_size is {self.group_size}", f"Choose {', '.join(map(str, GROUPS))} or {PER_CHANNEL}."
+            )
+        if self.raise_share is not None and not (self.quantize == "int4" and 0 <= self.raise_share <= 1):
+            raise _invalid(f"raise_share is {self.raise_share}", "Give 0 to 1, with int4.")
+        if self.max_kl is not None and not (self.quantize == "int4" and self.algorithm != "rtn" and self.max_kl > 0):
+            hint = (
+                "Give a number above 0, with int4 and an algorithm that calibrates: only then are there bits to raise."
+            )
+            raise _invalid(f"max_kl is {self.max_kl}", hint)
+        if self.max_kl is not None and self.raise_share is not None:
+            raise _invalid("max_kl and raise_share both say how many weights get more bits", "Give one of them.")
+        if self.scheme is not None:  # which refuses what is no grid
+            assert self.algorithm
 
     @property
     def scheme(self) -> Scheme | None:
         """How weights are rounded."""
         if self.quantize is None:
             return None
-        chosen = SCHEMES[self.quantize]
-        return replace(chosen, group_size=self.group_size) if self.group_size else chosen
+        chosen = SCHEMES_BY_NAME[self.quantize]
+        if self.group_size is None or chosen.linears is None:
+            return chosen
+        return replace(chosen, linears=replace(chosen.linears, group=self.group_size))
 
     @property
-    def precision(self) -> str:
-        """The row of the gate's limits that applies."""
-        return self.quantize or self.dtype
+    def algorithm(self) -> str:
+        """What rounds the weights."""
+        return self.algo or ALGOS[self.quantize or ""][0]
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a text is looked at."""
+        return self.quantize is not None and self.algorithm != "rtn"
+
+    @property
+    def raises(self) -> bool:
+        """Whether weights that are worth it get more bits; only calibration can tell which."""
+        return self.quantize == "int4" and self.algorithm != "rtn" and self.raise_share != 0
 
     @property
     def rounds_prefill(self) -> bool:
         """Whether many tokens at once go through integer kernels that the step graph does without."""
-        return self.ops == "contrib" and self.quantize in ("int8", "int4")
+        return self.ops == "contrib" and self.quantize == "int4"
 
-    def engine_passes(self) -> list[Pass]:
-        """What turns an optimized program into one that a back end lowers, in order."""
-        return engine_passes(self.scheme, ring=self.kv_cache == "ring", fuse=self.ops == "contrib")
+    def engine_passes(self, rounding: Sequence[Pass] = ()) -> list[Pass]:
+        """What turns an optimized program into one that a back end lowers, in order, `rounding` in its place."""
+        return engine_passes(rounding, ring=self.kv_cache == "ring", fuse=self.ops == "contrib")
 
     def _one_of(self, name: str, choices: Sequence[str]) -> None:
         if getattr(self, name) not in choices:

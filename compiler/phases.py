@@ -24,6 +24,6 @@ class Phases:
         self.watch(name, 0, 0)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 3)
         self.peak[name] = max(self.peak.get(name, 0), peak_rss() or 0)
         give_back_memory()

@@ -55,7 +55,7 @@ class StoredReference:
 
 
 def reference_of(
-    model: str,
+    model: str | Source,
     windows: Sequence[Window],
     vocab_size: int,
     *,
@@ -64,7 +64,7 @@ def reference_of(
     """The model's own predictions for windows of a text, from the cache where it holds them.
 
     Args:
-        model: a folder, a GGUF file, a hub id or "demo".
+        model: a folder, a GGUF file, a hub id or "demo", or one that was found already.
         vocab_size: of the artifact that it will be compared with.
         watch: told "reference", and how many windows are done.
 
@@ -77,7 +77,7 @@ def reference_of(
     from .frontend.sources import find_source
 
     watch("reference", 0, 0)
-    source = find_source(model)
+    source = find_source(model) if isinstance(model, str) else model
     module = source.build(torch.float32)
     key = _key(identity(source, module), windows)
     path = cache_dir() / "references" / f"{key}.bin"

@@ -155,7 +155,7 @@ def _reference_of(model: Any, engine: Any) -> Reference:
 
     source = find_source(model)
     program = capture(model, max_seq_len=engine.max_seq_len, until=Stage.CAPTURED)
-    precision = (engine.manifest.quantization or {}).get("scheme", "fp32")
+    precision = (engine.manifest.quantization or {}).get("precision", "fp32")
     return make_reference(source, source.build(torch.float32), program, precision=precision)
 
 

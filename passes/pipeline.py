@@ -30,7 +30,7 @@ from .match_rope import MatchRope
 from .merge_gate_up import MergeGateUp
 from .merge_qkv import MergeQkv
 from .precompute_positions import PrecomputePositions
-from .quantize import Quantize, RoundActivations, Scheme
+from .quantize import RoundActivations
 from .raise_rows import RaiseRows
 from .read_positions import ReadPositions
 from .remove_dead_code import RemoveDeadCode
@@ -82,17 +82,20 @@ PIPELINE: list[Pass] = [
 ]
 
 
-def engine_passes(scheme: Scheme | None, *, ring: bool, fuse: bool) -> list[Pass]:
-    """optimized -> cached: what an engine keeps, and what it rounds.
+# What an engine is made of; the last one before anything is spent on a model whose state no cache keeps.
+FOR_ENGINES: list[Pass] = [*PIPELINE, CheckRows()]
+
+
+def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool) -> list[Pass]:
+    """optimized -> cached: what an engine rounds, and what it keeps.
 
     Args:
-        scheme: how weights are rounded, None to leave them.
+        rounding: what puts rounded weights in place, of a plan for this very program.
         ring: layers with a sliding window keep that window only.
         fuse: for a back end whose attention takes rotation and heads with it.
     """
     return [
-        CheckRows(),  # before anything is spent on a model whose state no cache keeps
-        *([Quantize(scheme)] if scheme else []),
+        *rounding,
         InsertKvCache(ring),
         ChooseRows(),
         RaiseRows(),
@@ -104,15 +107,20 @@ def engine_passes(scheme: Scheme | None, *, ring: bool, fuse: bool) -> list[Pass
 MANY_ROWS: list[Pass] = [RoundActivations(), UnmergeLinears()]
 
 
-def check_order(passes: Sequence[Pass]) -> None:
-    """Refuse a list in which a pass stands before one that it must follow, or before the stage that it needs."""
-    kinds = [type(p) for p in passes]
-    reached = Stage.CAPTURED
-    for place, subject in enumerate(passes):
+def check_order(passes: Sequence[Pass], done: Program | None = None) -> None:
+    """Refuse a list in which a pass stands before one that it must follow, or before the stage that it needs.
+
+    Args:
+        done: the program that the list goes on with; one that was just captured where it is None.
+    """
+    earlier_names = [record.name for record in done.history] if done else []
+    names = [*earlier_names, *(p.name for p in passes)]
+    reached = done.stage if done else Stage.CAPTURED
+    for place, subject in enumerate(passes, len(earlier_names)):
         if subject.reaches is not None and subject.reaches <= reached:
             raise LlmcError("PASS_ORDER", f"{subject.name} leads back from {reached}.", "Reorder the pipeline.")
         for earlier in subject.after:
-            if earlier not in kinds[:place]:
+            if earlier.__name__ not in names[:place]:
                 raise LlmcError(
                     "PASS_ORDER", f"{subject.name} stands before {earlier.__name__}.", "Reorder the pipeline."
                 )
@@ -147,7 +155,7 @@ def run_pipeline(
                 f"Choose one of {', '.join(map(str, reached))}.",
             )
     fuel = Fuel.from_environment()
-    dumper = _Dumper(dump, program) if dump else None
+    dumper = Dump.of(dump, program)
     start = next((i + 1 for i, p in enumerate(PIPELINE) if isinstance(p, Reach) and p.stage == program.stage), 0)
     for subject in PIPELINE[start:]:
         if program.stage >= until:
@@ -162,13 +170,13 @@ def run_passes(
     program: Program,
     passes: Sequence[Pass],
     *,
-    dump: Path | None = None,
+    dump: Path | Dump | None = None,
     watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
 ) -> Program:
     """Run a list of passes from its first to its last, in place; `dump` and `watch` as in `run_pipeline`."""
-    check_order(passes)
+    check_order(passes, program)
     fuel = Fuel.from_environment()
-    dumper = _Dumper(dump, program) if dump else None
+    dumper = Dump.of(dump, program)
     for subject in passes:
         _run(subject, program, fuel, dumper, watch)
     return program
@@ -178,7 +186,7 @@ def _run(
     subject: Pass,
     program: Program,
     fuel: Fuel,
-    dumper: _Dumper | None,
+    dumper: Dump | None,
     watch: Callable[[Pass, PassResult], None],
 ) -> None:
     result = subject(program, fuel)
@@ -202,11 +210,20 @@ def _keeps_promise(program: Program, stage: Stage) -> bool:
     return True
 
 
-class _Dumper:
-    def __init__(self, folder: Path, program: Program) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+class Dump:
+    """A folder for programs as numbered Python files; one of them may go on from list of passes to list of passes."""
+
+    def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        self.write(str(program.stage), program, program.source)
+
+    @classmethod
+    def of(cls, given: Path | Dump | None, program: Program) -> Dump | None:
+        """The dump that is meant, with the program that it begins with."""
+        dump = cls(given) if isinstance(given, Path) else given
+        if dump is not None and not dump.count:
+            dump.folder.mkdir(parents=True, exist_ok=True)
+            dump.write(str(program.stage), program, program.source)
+        return dump
 
     def write(self, title: str, program: Program, *notes: str) -> None:
         name = "".join(c if c.isalnum() else "_" for c in title).strip("_")

@@ -32,13 +32,15 @@ def derive(folder: Path, spec: DerivedSpec) -> np.ndarray:
     data = folder / spec.file
     if spec.scheme == "int8":
         return _of_bytes(_slice(data, spec.codes_offset, (spec.rows, spec.columns)))
-    packed = _slice(data, spec.codes_offset, (spec.rows, spec.columns // 2))
-    if spec.steps_offset is None:
-        return _of_nibbles(packed, spec.group_size, None)
     groups = spec.columns // spec.group_size
-    steps = _slice(data, spec.steps_offset, (spec.rows, groups * 4)).view(np.float32)
-    scales = _slice(data, spec.scales_offset, (spec.rows, 4)).view(np.float32)
-    return _of_nibbles(packed, spec.group_size, np.rint(steps / scales).astype(np.int8).T.copy())
+    packed = _slice(data, spec.codes_offset, (spec.rows, spec.columns // 2))
+    zeros, multiples = np.full((groups, spec.rows), 8, np.int8), None
+    if spec.zeros_offset is not None:
+        pairs = _slice(data, spec.zeros_offset, (spec.rows, (groups + 1) // 2))
+        zeros = np.stack((pairs & 15, pairs >> 4), -1).reshape(spec.rows, -1)[:, :groups].T.astype(np.int8)
+    if spec.multiples_offset is not None:
+        multiples = _slice(data, spec.multiples_offset, (spec.rows, groups)).view(np.int8).T.copy()
+    return _of_nibbles(packed, spec.group_size, zeros, multiples)
 
 
 def _of_bytes(codes: np.ndarray) -> np.ndarray:
@@ -49,15 +51,18 @@ def _of_bytes(codes: np.ndarray) -> np.ndarray:
     return matrix.view(np.int8)
 
 
-def _of_nibbles(packed: np.ndarray, group_size: int, multiples: np.ndarray | None) -> np.ndarray:
-    """Codes 0..15, two a byte and the low one first, as int8 around 8 [columns, rows], times their group's multiple."""
+def _of_nibbles(packed: np.ndarray, group_size: int, zeros: np.ndarray, multiples: np.ndarray | None) -> np.ndarray:
+    """Codes 0..15, two a byte and the low one first, as int8 [columns, rows]: around zero, times their multiple.
+
+    Zero points and multiples, [groups, rows], belong to a group.
+    """
     rows, half = len(packed), group_size // 2
     matrix = np.empty((packed.shape[1] // half, half, 2, rows), np.int8)
     for group, made in enumerate(matrix):
         turned = packed[:, group * half : (group + 1) * half].T.copy()
         np.bitwise_and(turned, 15, out=made[:, 0].view(np.uint8))
         np.right_shift(turned, 4, out=made[:, 1].view(np.uint8))
-        np.subtract(made, np.int8(8), out=made)
+        np.subtract(made, zeros[group], out=made)
         if multiples is not None:
             np.multiply(made, multiples[group], out=made)
     return matrix.reshape(-1, rows)

@@ -69,10 +69,10 @@ class DerivedSpec:
     group_size: int
     file: str
     codes_offset: int
-    scales_offset: int
-    """Of each row, float32."""
-    steps_offset: int | None
-    """Of each group, float32: small multiples of its row's scale. Int4 only."""
+    zeros_offset: int | None
+    """Of each group, as its codes are packed, each row from a byte of its own on; without them 8. Int4 only."""
+    multiples_offset: int | None
+    """Of each group, int8: how many times its row's scale a group's is. Int4 only."""
     offset: int
     """Where the graph looks for the matrix, in the file of all that are made for it."""
 
@@ -83,7 +83,7 @@ class StoredSpec:
 
     name: str
     dtype: str
-    """As numpy names it."""
+    """As numpy names it, or "float8_e4m3fn" or "float8_e5m2"."""
     shape: list[int]
     file: str
     offset: int

@@ -13,12 +13,14 @@ import onnxruntime as ort
 
 from ..errors import LlmcError
 from .derive import derive, write_derived
-from .manifest import DERIVED_FILE, GraphSpec
+from .manifest import DERIVED_FILE, GraphSpec, StoredSpec
 from .memory import give_back_memory
 
 # How long a thread that has nothing to do looks out for more before it sleeps: longer than what lies between two ops
 # or two tokens, but no longer, for it takes the core from the other graph's threads and from the caller.
 _SPIN_US = 300
+# ONNX's numbers for what numpy has no name for: an array of it is one of bytes.
+_FLOAT8 = {"float8_e4m3fn": 17, "float8_e5m2": 19}
 
 
 def open_session(folder: Path, spec: GraphSpec, threads: int) -> tuple[ort.InferenceSession, list[Any]]:
@@ -42,17 +44,14 @@ def _open_derived(
 ) -> ort.InferenceSession:
     """With its matrices in a file, the session maps one after the other while it packs them and holds none twice."""
     files = {name: _mapped(folder / name) for name in {stored.file for stored in spec.stored}}
-    arrays = {
-        stored.name: np.frombuffer(files[stored.file], stored.dtype, int(np.prod(stored.shape)), stored.offset)
-        .reshape(stored.shape)
-        for stored in spec.stored
-    }  # fmt: skip
+    arrays = {stored.name: _array(files[stored.file], stored) for stored in spec.stored}
+    elements = {stored.name: _FLOAT8[stored.dtype] for stored in spec.stored if stored.dtype in _FLOAT8}
     with tempfile.TemporaryDirectory(prefix="llmc-") as made:
         try:
             write_derived(folder, spec.derived, Path(made, DERIVED_FILE), threads)
         except OSError:  # there is no room for a file; there may be in memory
             arrays |= {derived.name: derive(folder, derived) for derived in spec.derived}
-        held += _put_in(arrays, options)
+        held += _put_in(arrays, elements, options)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", made)
         session = _open((folder / spec.file).read_bytes(), options, spec)
     if hasattr(mmap, "MADV_DONTNEED"):
@@ -72,8 +71,20 @@ def _open(model: str | bytes, options: ort.SessionOptions, spec: GraphSpec) -> o
         ) from error
 
 
-def _put_in(arrays: Mapping[str, np.ndarray], options: ort.SessionOptions) -> list[ort.OrtValue]:
-    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+def _array(file: mmap.mmap, stored: StoredSpec) -> np.ndarray:
+    dtype = "uint8" if stored.dtype in _FLOAT8 else stored.dtype
+    return np.frombuffer(file, dtype, int(np.prod(stored.shape)), stored.offset).reshape(stored.shape)
+
+
+def _put_in(
+    arrays: Mapping[str, np.ndarray], elements: Mapping[str, int], options: ort.SessionOptions
+) -> list[ort.OrtValue]:
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, elements[name])
+        if name in elements
+        else ort.OrtValue.ortvalue_from_numpy(array)
+        for name, array in arrays.items()
+    ]
     options.add_external_initializers(list(arrays), values)
     return values
 

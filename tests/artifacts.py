@@ -38,7 +38,13 @@ def manifest(identity: str = "one", **changes: object) -> Manifest:
         "max_seq_len": 128,
         "graphs": {"step": GraphSpec("model.onnx", 1, None)},
         "caches": [cache],
-        "quantization": {"scheme": "int8", "group_size": None},
+        "quantization": {
+            "scheme": "int8",
+            "precision": "int8",
+            "algorithm": "rtn",
+            "why": "no tokenizer",
+            "weights": {"int8 by channel": 12, "as it was": 1},
+        },
         "built_with": {"llmc": "0.1.0"},
         "requires": {"numpy": ">=1.26"},
     }

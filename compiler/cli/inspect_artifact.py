@@ -63,7 +63,7 @@ def _show(manifest: Manifest) -> None:
             ("identity", model["identity"]),
             ("target", manifest.target),
             ("positions", f"{manifest.max_seq_len:,}"),
-            ("quantization", _pairs(manifest.quantization or {}) or "none"),
+            ("quantization", sheet.weights(manifest.quantization) if manifest.quantization else "none"),
             ("built with", _pairs(manifest.built_with)),
             ("needs", ", ".join(f"{module}{wanted}" for module, wanted in manifest.requires.items())),
         ]

@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -71,3 +72,11 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if nbytes >= 99.5 or unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:,.1f} TB"
+
+
+def weights(quantization: dict[str, Any]) -> str:
+    """What became of a model's weights, as its manifest says: `gptq: 90 int4 in groups of 64, 30 int8 by channel`."""
+    most_first = sorted(quantization["weights"].items(), key=lambda entry: (-entry[1], entry[0]))
+    counts = ", ".join(f"{count} {grid}" for grid, count in most_first)
+    why = f" ({quantization['why']})" if quantization["why"] else ""
+    return f"{quantization['algorithm']}{why}: {counts}"

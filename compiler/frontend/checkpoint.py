@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -93,8 +93,10 @@ def _read_header(path: Path) -> dict[str, Leaf]:
         raise LlmcError("WEIGHTS_CORRUPT", f"{path} can't be read: {error}.", "Fetch the file again.") from None
 
 
-def match_checkpoint(model: PreTrainedModel, leaves: Mapping[str, Leaf]) -> dict[str, Weight]:
-    """The checkpoint's weights under the names of the model's own state."""
+def match_checkpoint(
+    model: PreTrainedModel, leaves: Mapping[str, Weight], origin: str = "The checkpoint"
+) -> dict[str, Weight]:
+    """The checkpoint's weights under the names of the model's own state; `origin` is what a refusal calls it."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -124,7 +126,7 @@ def match_checkpoint(model: PreTrainedModel, leaves: Mapping[str, Leaf]) -> dict
         except (ValueError, RuntimeError) as error:
             raise LlmcError(
                 "WEIGHTS_MISMATCH",
-                f"The checkpoint's tensors can't be joined to {name}: {str(error).splitlines()[0]}.",
+                f"{origin}'s tensors can't be joined to {name}: {str(error).splitlines()[0]}.",
                 "The checkpoint and its config don't belong together, or a tensor is missing.",
             ) from error
         for target, value in converted.items():

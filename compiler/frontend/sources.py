@@ -20,6 +20,7 @@ from ..ir.weights import Leaf, Weight, parameter
 from .checkpoint import check_complete, match_checkpoint, open_safetensors
 from .demo import demo_path
 from .gguf import GgufFile
+from .prequantized import Format, check_matched, find_format, read_weights
 from .skeleton import parameters_on_meta
 
 if TYPE_CHECKING:
@@ -109,12 +110,16 @@ def _from_gguf(path: Path, name: str) -> Source:
 
 
 def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> Source:
-    config = _read_config(folder, trust_remote_code)
+    config, quantized = _read_config(folder, trust_remote_code)
     leaves = open_safetensors(folder)
+    stored: Mapping[str, Weight] = read_weights(quantized, leaves) if quantized else leaves
+    origin = f"{name} ({quantized.name})" if quantized else name
 
     def weights(model: Any) -> Mapping[str, Weight]:
-        found = match_checkpoint(model, leaves)
-        check_complete(model, found, name)
+        found = match_checkpoint(model, stored, origin)
+        check_complete(model, found, origin)
+        if quantized:
+            check_matched(quantized, model, found)
         return found
 
     def tokenizer() -> PreTrainedTokenizerBase:
@@ -138,7 +143,8 @@ def _no_tokenizer(name: str, hint: str) -> LlmcError:
     return LlmcError("TOKENIZER_MISSING", f"{name} has no tokenizer that can be read.", hint)
 
 
-def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedConfig, Format | None]:
+    """The config without what it says of quantized weights, which is the reader that comes with it."""
     from transformers import AutoConfig
 
     path = folder / "config.json"
@@ -166,18 +172,17 @@ def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
             f"{path} asks for the model type {raw['model_type']!r}, which this transformers does not know.",
             "Correct the config, or install the transformers release that brings it.",
         )
-    if raw.get("quantization_config"):
-        raise LlmcError(
-            "WEIGHTS_QUANTIZED",
-            f"{folder} holds weights that are quantized already, which llmc does not read.",
-            "Give the model as it was before; llmc quantizes it itself.",
-        )
+    quantization = raw.get("quantization_config")
+    quantized = find_format(quantization) if quantization else None
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # validation differs by config class; all of it means that the file is wrong
         raise LlmcError(
             "CONFIG_INVALID", f"{path} is refused by its config class: {_first_line(error)}", "Correct it."
         ) from error
+    if hasattr(config, "quantization_config"):  # or transformers would ask for the package that made it
+        del config.quantization_config
+    return config, quantized
 
 
 def _known_types() -> Mapping[str, Any]:

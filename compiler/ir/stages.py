@@ -78,7 +78,7 @@ _ON_SIZES = frozenset(
     "add eq floordiv ge getitem gt le lt mod mul ne neg pow sub sym_float sym_int sym_max sym_min truediv".split()
 )
 
-_DIALECT = frozenset(all_ops()) - {"round_int4", "round_int8"}  # those are for weights, not for programs
+_DIALECT = frozenset(all_ops()) - {"round_weight"}  # that is for weights, not for programs
 _QUANTIZED = frozenset({"quant_linear", "quant_embedding"})
 _CACHED = frozenset({"cached_attention", "fused_attention", "take_rows"})
 _FUSED = frozenset({"add_rms_norm"})

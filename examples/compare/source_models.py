@@ -1,6 +1,7 @@
 """The models that engines are compared on, as Hugging Face folders, and what an engine must say on them.
 
 demo      SmolLM2-135M-Instruct, read by llmc's own frontend
+moved     the same function by other weights: the demo's lie on a 4-bit grid, where all 4-bit methods look perfect
 llama-1b  the shape of a 1.1B Llama with random weights from a fixed seed: for speed, not for text
 """
 
@@ -21,13 +22,57 @@ CHECKED_TOKENS = 16
 
 
 def write_demo(folder: Path) -> None:
+    _save(_demo(), folder)
+
+
+def write_moved(folder: Path) -> None:
+    model = _demo()
+    with torch.no_grad():
+        move_scales(model)
+    _save(model, folder)
+
+
+def move_scales(model: LlamaForCausalLM, spread: float = 0.25) -> None:
+    """Multiply what channels carry by random factors on one side, and divide by them on the other.
+
+    Between each norm and the linears that read it, between v and o, and between up and down: the logits stay.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def factors(count: int) -> torch.Tensor:
+        return torch.exp((2 * torch.rand(count, generator=random) - 1) * spread)
+
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            moved = factors(norm.weight.numel())
+            norm.weight /= moved
+            for reader in readers:
+                reader.weight *= moved
+        moved = factors(attention.v_proj.out_features)
+        attention.v_proj.weight /= moved[:, None]
+        by_head = moved.view(-1, 1, attention.head_dim).expand(-1, attention.num_key_value_groups, -1)
+        attention.o_proj.weight *= by_head.reshape(-1)
+        moved = factors(mlp.up_proj.out_features)
+        mlp.up_proj.weight /= moved[:, None]
+        mlp.down_proj.weight *= moved
+
+
+def _demo() -> LlamaForCausalLM:
     source = find_source("demo")
     model = source.build(torch.float32)
     state = {name: weight.evaluate().float() for name, weight in source.weights(model).items()}
     model.load_state_dict(state, assign=True)
     model.tie_weights()
+    return model
+
+
+def _save(model: LlamaForCausalLM, folder: Path) -> None:
     model.save_pretrained(folder)
-    source.tokenizer().save_pretrained(folder)
+    find_source("demo").tokenizer().save_pretrained(folder)
 
 
 def write_llama_1b(folder: Path) -> None:
@@ -57,7 +102,7 @@ def _cut_vocabulary(path: Path, size: int) -> None:
     path.write_text(json.dumps(tokenizer, ensure_ascii=False))
 
 
-MODELS: dict[str, Callable[[Path], None]] = {"demo": write_demo, "llama-1b": write_llama_1b}
+MODELS: dict[str, Callable[[Path], None]] = {"demo": write_demo, "moved": write_moved, "llama-1b": write_llama_1b}
 
 
 def write_workload(folder: Path, target: Path) -> None:

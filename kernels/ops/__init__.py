@@ -12,7 +12,7 @@ from .moe import moe
 from .norms import add_rms_norm, layer_norm, rms_norm
 from .op import all_ops, op_of
 from .rope import rope
-from .rounding import round_int4, round_int8
+from .rounding import round_weight
 
 __all__ = [
     "add_rms_norm",
@@ -30,7 +30,6 @@ __all__ = [
     "quant_linear",
     "rms_norm",
     "rope",
-    "round_int4",
-    "round_int8",
+    "round_weight",
     "take_rows",
 ]

@@ -17,19 +17,28 @@ def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     return F.embedding(ids, weight)
 
 
-def _rows(ids: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None, scheme: str, group_size: int) -> Tensor:
-    return scales.new_empty(*ids.shape, scales.shape[1] * group_size)
+def _rows(
+    ids: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None, scheme: str, group_size: int,
+    multiples: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    return scales.new_empty(*ids.shape, weight.shape[1] * (2 if scheme in ("int4", "nf4") else 1))
 
 
 @op(fake=_rows)
 def quant_embedding(
-    ids: Tensor, weight: Tensor, scales: Tensor, zeros: Tensor | None, scheme: str, group_size: int
+    ids: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    scheme: str,
+    group_size: int,
+    multiples: Tensor | None = None,
 ) -> Tensor:
     """The rows of a rounded table that `ids` names, in the dtype of `scales`; see `quant_linear` for the codes."""
     flat = ids.flatten()
     steps = widen(scales[flat])
-    points = None if zeros is None else zeros[flat]
-    rows = dequantize(weight[flat], steps, points, scheme, group_size, steps.dtype).to(scales.dtype)
+    points, times = (None if part is None else part[flat] for part in (zeros, multiples))
+    rows = dequantize(weight[flat], steps, points, scheme, group_size, steps.dtype, times).to(scales.dtype)
     return rows.view(*ids.shape, rows.shape[1])
 
 

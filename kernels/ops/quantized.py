@@ -1,10 +1,10 @@
 """Rounded numbers: how codes are packed, what they stand for, and how activations are rounded.
 
-A weight is rounded by one of four schemes, in groups of consecutive inputs that share a scale:
+A weight is rounded by one of these schemes, in groups of consecutive inputs that share a scale:
 
     int8   int8 [O, I]        (code - zero) * scale, zero 0 when symmetric
     int4   uint8 [O, I/2]     (code - zero) * scale, codes 0..15, zero 8 when symmetric; low nibble first
-    fp8    float8_e4m3fn [O, I]   code * scale
+    fp8    float8_e4m3fn [O, I]   code * scale; fp8_e5m2 alike
     nf4    uint8 [O, I/2]     NF4[code] * scale; low nibble first
 """
 
@@ -13,8 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SCHEMES = ("int8", "int4", "fp8", "nf4")
-ACTIVATIONS = ("none", "int8", "fp8")
+FLOAT8 = {"fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+SCHEMES = ("int8", "int4", "nf4", *FLOAT8)
+ACTIVATIONS = ("none", "int8", *FLOAT8)
 
 # Quantiles of the normal distribution, scaled to -1..1, with zero among them (QLoRA, appendix E).
 NF4 = (
@@ -36,8 +37,8 @@ NF4 = (
     1.0,
 )
 
-# Below every number that matters and above 448 times the smallest float32: the scale of a row of zeros.
-_SMALLEST_ABSMAX = 2.0**-100
+# Below every number that matters and above 57344 times the smallest float32: the scale of a row of zeros.
+SMALLEST_ABSMAX = 2.0**-100
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
@@ -65,18 +66,23 @@ def decode(
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
-    if zeros is not None and scheme in ("fp8", "nf4"):
+    if zeros is not None and scheme not in ("int8", "int4"):
         raise ValueError(f"scheme {scheme!r} has no zero points")
-    if scheme == "nf4":
-        values = torch.tensor(NF4, dtype=dtype, device=weight.device)[unpack_nibbles(weight).int()]
-    else:
-        values = (unpack_nibbles(weight) if scheme == "int4" else weight).to(dtype)
-    values = values.unflatten(1, (-1, group_size))
-    if zeros is not None:
-        values = values - zeros.to(dtype).unsqueeze(2)
-    elif scheme == "int4":
-        values = values - 8
+    codes = unpack_nibbles(weight) if scheme in ("int4", "nf4") else weight
+    values = levels_of(
+        codes.unflatten(1, (-1, group_size)), None if zeros is None else zeros.unsqueeze(2), scheme, dtype
+    )
     return values if multiples is None else values * multiples.to(dtype).unsqueeze(2)
+
+
+def levels_of(codes: Tensor, zeros: Tensor | None, scheme: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What unpacked codes stand for, in units of their group's spacing; `zeros` broadcasts with them."""
+    if scheme == "nf4":
+        return torch.tensor(NF4, dtype=dtype, device=codes.device)[codes.int()]
+    levels = codes.to(dtype)
+    if zeros is not None:
+        return levels - zeros.to(dtype)
+    return levels - 8 if scheme == "int4" else levels
 
 
 def dequantize(
@@ -94,19 +100,24 @@ def dequantize(
 
 
 def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Round to the grid of "int8" or "fp8": `(codes, scale)`, both in x's dtype.
+    """Round to the grid of "int8", "fp8" or "fp8_e5m2": `(codes, scale)`, both in x's dtype.
 
     Without `x_scale` each row's largest magnitude becomes the largest code. Halves go to the even code,
     what lies beyond the grid to its end.
     """
     if activation not in ACTIVATIONS[1:]:
         raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-    largest = 127.0 if activation == "int8" else torch.finfo(torch.float8_e4m3fn).max
+    largest = 127.0 if activation == "int8" else torch.finfo(FLOAT8[activation]).max
     if x_scale is None:
-        scale = x.abs().amax(-1, keepdim=True).clamp(min=_SMALLEST_ABSMAX) / largest
+        scale = x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ABSMAX) / largest
     else:
         scale = x_scale.to(x.dtype)
     if activation == "int8":
         return torch.round(x / scale).clamp(-128.0, 127.0), scale
     # Clamped here, because whether the cast itself saturates depends on the version of torch.
-    return (x / scale).clamp(-largest, largest).to(torch.float8_e4m3fn).to(x.dtype), scale
+    return (x / scale).clamp(-largest, largest).to(FLOAT8[activation]).to(x.dtype), scale
+
+
+def nonzero(scales: Tensor) -> Tensor:
+    """A row of zeros has any scale but zero."""
+    return torch.where(scales > 0, scales, 1.0)

@@ -67,7 +67,10 @@ def test_the_manifest() -> None:
     assert model["parameters"] == sum(p.numel() for p in tiny_model("llama").parameters())
     assert model["identity"].startswith("sha256:") and "/" not in model["name"]
     assert (manifest.target, manifest.max_seq_len, list(manifest.graphs)) == ("ort", 128, ["prefill", "step"])
-    assert manifest.quantization == {"scheme": "int4", "group_size": 128}
+    assert manifest.quantization is not None
+    said = {key: manifest.quantization[key] for key in ("scheme", "precision", "algorithm", "why")}
+    assert said == {"scheme": "int4", "precision": "int4", "algorithm": "gptq", "why": ""}
+    assert sum(manifest.quantization["weights"].values()) == 10  # four a layer, the embedding and the head
     assert manifest.built_with.keys() == {"llmc", "onnx", "torch", "transformers"}
     assert manifest.requires == {"onnxruntime": ">=1.30,<2"}
     assert len(manifest.caches) == 2

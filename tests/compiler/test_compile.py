@@ -69,7 +69,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files == sorted(path.name for path in made.path.iterdir())
     for name in files:
         assert (old / name).read_bytes() == (made.path / name).read_bytes(), name
-    assert list(made.report["seconds"]) == ["capture", "passes", "write", "reference", "gate"]
+    assert list(made.report["seconds"]) == ["capture", "passes", "quantize", "write", "reference", "gate"]
     assert made.report["peak_rss_bytes"]["gate"] > 1 << 20
 
 
@@ -120,7 +120,7 @@ for number, place, output, *more in moments:
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 KILL, INTERRUPT = 9, 2
-WRITING, CHECKING = "llmc.compiler.api:save_companions", "llmc.compiler.api:check_apart"
+WRITING, CHECKING = "llmc.compiler.build:save_companions", "llmc.compiler.build:check_apart"
 BEFORE, AFTER = "llmc.runtimes.artifact_writer:_put", "llmc.runtimes.artifact_writer:_remove"
 # Signal, moment, and which artifact stands there afterwards.
 MOMENTS = [

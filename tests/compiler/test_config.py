@@ -12,7 +12,8 @@ from llmc import LlmcError
 from llmc.compiler.config import CompileConfig
 from llmc.passes.fuse_attention import FuseAttention
 from llmc.passes.insert_kv_cache import InsertKvCache
-from llmc.passes.quantize import SCHEMES, Quantize
+from llmc.passes.move_scales import MoveScales
+from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,18 @@ from llmc.passes.quantize import SCHEMES, Quantize
         ({"kv_cache": "none"}, "CONFIG_INVALID", "kv_cache is 'none'"),
         ({"quantize": "int3"}, "CONFIG_INVALID", "quantize is 'int3'"),
         ({"quantize": "int4", "group_size": 48}, "CONFIG_INVALID", "group_size is 48"),
-        ({"quantize": "int8", "group_size": 64}, "CONFIG_INVALID", "group_size belongs to int4"),
-        ({"group_size": 64}, "CONFIG_INVALID", "group_size belongs to int4"),
+        ({"quantize": "w8a8", "group_size": 64}, "CONFIG_INVALID", "group_size belongs to int8, int4 and nf4"),
+        ({"quantize": "int4", "group_size": "channel"}, "SCHEME_INVALID", "int4 has groups of 'channel'"),
+        ({"group_size": 64}, "CONFIG_INVALID", "group_size belongs to"),
+        ({"algo": "gptq"}, "CONFIG_INVALID", "nothing is quantized"),
+        ({"quantize": "fp8", "algo": "gptq"}, "CONFIG_INVALID", "algo is 'gptq'"),
+        ({"quantize": "int8", "raise_share": 0.5}, "CONFIG_INVALID", "raise_share is 0.5"),
+        ({"quantize": "int4", "raise_share": 2.0}, "CONFIG_INVALID", "raise_share is 2.0"),
+        ({"quantize": "int8", "max_kl": 0.1}, "CONFIG_INVALID", "max_kl is 0.1"),
+        ({"quantize": "int4", "algo": "rtn", "max_kl": 0.1}, "CONFIG_INVALID", "max_kl is 0.1"),
+        ({"quantize": "int4", "max_kl": 0.1, "raise_share": 0.1}, "CONFIG_INVALID", "both say"),
+        ({"quantize": "int4", "calib_samples": 0}, "CONFIG_INVALID", "0 sequences"),
+        ({"quantize": "int4", "calib": "no such file"}, "TEXT_NOT_FOUND", "no such file"),
         ({"dtype": "bf16"}, "DTYPE_SLOW", "bf16"),
     ],
 )
@@ -36,34 +47,49 @@ def test_refused_before_any_work(tmp_path: Path, options: dict[str, Any], code: 
     assert not list(tmp_path.iterdir())
 
 
+def test_an_empty_calibration_file(tmp_path: Path) -> None:
+    text = tmp_path / "empty.txt"
+    text.write_text(" \n")
+    with pytest.raises(LlmcError, match="TEXT_EMPTY"):
+        llmc.compile(tmp_path / "no such model", tmp_path / "out", quantize="int4", calib=text)
+
+
 def test_schemes() -> None:
     assert CompileConfig().scheme is None
-    assert CompileConfig(quantize="int8").scheme == SCHEMES["int8"]
-    chosen = CompileConfig(quantize="int4", group_size=128).scheme
-    assert chosen is not None and (chosen.name, chosen.group_size) == ("int4", 128)
+    assert CompileConfig(quantize="int8").scheme == SCHEMES_BY_NAME["int8"]
+    chosen = CompileConfig(quantize="int4", group_size=32).scheme
+    assert chosen is not None and (chosen.name, chosen.linears) == ("int4", Grid("int4", 32))
+    chosen = CompileConfig(quantize="int8", group_size="channel").scheme
+    assert chosen is not None and chosen.linears == Grid("int8") and chosen.wide == SCHEMES_BY_NAME["int8"].wide
+
+
+def test_algorithms() -> None:
+    defaults = {name: CompileConfig(quantize=name).algorithm for name in SCHEMES_BY_NAME}
+    assert defaults == {"int8": "smoothquant", "int4": "gptq", "w8a8": "smoothquant", "fp8": "rtn", "nf4": "rtn"}
+    assert CompileConfig(quantize="int4", algo="awq").algorithm == "awq"
+    assert not CompileConfig(quantize="int4", algo="rtn").raises and CompileConfig(quantize="int4").raises
+    assert not CompileConfig(quantize="int4", raise_share=0.0).raises
 
 
 def test_which_passes() -> None:
     def kinds(**options: Any) -> list[type]:
-        return [type(p) for p in CompileConfig(**options).engine_passes()]
+        return [type(p) for p in CompileConfig(**options).engine_passes([MoveScales({})])]
 
-    rounding = kinds(quantize="int8")
-    assert Quantize not in kinds() and rounding.index(Quantize) < rounding.index(InsertKvCache)
+    assert kinds().index(MoveScales) < kinds().index(InsertKvCache)
     assert FuseAttention in kinds() and FuseAttention not in kinds(ops="standard")
     (cache,) = (p for p in CompileConfig(kv_cache="static").engine_passes() if isinstance(p, InsertKvCache))
     assert not cache.ring
 
 
 @pytest.mark.parametrize(
-    ("options", "precision", "prefill"),
+    ("options", "prefill"),
     [
-        ({}, "fp32", False),
-        ({"quantize": "int4"}, "int4", True),
-        ({"quantize": "int8"}, "int8", True),
-        ({"quantize": "w8a8"}, "w8a8", False),
-        ({"quantize": "int8", "ops": "standard"}, "int8", False),
+        ({}, False),
+        ({"quantize": "int4"}, True),
+        ({"quantize": "int8"}, False),
+        ({"quantize": "w8a8"}, False),
+        ({"quantize": "int4", "ops": "standard"}, False),
     ],
 )
-def test_what_follows(options: dict[str, Any], precision: str, prefill: bool) -> None:
-    config = CompileConfig(**options)
-    assert (config.precision, config.rounds_prefill) == (precision, prefill)
+def test_what_follows(options: dict[str, Any], prefill: bool) -> None:
+    assert CompileConfig(**options).rounds_prefill == prefill

@@ -15,8 +15,9 @@ from llmc.compiler.ir.stages import Stage
 from llmc.kernels.ops import attention, embedding, linear
 from llmc.passes.base import Fuel, PassResult
 from llmc.passes.choose_rows import ChooseRows
-from llmc.passes.quantize import SCHEMES, Quantize
+from llmc.passes.quantize import Quantize
 from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.rounding_plan import SCHEMES_BY_NAME, analyse
 
 aten = torch.ops.aten
 WIDTH = 8
@@ -100,7 +101,7 @@ def test_a_rounded_head_is_a_head() -> None:
             return linear(embedding(tokens, self.embed.weight).cumsum(1), self.head.weight)
 
     program = capture(Wide(), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
-    Quantize(SCHEMES["int8"])(program)
+    Quantize(analyse(program, SCHEMES_BY_NAME["int8"]))(program)
     program.stage = Stage.CACHED
     program = check_pass(ChooseRows(), program, matches=1, expected=chosen)
     assert program.ops()["llmc.quant_linear"] == 1

@@ -26,14 +26,15 @@ from llmc.passes.insert_kv_cache import InsertKvCache
 from llmc.passes.match_linear import MatchLinear
 from llmc.passes.match_rope import MatchRope
 from llmc.passes.merge_qkv import MergeQkv
-from llmc.passes.pipeline import PIPELINE, Reach, check_order, run_passes, run_pipeline
+from llmc.passes.pipeline import PIPELINE, Dump, Reach, check_order, run_passes, run_pipeline
 from llmc.passes.precompute_positions import PrecomputePositions
-from llmc.passes.quantize import SCHEMES, Quantize, RoundActivations
+from llmc.passes.quantize import Quantize, RoundActivations
 from llmc.passes.raise_rows import RaiseRows
 from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.rounding_plan import RoundingPlan
 from llmc.passes.use_one_name import UseOneName
 
-INT8 = SCHEMES["int8"]
+ROUND = Quantize(RoundingPlan("none", {}))
 TO_THE_END = [*PIPELINE, InsertKvCache(), ChooseRows(), RaiseRows(), FuseAttention()]
 
 
@@ -61,9 +62,9 @@ def eager(sample: tuple[Tensor, Tensor]) -> Tensor:
     [
         ([Reach(Stage.OPTIMIZED), FuseAttention(), InsertKvCache()], "FuseAttention stands before InsertKvCache"),
         ([Reach(Stage.CANONICAL), InsertKvCache()], "InsertKvCache needs a optimized program"),
-        ([Reach(Stage.OPTIMIZED), InsertKvCache(), Quantize(INT8)], "Quantize leads back from cached"),
+        ([Reach(Stage.OPTIMIZED), InsertKvCache(), ROUND], "Quantize leads back from cached"),
         ([Reach(Stage.OPTIMIZED), InsertKvCache(), InsertKvCache()], "InsertKvCache leads back from cached"),
-        ([Reach(Stage.OPTIMIZED), Quantize(INT8), ChooseRows()], "ChooseRows needs a cached program"),
+        ([Reach(Stage.OPTIMIZED), ROUND, ChooseRows()], "ChooseRows needs a cached program"),
         ([MatchRope(), PrecomputePositions()], "MatchRope stands before PrecomputePositions"),
         ([MatchRope()], "MatchRope stands before PrecomputePositions"),
         ([RemoveNoOps(), MatchLinear(), FoldConstants()], "MatchLinear stands before FoldConstants"),
@@ -79,7 +80,7 @@ def test_a_wrong_order_is_refused(passes: list[Pass], words: str) -> None:
 
 def test_the_pipelines_order_holds() -> None:
     check_order(PIPELINE)
-    check_order([*PIPELINE, Quantize(INT8), InsertKvCache(), ChooseRows(), FuseAttention(), RoundActivations()])
+    check_order([*PIPELINE, ROUND, InsertKvCache(), ChooseRows(), FuseAttention(), RoundActivations()])
     check_order([PrecomputePositions(), RemoveNoOps(), MatchRope(), Reach(Stage.CANONICAL), MergeQkv()])
 
 
@@ -255,9 +256,13 @@ def test_dumps_are_numbered_python_that_says_what_was_done(tmp_path: Path, monke
     assert ran > len(files) // 2
 
 
-def test_a_dump_begins_with_the_stage_that_a_program_has(tmp_path: Path) -> None:
-    run_pipeline(run_pipeline(captured().copy(), Stage.CANONICAL), Stage.OPTIMIZED, dump=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir())[0] == "00_canonical.py"
+def test_a_dump_goes_on_behind_the_files_of_earlier_passes(tmp_path: Path) -> None:
+    dump, program = Dump(tmp_path), captured().copy()
+    run_passes(program, PIPELINE[:3], dump=dump)
+    run_passes(program, PIPELINE[3:5], dump=dump)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [int(name[:2]) for name in names] == list(range(6))
+    assert names[0] == "00_captured.py" and names[-1] == f"05_{PIPELINE[4].name}.py"
 
 
 def test_a_pass_that_breaks_the_spec_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

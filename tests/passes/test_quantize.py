@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,32 +13,56 @@ from torch import Tensor, nn
 
 from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import Leaf, TensorSource
-from llmc.errors import LlmcError
-from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_linear, round_int4, round_int8
+from llmc.compiler.ir.stored import StoredCodes
+from llmc.compiler.ir.weights import Leaf, TensorSource, constant, parameter
+from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_linear, round_weight
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match import is_op
-from llmc.passes.quantize import SCHEMES, Quantize, RoundActivations, Rounding, Scheme, plan_rounding
+from llmc.passes.quantize import Quantize, RoundActivations, Rounded
 from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Choice, Grid, RoundingPlan, Scheme, analyse
 
 WIDTH, INNER = 32, 48
 Compute = Callable[["Model", Tensor, Tensor], Tensor]
 
+# What is rounded to groups of 16, so that the same groups fit all weights here.
+GRIDS = {
+    "int8": Grid("int8", 16),
+    "int8 a channel": Grid("int8"),
+    "int4": Grid("int4", 16),
+    "int4 with zeros": Grid("int4", 16, symmetric=False),
+    "fp8": Grid("fp8"),
+    "fp8 a tensor": Grid("fp8", "tensor"),
+    "nf4": Grid("nf4", 16),
+}
+WIDE = Grid("int8", 16)
 
-def on_grid(weight: Tensor, scheme: str, group: int = 16) -> Tensor:
+
+def scheme(name: str) -> Scheme:
+    return Scheme(name, GRIDS[name], WIDE)
+
+
+def on_grid(weight: Tensor, grid: Grid) -> Tensor:
     """A weight that rounding leaves where it is, so that a rounded program computes what it did."""
-    if scheme == "int8":
-        return dequantize(*round_int8(weight), None, "int8", weight.shape[1])
-    codes, scales, multiples = round_int4(weight, group)
-    return dequantize(codes, scales, None, "int4", group, multiples=multiples)
+    group = grid.group if isinstance(grid.group, int) else 0 if grid.group == "tensor" else weight.shape[1]
+    codes, scales, zeros, multiples = round_weight(weight, grid.scheme, group, grid.symmetric)
+    given = zeros if zeros.numel() else None, grid.scheme, group or weight.shape[1], torch.float32
+    return dequantize(codes, scales, *given, multiples if multiples.numel() else None)
+
+
+def even(*shape: int) -> Tensor:
+    """A weight whose groups of 16 all reach from -0.5 to 1, so that their multiples are large and come back."""
+    weight = torch.rand(*shape) * 1.5 - 0.5
+    weight[:, 0::16], weight[:, 1::16] = 1, -0.5
+    return weight
 
 
 class Block(nn.Module):
-    def __init__(self, scheme: str, group: int) -> None:
+    def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.up = nn.Parameter(on_grid(torch.randn(INNER, WIDTH), scheme, group) / 8)
-        self.down = nn.Parameter(on_grid(torch.randn(WIDTH, INNER), scheme) / 8)
+        self.up = nn.Parameter(on_grid(even(INNER, WIDTH), grid) / 8)
+        self.down = nn.Parameter(on_grid(even(WIDTH, INNER), grid) / 8)
         self.bias = nn.Parameter(torch.randn(INNER))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,15 +72,13 @@ class Block(nn.Module):
 class Model(nn.Module):
     """An embedding, two layers whose weights lie on a grid, and a head."""
 
-    def __init__(
-        self, scheme: str = "int8", tied: bool = False, compute: Compute | None = None, group: int = 32
-    ) -> None:
+    def __init__(self, name: str = "int8", tied: bool = False, compute: Compute | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed = nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), "int8"))
-        self.layers = nn.ModuleList(Block(scheme, group) for _ in range(2))
-        self.head = self.embed if tied else nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), "int8"))
-        self.places = nn.Parameter(on_grid(torch.randn(32, WIDTH), "int8"))
+        self.embed = nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), WIDE))
+        self.layers = nn.ModuleList(Block(GRIDS[name]) for _ in range(2))
+        self.head = self.embed if tied else nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), WIDE))
+        self.places = nn.Parameter(on_grid(torch.randn(32, WIDTH), WIDE))
         self.table = nn.Buffer(torch.randn(32, WIDTH))
         self.odd = nn.Parameter(torch.randn(VOCAB, 12))
         self.experts = nn.ParameterList([torch.randn(2, 16, WIDTH), torch.randn(2, WIDTH, 16)])
@@ -83,54 +105,115 @@ LINEARS = {"llmc.linear", "llmc.embedding"}
 ROUNDED = {"llmc.quant_linear", "llmc.quant_embedding"}
 
 
-def test_int8() -> None:
-    program = check_pass(Quantize(SCHEMES["int8"]), model(), matches=6, gone=LINEARS, there=ROUNDED)
+def quantize(program: Program, chosen: Scheme) -> Quantize:
+    return Quantize(analyse(program, chosen))
+
+
+# Parts of a weight [48, 32] with their dtype and shape, by their names.
+PARTS: dict[str, dict[str, tuple[torch.dtype, tuple[int, int]]]] = {
+    "int8": {"codes": (torch.int8, (48, 32)), "scales": (torch.float32, (48, 2))},
+    "int8 a channel": {"codes": (torch.int8, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "int4": {
+        "codes": (torch.uint8, (48, 16)),
+        "scales": (torch.float32, (48, 1)),
+        "multiples": (torch.int8, (48, 2)),
+    },
+    "int4 with zeros": {
+        "codes": (torch.uint8, (48, 16)),
+        "scales": (torch.float32, (48, 1)),
+        "zeros": (torch.uint8, (48, 2)),
+        "multiples": (torch.int8, (48, 2)),
+    },
+    "fp8": {"codes": (torch.float8_e4m3fn, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "fp8 a tensor": {"codes": (torch.float8_e4m3fn, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "nf4": {"codes": (torch.uint8, (48, 16)), "scales": (torch.float32, (48, 2))},
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_weights_become_codes(name: str) -> None:
+    given = model(name)
+    program = check_pass(quantize(given, scheme(name)), given, matches=6, gone=LINEARS, there=ROUNDED)
     assert program.stage is Stage.QUANTIZED
     *layers, head = quant_calls(program)
+    grouped = isinstance(GRIDS[name].group, int)
     for call, columns in zip(layers, (WIDTH, INNER, WIDTH, INNER), strict=True):
-        assert (call["scheme"], call["group_size"], call["activation"]) == ("int8", columns, "none")
-        assert call["multiples"] is None and call["zeros"] is None
-    assert (head["scheme"], head["group_size"]) == ("int8", WIDTH)
+        assert (call["scheme"], call["group_size"]) == (GRIDS[name].scheme, 16 if grouped else columns)
+        assert (call["activation"], call["x_scale"]) == ("none", None)
+    assert (head["scheme"], head["group_size"], head["multiples"]) == ("int8", 16, None), "the head is wide"
     assert [call["bias"] is not None for call in layers] == [True, False] * 2
-    assert program.weights["layers_0_up_codes"].dtype == torch.int8
-    assert program.weights["layers_0_up_scales"].shape == (INNER, 1)
+    parts = {n.removeprefix("layers_0_up_"): w for n, w in program.weights.items() if n.startswith("layers_0_up_")}
+    assert {part: (weight.dtype, weight.shape) for part, weight in parts.items()} == PARTS[name]
 
 
-@pytest.mark.parametrize(("wanted", "groups"), [(64, (32, 16)), (16, (16, 16)), (256, (32, 16))])
-def test_int4_in_groups_that_divide_the_inputs(wanted: int, groups: tuple[int, int]) -> None:
-    scheme = replace(SCHEMES["int4"], group_size=wanted)
-    given = model("int4", False, None, groups[0])
-    program = check_pass(Quantize(scheme), given, matches=6, gone=LINEARS, there=ROUNDED)
-    *layers, head = quant_calls(program)
-    assert [(call["scheme"], call["group_size"]) for call in layers] == [("int4", g) for g in groups] * 2
-    assert (head["scheme"], head["multiples"]) == ("int8", None), "the head is wide"
-    codes, scales, multiples = (program.weights[f"layers_0_down_{part}"] for part in ("codes", "scales", "multiples"))
-    assert (codes.dtype, codes.shape) == (torch.uint8, (WIDTH, INNER // 2))
-    assert (scales.dtype, scales.shape) == (torch.float32, (WIDTH, 1))
-    assert (multiples.dtype, multiples.shape) == (torch.int8, (WIDTH, INNER // groups[1]))
+@pytest.mark.parametrize(("wanted", "groups"), [(64, (32, 16)), (32, (32, 16)), (16, (16, 16)), (256, (32, 16))])
+def test_groups_divide_the_inputs(wanted: int, groups: tuple[int, int]) -> None:
+    program = model()
+    quantize(program, Scheme("one", Grid("int4", wanted)))(program)
+    assert [call["group_size"] for call in quant_calls(program)[:-1]] == [*groups] * 2
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_what_is_read_twice_is_rounded_once(scheme: str) -> None:
-    program = check_pass(Quantize(SCHEMES[scheme]), model(scheme, True), matches=6, gone=LINEARS, there=ROUNDED)
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_what_is_read_twice_is_rounded_once(name: str) -> None:
+    given = model(name, True)
+    program = check_pass(quantize(given, scheme(name)), given, matches=6, gone=LINEARS, there=ROUNDED)
     (rows,) = [n for n in program.nodes if is_op(n, quant_embedding)]
     head = quant_calls(program)[-1]
     assert (head["weight"], head["scales"]) == tuple(rows.args[1:3])
 
 
+def test_a_rounded_embedding_of_four_bits_has_its_multiples() -> None:
+    torch.manual_seed(0)
+    given = model("int4", True, None)
+    given.weights["embed"] = constant(on_grid(even(VOCAB, WIDTH), GRIDS["int4 with zeros"]), "embed")
+    plan = RoundingPlan("one", {"embed": Choice(GRIDS["int4 with zeros"], "a test", 16, True)})
+    program = check_pass(Quantize(plan), given, matches=2, gone={"llmc.embedding"}, there=ROUNDED)
+    (rows,) = [n for n in program.nodes if is_op(n, quant_embedding)]
+    call = quant_embedding.bind(rows.args, dict(rows.kwargs))
+    assert [str(call[part]) for part in ("zeros", "multiples")] == ["embed_zeros", "embed_multiples"]
+
+
 def test_w8a8_rounds_the_inputs_of_linears_but_not_of_the_head() -> None:
     """Rows of the embedding lie on the grid of their largest magnitude: rounding them again changes nothing."""
-
-    def compute(m: Model, x: Tensor, positions: Tensor) -> Tensor:
-        first = m.layers[0]
-        return linear(linear(x, first.up, first.bias)[..., :WIDTH] + x, m.head)  # type: ignore[union-attr]
-
-    given = model("int8", False, compute)
-    for node in given.nodes:
-        if is_op(node, linear) and "up" in str(node.args[1]):
-            node.meta["where"] = "layers.0"
-    program = check_pass(Quantize(SCHEMES["w8a8"]), given, matches=3, gone=LINEARS, there=ROUNDED)
+    given = one_layer_model("int8 a channel")
+    plan = analyse(given, Scheme("one", Grid("int8", activation="int8"), Grid("int8")))
+    program = check_pass(Quantize(plan), given, matches=3, gone=LINEARS, there=ROUNDED)
     assert [call["activation"] for call in quant_calls(program)] == ["int8", "none"]
+
+
+def test_what_calibration_has_rounded_is_taken_from_it() -> None:
+    program = model()
+    parts = {
+        "codes": torch.ones(INNER, WIDTH // 2, dtype=torch.uint8),
+        "scales": torch.ones(INNER, 1),
+        "zeros": torch.ones(INNER, 2, dtype=torch.uint8),
+        "multiples": torch.ones(INNER, 2, dtype=torch.int8),
+        "x_scale": torch.tensor(0.5),
+    }
+    rounded = Rounded(**{name: constant(value, name) for name, value in parts.items()})
+    grid = Grid("int4", 16, symmetric=False, activation="int8", static=True)
+    plan = RoundingPlan("one", {"layers.0.up": Choice(grid, "a test", 16)})
+    assert Quantize(plan, {"layers.0.up": rounded})(program).matches == 1
+    (call,) = quant_calls(program)
+    assert (call["activation"], str(call["x_scale"])) == ("int8", "layers_0_up_x_scale")
+    for name, value in parts.items():
+        assert torch.equal(program.weights[f"layers_0_up_{name}"].evaluate(), value)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_codes_of_a_checkpoint_are_taken_as_they_are(zeros: bool) -> None:
+    program = model()
+    codes = torch.randint(256, (INNER, WIDTH // 2), dtype=torch.uint8)
+    points = constant(torch.randint(16, (INNER, 2), dtype=torch.uint8), "zeros") if zeros else None
+    stored = StoredCodes(constant(codes, "codes"), parameter(torch.rand(INNER, 2), "scales"), points, "int4", 16)
+    program.weights["layers.0.up"] = stored
+    before = program(*inputs(2, 5))
+    quantize(program, Scheme("none", None, None))(program)
+    (call,) = quant_calls(program)
+    assert (call["scheme"], call["group_size"], call["multiples"]) == ("int4", 16, None)
+    assert (call["zeros"] is not None) == zeros
+    assert torch.equal(program.weights["layers_0_up_codes"].evaluate(), codes)
+    torch.testing.assert_close(program(*inputs(2, 5)), before, atol=1e-5, rtol=1e-5)
 
 
 @dataclass(frozen=True)
@@ -139,12 +222,12 @@ class Unread(TensorSource):
         raise AssertionError("a weight is read while it is planned to be rounded")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_nothing_is_computed_yet(scheme: str) -> None:
+@pytest.mark.parametrize("name", SCHEMES_BY_NAME)
+def test_nothing_is_computed_yet(name: str) -> None:
     program = model()
-    for name, weight in program.weights.items():
-        program.weights[name] = Leaf(Unread(weight.evaluate(), name))
-    Quantize(SCHEMES[scheme])(program)
+    for key, weight in program.weights.items():
+        program.weights[key] = Leaf(Unread(weight.evaluate(), key))
+    quantize(program, SCHEMES_BY_NAME[name])(program)
     with pytest.raises(AssertionError, match="is read"):
         program(*inputs(1, 2))
 
@@ -152,35 +235,10 @@ def test_nothing_is_computed_yet(scheme: str) -> None:
 def test_fuel_is_burnt() -> None:
     program = model("int8", True)
     before = program(*inputs(2, 5))
-    assert Quantize(SCHEMES["int8"])(program, Fuel(3)).matches == 3
+    assert quantize(program, scheme("int8"))(program, Fuel(3)).matches == 3
     assert (program.ops()["llmc.quant_linear"], program.ops()["llmc.linear"]) == (2, 3)
     assert "embed" in program.weights and "embed_codes" in program.weights, "its other reader has it still"
     torch.testing.assert_close(program(*inputs(2, 5)), before, atol=1e-5, rtol=0)
-
-
-# The plan -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_plan_names_each_weight_once() -> None:
-    plan = plan_rounding(model("int4", True), replace(SCHEMES["w8a8"], weights="int4"))
-    layer = {"up": Rounding("int4", 32, "int8"), "down": Rounding("int4", 16, "int8")}
-    assert plan == {"embed": Rounding("int8", WIDTH, "none")} | {
-        f"layers.{place}.{name}": rounding for place in range(2) for name, rounding in layer.items()
-    }
-
-
-def test_a_projection_that_is_as_wide_as_the_logits_is_no_head() -> None:
-    program = model()
-    for node in program.nodes:
-        if is_op(node, linear) and str(node.args[1]) == "head":
-            node.meta["where"] = "layers.1.mlp"
-    assert plan_rounding(program, SCHEMES["int4"])["head"] == Rounding("int4", 32, "none")
-
-
-def test_an_unknown_rounding_is_refused() -> None:
-    with pytest.raises(LlmcError, match="int3") as caught:
-        Quantize(Scheme("odd", weights="int3"))(model())
-    assert caught.value.code == "SCHEME_UNKNOWN"
 
 
 # Left alone ---------------------------------------------------------------------------------------------------------
@@ -212,7 +270,8 @@ LEFT: dict[str, tuple[Compute, int, str | None]] = {
 def test_what_is_no_weight_of_a_linear_alone_is_left(name: str) -> None:
     """The embedding of the tokens is rounded all the same, and so is the head where there is one."""
     compute, matches, reason = LEFT[name]
-    program = check_pass(Quantize(SCHEMES["int8"]), model("int8", False, compute), matches=matches, miss=reason)
+    given = model("int8", False, compute)
+    program = check_pass(quantize(given, scheme("int8")), given, matches=matches, miss=reason)
     kept = program.ops()["llmc.linear"] + program.ops()["llmc.embedding"] + program.ops()["llmc.moe"]
     assert kept == 1
 
@@ -220,24 +279,32 @@ def test_what_is_no_weight_of_a_linear_alone_is_left(name: str) -> None:
 # Activations --------------------------------------------------------------------------------------------------------
 
 
-def one_layer(scheme: str, activation: str = "none", where: str = "layers.0") -> Program:
-    """A linear over rows of the embedding, which lie on the grid of int8, and a head of the same."""
+def one_layer_model(name: str, where: str = "layers.0") -> Program:
+    """A linear over rows of the embedding, and a head."""
 
     def compute(m: Model, x: Tensor, positions: Tensor) -> Tensor:
-        return linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head)  # type: ignore[union-attr,arg-type]
+        return linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head)
 
-    program = model("int4" if scheme == "int4" else "int8", False, compute)
+    program = model(name, False, compute)
+    for name in ("embed", "head"):  # on the grid of int8 with one scale a row, on which their rows stay
+        rows = program.weights[name].evaluate()
+        program.weights[name] = parameter(on_grid(rows, Grid("int8")), name)
     for node in program.nodes:
         if is_op(node, linear) and "up" in str(node.args[1]):
             node.meta["where"] = where
-    Quantize(Scheme("one", weights=scheme, activation=activation))(program)
+    return program
+
+
+def one_layer(grid: Grid) -> Program:
+    program = one_layer_model("int8 a channel")
+    Quantize(analyse(program, Scheme("one", grid, Grid("int8"))))(program)
     program.stage = Stage.CACHED
     return program
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_inputs_of_linears_are_rounded(scheme: str) -> None:
-    before = one_layer(scheme)
+@pytest.mark.parametrize("grid", [Grid("int8"), Grid("int4", 16), Grid("int4", 16, symmetric=False)])
+def test_inputs_of_linears_are_rounded(grid: Grid) -> None:
+    before = one_layer(grid)
     program = check_pass(RoundActivations(), before, matches=1, atol=1e-4)
     (was, _), (layer, head) = quant_calls(before), quant_calls(program)
     assert (layer["activation"], head["activation"]) == ("int8", "none"), "the head sees one row"
@@ -245,20 +312,19 @@ def test_inputs_of_linears_are_rounded(scheme: str) -> None:
     assert [str(layer[name]) for name in same] == [str(was[name]) for name in same]
 
 
-def test_inputs_that_are_rounded_already_stay() -> None:
-    check_pass(RoundActivations(), one_layer("int8", "int8"), matches=0)
+LEFT_AS_THEY_ARE = {
+    "inputs that are rounded already": (Grid("int8", activation="int8"), None),
+    "floats": (Grid("fp8"), None),
+    "levels": (Grid("nf4", 16), None),
+    "groups with scales of their own": (Grid("int8", 16), "scales of their own"),
+}
 
 
-def test_codes_that_are_no_integers_take_inputs_as_they_are() -> None:
-    program = one_layer("int8")
-    for node in program.nodes:
-        if is_op(node, quant_linear) and node.meta["where"]:
-            call = quant_linear.bind(node.args, dict(node.kwargs)) | {"scheme": "fp8"}
-            with program.graph.inserting_before(node):
-                call["weight"] = program.call(torch.ops.aten.to.dtype, call["weight"], torch.float8_e4m3fn, like=node)
-            program.replace_with(node, quant_linear, *call.values())
-    check_pass(RoundActivations(), program, matches=0)
+@pytest.mark.parametrize("name", LEFT_AS_THEY_ARE)
+def test_what_integer_kernels_do_not_take_is_left(name: str) -> None:
+    grid, reason = LEFT_AS_THEY_ARE[name]
+    check_pass(RoundActivations(), one_layer(grid), matches=0, miss=reason)
 
 
 def test_activations_burn_fuel() -> None:
-    assert RoundActivations()(one_layer("int8"), Fuel(0)).matches == 0
+    assert RoundActivations()(one_layer(Grid("int8")), Fuel(0)).matches == 0

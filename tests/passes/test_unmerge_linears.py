@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
-from llmc.passes.quantize import SCHEMES, Quantize, RoundActivations
+from llmc.passes.quantize import Quantize, RoundActivations
+from llmc.passes.rounding_plan import Grid, Scheme, analyse
 from llmc.passes.unmerge_linears import UnmergeLinears
 from llmc.passes.use_one_name import UseOneName
 
@@ -38,28 +39,39 @@ def parts(x: Tensor) -> Tensor:
     return one * other[..., :WIDE] + other[..., WIDE:]
 
 
-def rounded(join: Callable[[Tensor], Tensor], scheme: str, bias: bool = False) -> Program:
+GRIDS = {
+    "int8": Grid("int8"),
+    "int8 in groups": Grid("int8", 16),
+    "int4": Grid("int4", 16),
+    "int4 with zeros": Grid("int4", 16, symmetric=False),
+    "fp8": Grid("fp8", activation="fp8"),
+    "nf4": Grid("nf4", 16),
+}
+
+
+def rounded(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -> Program:
     program = capture(Merged(join, bias), first=[UseOneName()], stage=Stage.OPTIMIZED)
-    Quantize(SCHEMES[scheme])(program)
+    Quantize(analyse(program, Scheme(name, GRIDS[name])))(program)
     program.stage = Stage.CACHED
     RoundActivations()(program)
     return program
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", GRIDS)
 def test_parts_are_computed_one_by_one(scheme: str, bias: bool) -> None:
     before = rounded(parts, scheme, bias)
     after = check_pass(UnmergeLinears(), before, matches=1, gone={"aten.split_with_sizes"})
     assert after.ops()["llmc.quant_linear"] == before.ops()["llmc.quant_linear"] + 1
 
 
-def test_parts_of_codes_are_the_codes_of_the_whole() -> None:
-    before = rounded(parts, "int4")
-    (name,) = [name for name in before.weights if "both" in name and name.endswith("codes")]
+@pytest.mark.parametrize("part", ["codes", "scales", "zeros", "multiples"])
+def test_parts_of_codes_are_the_codes_of_the_whole(part: str) -> None:
+    before = rounded(parts, "int4 with zeros")
+    (name,) = [name for name in before.weights if "both" in name and name.endswith(part)]
     whole = before.weights[name].evaluate()
     UnmergeLinears()(before)
-    found = [weight for part, weight in before.weights.items() if "codes" in part and "both" in part]
+    found = [weight for name, weight in before.weights.items() if part in name and "both" in name]
     pieces = [weight.evaluate() for weight in sorted(found, key=lambda weight: weight.shape)]
     assert torch.equal(torch.cat(pieces), whole)
 

@@ -96,8 +96,8 @@ def _derived_spec(made: Derived, offset: int) -> DerivedSpec:
         group_size=made.group_size,
         file=made.codes.file,
         codes_offset=made.codes.offset,
-        scales_offset=made.scales.offset,
-        steps_offset=made.steps.offset if made.steps else None,
+        zeros_offset=made.zeros.offset if made.zeros else None,
+        multiples_offset=made.multiples.offset if made.multiples else None,
         offset=offset,
     )
 

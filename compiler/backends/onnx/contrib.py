@@ -6,7 +6,7 @@ import torch
 
 from .graph import MICROSOFT, Value
 from .lower import Lowering, Table
-from .quantized import contrib_embedding, contrib_linear
+from .quantized_contrib import contrib_embedding, contrib_linear
 from .standard import STANDARD
 
 

@@ -44,8 +44,8 @@ class Derived:
     columns: int
     group_size: int
     codes: Place
-    scales: Place
-    steps: Place | None
+    zeros: Place | None
+    multiples: Place | None
 
     @property
     def nbytes(self) -> int:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from llmc import LlmcError
 from llmc.compiler import api
 from llmc.compiler.cli.main import main
+from llmc.passes.rounding_plan import Grid, Override
 
 REPORT = {
     "seconds": {"capture": 2.25, "lower": 1.0},
@@ -41,16 +42,14 @@ def compile(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["compile", "demo", "-o", "out", *arguments])
 
 
+KEPT = [Override("a*", None), Override("b*", None)]
+# What is left out is left to the compiler's own defaults.
 DEFAULTS = {
     "model": "demo",
     "output": Path("out"),
     "target": "ort",
     "dtype": "fp32",
-    "quantize": None,
-    "group_size": None,
-    "kv_cache": "ring",
-    "max_seq_len": None,
-    "ops": "contrib",
+    "overrides": [],
     "dump_ir": None,
     "verify": True,
     "trust_remote_code": False,
@@ -65,6 +64,14 @@ DEFAULTS = {
         ("--int4 --group-size 64", {"quantize": "int4", "group_size": 64}),
         ("--quantize w8a8", {"quantize": "w8a8"}),
         ("--int4 --quantize int4", {"quantize": "int4"}),
+        ("--fp8", {"quantize": "fp8"}),
+        ("--int8 --group-size channel --algo rtn", {"quantize": "int8", "group_size": "channel", "algo": "rtn"}),
+        ("--int4 --raise 0.2 --ignore a* --ignore b*", {"quantize": "int4", "raise_share": 0.2, "overrides": KEPT}),
+        ("--int4 --max-kl 0.02", {"quantize": "int4", "max_kl": 0.02}),
+        (
+            "--int4 --calib notes.txt --calib-samples 8 --calib-length 64",
+            {"quantize": "int4", "calib": "notes.txt", "calib_samples": 8, "calib_length": 64},
+        ),
         ("--dtype bf16 --kv-cache static --max-seq-len 99", {"dtype": "bf16", "kv_cache": "static", "max_seq_len": 99}),
         ("--ops standard --dump-ir ir", {"ops": "standard", "dump_ir": Path("ir")}),
         ("--no-verify --trust-remote-code", {"verify": False, "trust_remote_code": True}),
@@ -75,11 +82,21 @@ def test_options_reach_the_compiler(asked: dict[str, Any], arguments: str, chang
     assert asked == DEFAULTS | changed
 
 
+def test_a_recipe_and_what_the_command_line_says_otherwise(asked: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    weights = [{"name": "*.down*", "scheme": "int8"}]
+    recipe.write_text(json.dumps({"quantize": "int4", "algo": "awq", "weights": weights}))
+    assert compile("--config", str(recipe), "--algo", "gptq", "--ignore", "b*").exit_code == 0
+    overrides = [Override("*.down*", Grid("int8")), KEPT[1]]
+    assert asked == DEFAULTS | {"quantize": "int4", "algo": "gptq", "overrides": overrides}
+
+
 def test_the_summary(asked: dict[str, Any]) -> None:
     result = compile()
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
         "artifact     out: tiny, ort, int8",
+        "weights      rtn (no tokenizer): 12 int8 by channel, 1 as it was",
         "size         7.0 kB in 4 files",
         "gate         passed",
         "time         3.2 s: capture 2.2, lower 1.0",
@@ -101,7 +118,12 @@ def test_the_document(asked: dict[str, Any]) -> None:
     [
         ("--int8 --quantize int4", "choose one of int4, int8"),
         ("--int8 --int4", "choose one of int4, int8"),
-        ("--group-size 32", "about quantized weights"),
+        ("--group-size 32", "--group-size is about quantized weights"),
+        ("--raise 0.5", "--raise is about quantized weights"),
+        ("--ignore a", "--ignore is about quantized weights"),
+        ("--int8 --group-size many", "neither a number nor 'channel'"),
+        ("--int4 --max-kl 0", "--max-kl"),
+        ("--int4 --config nowhere.toml", "does not exist"),
         ("--quantize int3", "'int3' is not one of"),
     ],
 )

@@ -30,7 +30,7 @@ def test_everything_about_it_is_shown(folder: Path) -> None:
     text = result.stdout
     for line in (
         "model         tiny (llama), 1,234 parameters, 1 layers",
-        "quantization  scheme int8",
+        "quantization  rtn (no tokenizer): 12 int8 by channel, 1 as it was",
         "needs         numpy>=1.26",
         "step   model.onnx  1 or more",
         # 3 heads of 64 and 32, 128 positions, 4 bytes each

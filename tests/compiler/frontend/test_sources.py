@@ -186,8 +186,8 @@ def test_code_of_a_type_that_transformers_knows_does_not_run_at_all(folder: Path
 
 
 def test_weights_that_are_quantized_already(folder: Path) -> None:
-    error = refused(with_config(folder, quantization_config={"quant_method": "fp8"}))
-    assert error.code == "WEIGHTS_QUANTIZED"
+    error = refused(with_config(folder, quantization_config={"quant_method": "abacus"}))
+    assert error.code == "CHECKPOINT_QUANTIZED" and "abacus" in error.what
 
 
 def test_code_runs_when_it_is_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

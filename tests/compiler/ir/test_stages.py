@@ -14,7 +14,7 @@ from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import SPEC, Stage, verify
 from llmc.compiler.ir.weights import constant, fold
 from llmc.errors import LlmcError
-from llmc.kernels.ops import add_rms_norm, all_ops, attention, embedding, linear, quant_linear, round_int8, take_rows
+from llmc.kernels.ops import add_rms_norm, all_ops, attention, embedding, linear, quant_linear, round_weight, take_rows
 
 aten = torch.ops.aten
 
@@ -87,7 +87,7 @@ def norm_of_a_sum_at_once(program: Program) -> fx.Node:
 
 
 def rounding_in_a_program(program: Program) -> fx.Node:
-    return _after_relu(program, round_int8.overload)
+    return _after_relu(program, round_weight.overload)
 
 
 def module_call(program: Program) -> fx.Node:
@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[Callable[[Program], fx.Node], Stage, str, str]] = {
     "attention behind the cache": (attention_behind_the_cache, Stage.CACHED, "llmc.attention", "InsertKvCache"),
     "rows before the cache": (rows_before_the_cache, Stage.QUANTIZED, "llmc.take_rows", "canonicalizing pass"),
     "a fused norm, captured": (norm_of_a_sum_at_once, Stage.CAPTURED, "llmc.add_rms_norm", "report the model"),
-    "the rounding of a weight": (rounding_in_a_program, Stage.CACHED, "llmc.round_int8", "InsertKvCache"),
+    "the rounding of a weight": (rounding_in_a_program, Stage.CACHED, "llmc.round_weight", "InsertKvCache"),
     "a module": (module_call, Stage.CAPTURED, "call_module", "calls, weights, inputs"),
     "a missing weight": (missing_weight, Stage.CAPTURED, "'head.weight'", "Program.add_weight"),
     "a weight of another shape": (wrong_shape, Stage.CAPTURED, f"({VOCAB}, 9)", "together"),
@@ -202,7 +202,7 @@ def test_stages_only_go_up() -> None:
 
 
 def test_the_dialect_of_each_stage() -> None:
-    everything = set(all_ops()) - {"round_int4", "round_int8"}
+    everything = set(all_ops()) - {"round_weight"}
     dialect = {stage: set(spec.dialect) for stage, spec in SPEC.items()}
     rounded, over_caches = {"quant_linear", "quant_embedding"}, {"cached_attention", "fused_attention", "take_rows"}
     assert dialect[Stage.CAPTURED] == everything - rounded - over_caches - {"add_rms_norm"}

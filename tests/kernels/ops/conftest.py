@@ -11,6 +11,8 @@ from tolerances import TOL
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from llmc.kernels.ops.quantized import FLOAT8
+
 DYNAMIC = {"B": torch.export.Dim("B", min=1, max=512), "S": torch.export.Dim("S", min=1, max=4096)}
 
 
@@ -50,7 +52,7 @@ def contract() -> Callable[..., None]:
 
     def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         tests = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
-        if any(isinstance(each, torch.Tensor) and each.dtype == torch.float8_e4m3fn for each in args):
+        if any(isinstance(each, torch.Tensor) and each.dtype in FLOAT8.values() for each in args):
             tests.remove("test_schema")  # it compares arguments by allclose, which has no float8
         torch.library.opcheck(op.overload, args, kwargs, test_utils=tests)
 

@@ -51,6 +51,19 @@ def test_quant_embedding_with_zero_points(check, scheme: str, kind: torch.dtype,
     check(quant_embedding, (ids, codes, scales, zeros, scheme, 4), {}, exact[ids.numpy()])
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_quant_embedding_with_multiples(check, scheme: str, zeros: bool):
+    """One scale a row, and how many times it is each group's."""
+    codes, scales, said = table(scheme, WIDTH, torch.float32)
+    multiples = torch.randint(-15, 16, (ROWS, WIDTH // 4), dtype=torch.int8)
+    points = torch.randint(16, (ROWS, WIDTH // 4), dtype=codes.dtype) if zeros else None
+    zero = np.repeat(points.double().numpy(), 4, axis=1) if points is not None else 8 * (scheme == "int4")
+    exact = (said - zero) * np.repeat(multiples.double().numpy(), 4, axis=1) * scales.double().numpy()
+    ids = torch.tensor([[6, 0], [3, 3]])
+    check(quant_embedding, (ids, codes, scales, points, scheme, 4, multiples), {}, exact[ids.numpy()])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tail", [(), (4,), (3, 4)])
 def test_take_rows(check, dtype: torch.dtype, tail: tuple[int, ...]):
@@ -76,6 +89,8 @@ def test_contract(contract, dtype: torch.dtype):
     for scheme in ("int8", "int4"):
         codes, scales, _ = table(scheme, 4, dtype)
         contract(quant_embedding, (torch.randint(ROWS, (2, 3)), codes, scales, None, scheme, 4))
+        multiples = torch.ones(ROWS, WIDTH // 4, dtype=torch.int8)
+        contract(quant_embedding, (torch.randint(ROWS, (2, 3)), codes, scales[:, :1], None, scheme, 4, multiples))
 
 
 def test_a_taken_row_is_no_view():

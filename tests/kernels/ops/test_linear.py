@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmc.kernels.ops import linear, quant_linear
-from llmc.kernels.ops.quantized import NF4, pack_nibbles
+from llmc.kernels.ops.quantized import FLOAT8, NF4, pack_nibbles
 
 OUT, IN = 6, 32
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -28,8 +28,8 @@ def codes_of(scheme: str) -> tuple[torch.Tensor, np.ndarray, int]:
     if scheme == "int8":
         codes = torch.randint(-128, 128, (OUT, IN), dtype=torch.int8)
         return codes, codes.double().numpy(), 0
-    if scheme == "fp8":
-        weight = (100 * torch.randn(OUT, IN)).to(torch.float8_e4m3fn)
+    if scheme in FLOAT8:
+        weight = (100 * torch.randn(OUT, IN)).to(FLOAT8[scheme])
         return weight, weight.double().numpy(), 0
     codes = torch.randint(16, (OUT, IN))
     said = codes.double().numpy() if scheme == "int4" else np.array(NF4)[codes.numpy()]
@@ -42,19 +42,20 @@ def spread(values: torch.Tensor | int, group: int) -> np.ndarray:
 
 
 def exact_rounding(x: np.ndarray, activation: str, x_scale: float | None) -> np.ndarray:
-    largest = 127.0 if activation == "int8" else 448.0
+    largest = {"int8": 127.0, "fp8": 448.0, "fp8_e5m2": 57344.0}[activation]
     # The scale is a float32, as is the quotient: which code is nearest must not depend on more.
     x = x.astype(np.float32)
     scale = np.abs(x).max(-1, keepdims=True) / np.float32(largest) if x_scale is None else np.float32(x_scale)
     codes = x / scale
     if activation == "int8":
         return np.clip(np.rint(codes), -128, 127).astype(np.float64) * scale
-    low = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.abs(codes), 1e-30))), -6) - 3)
-    return np.clip(np.rint(codes / low) * low, -448, 448).astype(np.float64) * scale
+    smallest, mantissa = (-6, 3) if activation == "fp8" else (-14, 2)
+    low = np.exp2(np.maximum(np.floor(np.log2(np.maximum(np.abs(codes), 1e-30))), smallest) - mantissa)
+    return np.clip(np.rint(codes / low) * low, -largest, largest).astype(np.float64) * scale
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "nf4"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "fp8_e5m2", "nf4"])
 @pytest.mark.parametrize("group", [IN, 8])
 def test_rounded_weights(check, scheme: str, group: int, dtype: torch.dtype):
     weight, said, zero = codes_of(scheme)
@@ -78,9 +79,9 @@ def test_zero_points(check, scheme: str, group: int, activation: str):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "fp8_e5m2"])
 @pytest.mark.parametrize("group", [IN, 8])
-@pytest.mark.parametrize("activation", ["int8", "fp8"])
+@pytest.mark.parametrize("activation", ["int8", "fp8", "fp8_e5m2"])
 @pytest.mark.parametrize("x_scale", [None, 0.013])
 def test_rounded_activations(
     check, scheme: str, group: int, activation: str, x_scale: float | None, dtype: torch.dtype
@@ -108,7 +109,7 @@ def test_multiples(check, scheme: str, scales_a_row: int, activation: str, dtype
     check(quant_linear, (x, weight, scales, None, bias, scheme, 8, activation, None, multiples), {}, expected)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "nf4"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "fp8_e5m2", "nf4"])
 def test_contract(contract, scheme: str):
     x, bias, weight = torch.randn(2, 3, IN).bfloat16(), torch.randn(OUT).bfloat16(), codes_of(scheme)[0]
     contract(quant_linear, (x, weight, torch.rand(OUT, 4), None, bias, scheme, 8))
@@ -175,8 +176,8 @@ def test_refusals():
         quant_linear(x, weight, scales, None, None, "int8", IN, x_scale=torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "nf4"])
-@pytest.mark.parametrize("activation", ["none", "int8", "fp8"])
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "fp8_e5m2", "nf4"])
+@pytest.mark.parametrize("activation", ["none", "int8", "fp8", "fp8_e5m2"])
 @pytest.mark.parametrize("group", [IN, 8])
 def test_tracing(traces, scheme: str, activation: str, group: int):
     weight, scales = codes_of(scheme)[0], torch.ones(OUT, IN // group)

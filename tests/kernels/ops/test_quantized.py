@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmc.kernels.ops.quantized import NF4, dequantize, pack_nibbles, round_activation, unpack_nibbles
+from llmc.kernels.ops.quantized import FLOAT8, NF4, dequantize, pack_nibbles, round_activation, unpack_nibbles
 
 
 def fp8_value(code: int) -> float:
@@ -16,6 +16,17 @@ def fp8_value(code: int) -> float:
     if exponent == 15 and mantissa == 7:
         return float("nan")
     return sign * (mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+
+
+def fp8_e5m2_value(code: int) -> float:
+    """e5m2 by its definition: bias 15, infinities and NaN as in the standard for floats."""
+    sign, exponent, mantissa = -1.0 if code & 128 else 1.0, (code >> 2) & 31, code & 3
+    if exponent == 31:
+        return float("nan") if mantissa else sign * float("inf")
+    return sign * (mantissa / 4 * 2.0**-14 if exponent == 0 else (1 + mantissa / 4) * 2.0 ** (exponent - 15))
+
+
+VALUES = {"fp8": fp8_value, "fp8_e5m2": fp8_e5m2_value}
 
 
 def test_the_low_nibble_comes_first():
@@ -36,11 +47,13 @@ def test_nf4_is_the_quantiles_of_the_normal_distribution():
     np.testing.assert_allclose(NF4, expected, atol=1e-6)
 
 
-def test_all_fp8_codes():
-    weight = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 128)
+@pytest.mark.parametrize("scheme", VALUES)
+def test_all_codes_of_floats(scheme: str):
+    weight = torch.arange(256, dtype=torch.uint8).view(FLOAT8[scheme]).view(2, 128)
     scales = torch.tensor([[2.0], [3.0]])
-    expected = torch.tensor([fp8_value(code) for code in range(256)]).view(2, 128) * scales
-    assert torch.equal(dequantize(weight, scales, None, "fp8", 128).nan_to_num(999.0), expected.nan_to_num(999.0))
+    expected = torch.tensor([VALUES[scheme](code) for code in range(256)]).view(2, 128) * scales
+    actual = dequantize(weight, scales, None, scheme, 128)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_all_int8_codes():
@@ -71,7 +84,7 @@ def test_refusals():
     weight, scales = torch.zeros(2, 8, dtype=torch.uint8), torch.ones(2, 1)
     with pytest.raises(ValueError, match="int3"):
         dequantize(weight, scales, None, "int3", 8)
-    for scheme in ("fp8", "nf4"):
+    for scheme in ("fp8", "fp8_e5m2", "nf4"):
         with pytest.raises(ValueError, match="no zero"):
             dequantize(weight, scales, scales, scheme, 8)
     with pytest.raises(ValueError, match="int4"):
@@ -79,17 +92,17 @@ def test_refusals():
 
 
 def nearest_even(value: float, grid: list[float]) -> float:
-    """The nearest of the sorted grid; of two equally near, the one with the even index."""
-    return min(enumerate(grid), key=lambda entry: (abs(entry[1] - value), entry[0] % 2))[1]
+    """The nearest of the sorted grid; of two equally near, the one that is an even number of places from zero."""
+    zero = grid.index(0.0)
+    return min(enumerate(grid), key=lambda entry: (abs(entry[1] - value), (entry[0] - zero) % 2))[1]
 
 
 INT8_GRID = [float(code) for code in range(-128, 128)]
-FP8_GRID = sorted({-value for value in map(fp8_value, range(127))} | set(map(fp8_value, range(127))))
-# Zero has an even place in both, so an even index is an even code.
-assert INT8_GRID.index(0.0) % 2 == FP8_GRID.index(0.0) % 2 == 0
+FP8_GRID, E5M2_GRID = (sorted({v for v in map(value, range(256)) if abs(v) < 1e5}) for value in VALUES.values())
+GRIDS = [("int8", INT8_GRID), ("fp8", FP8_GRID), ("fp8_e5m2", E5M2_GRID)]
 
 
-@pytest.mark.parametrize(("activation", "grid"), [("int8", INT8_GRID), ("fp8", FP8_GRID)])
+@pytest.mark.parametrize(("activation", "grid"), GRIDS)
 def test_a_row_is_rounded_by_its_largest_magnitude(activation: str, grid: list[float]):
     x = torch.randn(3, 40, dtype=torch.float64) * torch.tensor([[1.0], [100.0], [1e-4]])
     codes, scale = round_activation(x, activation)
@@ -100,16 +113,18 @@ def test_a_row_is_rounded_by_its_largest_magnitude(activation: str, grid: list[f
         assert codes[row].abs().max() == grid[-1]
 
 
-@pytest.mark.parametrize(("activation", "grid"), [("int8", INT8_GRID), ("fp8", FP8_GRID)])
+@pytest.mark.parametrize(("activation", "grid"), GRIDS)
 def test_a_static_scale_saturates_and_halves_go_to_even(activation: str, grid: list[float]):
     middles = [(low + high) / 2 for low, high in pairwise(grid)]
-    values = [*grid, *middles, -1e6, 1e6, 460.0]
+    values = [*grid, *middles, -1e6, 1e6, 449.0, 460.0, 464.0, 465.0, 61440.0, 1e9, float("inf"), -float("inf")]
     x, scale = torch.tensor(values) * 0.25, torch.tensor(0.25)
     codes, _ = round_activation(x, activation, scale)
-    assert codes.tolist() == [nearest_even(value, grid) for value in values]
+    assert codes.tolist() == [nearest_even(min(max(value, grid[0]), grid[-1]), grid) for value in values]
+    nan, _ = round_activation(torch.tensor([float("nan"), 1.0]), activation, scale)
+    assert nan.isnan().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("activation", ["int8", "fp8"])
+@pytest.mark.parametrize("activation", ["int8", "fp8", "fp8_e5m2"])
 def test_a_row_of_zeros_is_zeros(activation: str):
     codes, scale = round_activation(torch.zeros(2, 8), activation)
     assert not codes.any() and (scale > 0).all()

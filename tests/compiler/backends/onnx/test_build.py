@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from llmc.compiler.backends.onnx.build import DATA, PREFILL_ROWS, build_onnx, ca
 from llmc.compiler.backends.onnx.external import LINE
 from llmc.compiler.config import CompileConfig
 from llmc.kernels.ops.quantized import decode
-from llmc.passes.pipeline import MANY_ROWS
+from llmc.passes.base import Pass
+from llmc.passes.pipeline import MANY_ROWS, engine_passes
+from llmc.passes.quantize import Quantize
+from llmc.passes.rounding_plan import Grid, Override, Scheme, analyse
 from llmc.runtimes.derive import derive
 from llmc.runtimes.manifest import DerivedSpec, GraphSpec
+from llmc.runtimes.ort_session import open_session
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +43,52 @@ def built(optimized: Program, folder: Path, **options: Any) -> tuple[Program, di
 
 
 def run_passes_of(optimized: Program, config: CompileConfig) -> Program:
-    program = optimized.copy()
-    for subject in config.engine_passes():
+    rounding = [] if config.scheme is None else [Quantize(analyse(optimized, config.scheme))]
+    return passed(optimized, config.engine_passes(rounding))
+
+
+def passed(program: Program, passes: Sequence[Pass]) -> Program:
+    program = program.copy()
+    for subject in passes:
         subject(program)
     return program
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_the_graphs_hold_the_same_integers(optimized: Program, tmp_path: Path, scheme: str) -> None:
-    program, graphs = built(optimized, tmp_path, quantize=scheme, **({"group_size": 16} if scheme == "int4" else {}))
+# What integer kernels take as it is, or in other groups than the step graph.
+INTEGERS = {
+    "int8": Grid("int8"),
+    "int4": Grid("int4", 16),
+    "int4 with zeros": Grid("int4", 16, symmetric=False),
+}
+
+
+def built_of(
+    optimized: Program, folder: Path, grid: Grid, overrides: Sequence[Override] = ()
+) -> tuple[Program, dict[str, GraphSpec]]:
+    plan = analyse(optimized, Scheme("one", grid), overrides)
+    program = passed(optimized, engine_passes([Quantize(plan)], ring=True, fuse=True))
+    return program, build_onnx(program, folder, ops="contrib", prefill=True)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_the_graphs_hold_the_same_integers(optimized: Program, tmp_path: Path, name: str) -> None:
+    scheme = INTEGERS[name].scheme
+    program, graphs = built_of(optimized, tmp_path, INTEGERS[name])
     assert {name: (g.file, g.min_rows, g.max_rows) for name, g in graphs.items()} == {
         "step": ("model.onnx", 1, PREFILL_ROWS - 1),
         "prefill": ("prefill.onnx", PREFILL_ROWS, None),
     }
-    many = program.copy()
-    for subject in MANY_ROWS:
-        subject(many)
+    many = passed(program, MANY_ROWS)
     step = initializers(tmp_path / "model.onnx")
     assert len(graphs["prefill"].derived) == 10  # qkv, o, gate, up, down, in two layers
     negative = False
     for spec in graphs["prefill"].derived:
         codes = spec.name.removesuffix(".columns")
         before, _, behind = codes.rpartition("codes")
-        parts = [f"{before}{part}{behind}" for part in ("codes", "scales", "multiples")]
-        packed, scales, multiples = (many.weights[n].evaluate() if n in many.weights else None for n in parts)
-        whole = decode(packed, None, scheme, spec.group_size, torch.float64, multiples).flatten(1)
+        parts = [f"{before}{part}{behind}" for part in ("codes", "scales", "zeros", "multiples")]
+        packed, scales, zeros, multiples = (many.weights[n].evaluate() if n in many.weights else None for n in parts)
+        assert packed is not None and scales is not None
+        whole = decode(packed, zeros, scheme, spec.group_size, torch.float64, multiples).flatten(1)
         matrix = derive(tmp_path, spec)
         assert matrix.dtype == np.int8 and matrix.flags.c_contiguous
         assert np.array_equal(matrix, whole.T.numpy())
@@ -70,7 +96,7 @@ def test_the_graphs_hold_the_same_integers(optimized: Program, tmp_path: Path, s
         used = step_weight(tmp_path, step, spec)
         torch.testing.assert_close(torch.from_numpy(used), whole.float() * scales, rtol=1e-6, atol=0)
         negative |= multiples is not None and bool((multiples < 0).any())
-    assert negative == (scheme == "int4")
+    assert negative == (name == "int4")
 
 
 def initializers(path: Path) -> dict[str, onnx.TensorProto]:
@@ -92,18 +118,23 @@ def step_weight(folder: Path, step: dict[str, onnx.TensorProto], spec: DerivedSp
     name, first = next(
         (name, spec.codes_offset - at)
         for name, at, length in spans(step)
-        if name.endswith("codes.blocks") and at <= spec.codes_offset < at + length
+        if "codes.unsigned" in name and at <= spec.codes_offset < at + length
     )
     packed = read(folder, step[name], np.uint8)
-    stem = name.removesuffix("codes.blocks")
+    stem, _, _ = name.partition("codes.unsigned")
+    scales = read(folder, step[f"{stem}scales"], np.float32)
     if spec.scheme == "int8":
-        numbers = packed.astype(np.float32) - 128
-        scales = read(folder, step[f"{stem}scales.by_block"], np.float32)
+        numbers = (packed.astype(np.float32) - 128).reshape(*packed.shape[:1], -1) * scales
     else:
-        numbers = np.stack((packed & 15, packed >> 4), -1).reshape(*packed.shape[:2], -1).astype(np.float32) - 8
-        scales = read(folder, step[f"{stem}scales.by_group"], np.float32)
+        codes = np.stack((packed & 15, packed >> 4), -1).reshape(*packed.shape[:2], -1).astype(np.float32)
+        zeros = np.full((*packed.shape[:2], 1), 8.0, np.float32)
+        if f"{stem}zeros.unsigned" in step:
+            pairs = read(folder, step[f"{stem}zeros.unsigned"], np.uint8)
+            zeros = np.stack((pairs & 15, pairs >> 4), -1).reshape(len(pairs), -1)[:, : packed.shape[1], None]
+        steps = scales * read(folder, step[f"{stem}multiples"], np.int8)
+        numbers = (codes - zeros) * steps[:, :, None]
     first //= packed[0].size
-    return (numbers * scales.reshape(*numbers.shape[:2], 1)).reshape(-1, spec.columns)[first : first + spec.rows]
+    return numbers.reshape(-1, spec.columns)[first : first + spec.rows]
 
 
 def spans(tensors: dict[str, onnx.TensorProto]) -> list[tuple[str, int, int]]:
@@ -112,14 +143,47 @@ def spans(tensors: dict[str, onnx.TensorProto]) -> list[tuple[str, int, int]]:
     return [(name, int(at["offset"]), int(at["length"])) for name, at in places if at.get("location") == DATA]
 
 
+# Each part of the model on a grid of its own.
+MIXED = [
+    Override("*.qkv_proj.*", Grid("fp8", activation="fp8")),
+    Override("*.o_proj.*", Grid("int4", 16, symmetric=False, activation="int8")),
+    Override("*.down_proj.*", Grid("int8", activation="int8")),
+]
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, "fp8", "mixed"])
+def test_the_graph_of_many_tokens_computes_what_its_program_does(optimized: Program, tmp_path: Path, name: str) -> None:
+    """Integers on both sides but for the head, whose kernel rounds its input to int8 block by block."""
+    grids = {**INTEGERS, "fp8": Grid("fp8", activation="fp8"), "mixed": Grid("int4", 16)}
+    program, graphs = built_of(optimized, tmp_path, grids[name], MIXED if name == "mixed" else [])
+    assert bool(graphs["prefill"].derived) == (name != "fp8")
+    assert name != "mixed" or {spec.scheme for spec in graphs["prefill"].derived} == {"int8", "int4"}
+    assert name != "mixed" or "float8_e4m3fn" in {spec.dtype for spec in graphs["prefill"].stored}
+    tokens = np.random.default_rng(0).integers(3, 72, (1, PREFILL_ROWS))
+    session, held = open_session(tmp_path, graphs["prefill"], 1)
+    caches = {
+        spec.key if kind == "key" else spec.value: np.zeros((1, spec.heads, 0, dim), np.float32)
+        for spec in cache_specs(program) for kind, dim in (("key", spec.key_dim), ("value", spec.value_dim))
+    }  # fmt: skip
+    rows = np.arange(PREFILL_ROWS)
+    feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "rows": rows, **caches}
+    got = session.run(["logits"], feeds)[0][0]
+    many = passed(program, MANY_ROWS)
+    state = [torch.zeros(1, c.heads, c.length, dim) for c in many.caches for dim in (c.key_dim, c.value_dim)]
+    given = torch.from_numpy(tokens), torch.zeros(1, dtype=torch.int64), torch.from_numpy(rows)
+    want = many.run(*given, *state)[0][0].detach().numpy()
+    assert np.sqrt(np.square(got - want).mean() / np.square(want).mean()) < 0.02
+    del session, held
+
+
 def test_both_graphs_read_one_file(optimized: Program, tmp_path: Path) -> None:
-    """What the graph for many tokens adds is a scale for each row: no matrix twice."""
+    """The graph for many tokens adds nothing: no matrix twice, and no scale."""
     _, graphs = built(optimized, tmp_path / "both", quantize="int4")
     program = run_passes_of(optimized, CompileConfig(quantize="int4"))
     (tmp_path / "step").mkdir()
     build_onnx(program, tmp_path / "step", ops="contrib", prefill=False)
-    scales = 4 * sum(spec.rows for spec in graphs["prefill"].derived)
-    assert stored(tmp_path / "both") == stored(tmp_path / "step") + scales
+    assert len(graphs["prefill"].derived) == 10
+    assert stored(tmp_path / "both") == stored(tmp_path / "step")
     assert sorted(p.name for p in (tmp_path / "step").iterdir()) == ["model.onnx", DATA]
 
 
@@ -132,7 +196,7 @@ def stored(folder: Path) -> int:
     return int(covered.sum())
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4", "w8a8"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "w8a8", "fp8", "nf4"])
 @pytest.mark.parametrize("ops", ["contrib", "standard"])
 def test_what_is_written(optimized: Program, tmp_path: Path, ops: str, quantize: str | None) -> None:
     """The standard's own checker finds no fault in any graph, weights included, and two runs give the same bytes."""
@@ -152,7 +216,7 @@ def test_what_is_written(optimized: Program, tmp_path: Path, ops: str, quantize:
         assert_placed(initializers(path), graph)
     model = onnx.load(tmp_path / "one" / "model.onnx", load_external_data=False)
     load_external_data_for_model(model, str(tmp_path / "one"))
-    bits = {None: 32, "int8": 8, "w8a8": 8, "int4": 6}[quantize]
+    bits = {None: 32, "int8": 8.5, "w8a8": 8, "int4": 6, "fp8": 8, "nf4": 6}[quantize]
     parameters = sum(w.numel for w in optimized.weights.values() if len(w.shape) == 2)
     assert stored(tmp_path / "one") < 1.6 * parameters * bits / 8
 

@@ -1,0 +1,114 @@
+"""From an optimized program to the files of an artifact, and whether they are the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..passes.base import Pass, PassResult
+from ..passes.pipeline import FOR_ENGINES, Dump, run_passes
+from ..passes.quantize import Quantize
+from ..runtimes.artifact_writer import ArtifactWriter
+from ..runtimes.manifest import Manifest
+from ..runtimes.selfcheck import LIMITS, Reference
+from .backends.onnx.build import build_onnx
+from .blame import find_divergence
+from .companions import describe, identity, save_companions, write_json
+from .config import CompileConfig
+from .frontend.sources import Source
+from .ir.program import Program
+from .phases import Phases
+from .quantization import Quantization
+from .verify import check_apart, gate_failed, make_reference
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        program: as it was lowered.
+        rounded: the program over rounded weights, without a cache; None where nothing is rounded.
+        manifest: all but its files.
+    """
+
+    program: Program
+    rounded: Program | None
+    rounding: Quantization | None
+    manifest: Manifest
+
+
+@dataclass
+class Build:
+    """Writes artifacts of one optimized program; whoever writes a second one replaces the first."""
+
+    source: Source
+    module: nn.Module
+    program: Program
+    config: CompileConfig
+    writer: ArtifactWriter
+    phases: Phases
+    dump: Dump | None = None
+    identity: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.identity = identity(self.source, self.module)
+
+    def write(self, rounding: Quantization | None) -> Written:
+        """Write an artifact of the program with these weights rounded."""
+        program, rounded = self.program.copy(), list[Program]()
+
+        def keep_rounded(subject: Pass, result: PassResult) -> None:
+            if isinstance(subject, Quantize):
+                rounded.append(program.copy())
+
+        with self.phases("passes"):
+            passes = self.config.engine_passes(rounding.passes if rounding else [])
+            run_passes(program, passes, dump=self.dump, watch=keep_rounded)
+        with self.phases("write"):
+            names = iter(range(len(program.weights)))
+            graphs = build_onnx(
+                program,
+                self.writer.folder,
+                ops=self.config.ops,
+                prefill=self.config.rounds_prefill,
+                watch=lambda name: self.phases.watch("write", next(names, 0), len(program.weights)),
+            )
+            save_companions(self.source, program, self.writer.folder)
+            manifest = describe(self.source, self.module, program, self.config, rounding, graphs, self.identity)
+        return Written(program, rounded[0] if rounded else None, rounding, manifest)
+
+    def check(self, written: Written, recapture: Callable[[], Program]) -> None:
+        """The gate: raise what is wrong with the artifact, or leave what was measured beside it.
+
+        Args:
+            recapture: captures the model once more, to find out which pass went wrong.
+        """
+        precision = written.rounding.precision if written.rounding else self.config.dtype
+        with self.phases("reference"):
+            reference = make_reference(
+                self.source, self.module, written.program, precision=precision, rounded=written.rounded
+            )
+            reference.save(self.writer.folder)
+        with self.phases("gate"):
+            self.writer.seal(written.manifest)
+            verdict = check_apart(self.writer.folder)
+            self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
+        if not verdict.report.passed:
+            with self.phases("blame"):
+                culprit = _culprit(recapture(), written.rounding, reference)
+            raise gate_failed(verdict.report, culprit)
+        write_json(self.writer.folder / "verify.json", verdict.report.as_dict())
+
+
+def _culprit(program: Program, rounding: Quantization | None, reference: Reference) -> str:
+    """Where what was compiled stopped being the model, in a sentence."""
+    passes = [*FOR_ENGINES, *(rounding.passes if rounding else [])]
+    limit = LIMITS[str(reference.precision)].model
+    found = find_divergence(program, passes, torch.from_numpy(reference.tokens), limit)
+    if found is not None:
+        return f"{found}."
+    return "Every pass keeps the numbers without a cache: the cache, the ONNX graphs or their runtime change them."

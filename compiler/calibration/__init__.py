@@ -1,0 +1,1 @@
+"""Rounding with the help of text: which numbers matter, measured on what flows through the model."""

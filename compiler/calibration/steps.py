@@ -1,0 +1,72 @@
+"""Choosing how a group's numbers are spaced, so that what matters of it is rounded least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...kernels.ops.quantized import levels_of
+from ...kernels.ops.rounding import LARGEST_MULTIPLE, Steps, nearest, plain_steps
+
+# How far from the plain spacing is searched: its largest weights are cut off then, and the others lie closer.
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
+# The same in multiples of a row's scale.
+_FEWER = (1, 0, -1, -2, -3, -4)
+
+
+def best_steps(weight: Tensor, importance: Tensor, scheme: str, group_size: int, symmetric: bool) -> Steps:
+    """The spacing of each group with the least error, summed over squares by importance.
+
+    Args:
+        importance: of each input, [I]: how much an error of its weights matters.
+    """
+    plain = plain_steps(weight, scheme, group_size, symmetric)
+    groups = weight.float().unflatten(1, (-1, group_size))
+    matters = importance.to(groups).view(1, -1, group_size)
+    best, least = plain, torch.full(groups.shape[:2], torch.inf)
+    for steps in _candidates(groups, plain, scheme):
+        error = ((_snapped(groups, steps, scheme) - groups).square() * matters).sum(2)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = _choose(better, steps, best)
+    return best
+
+
+def _candidates(groups: Tensor, plain: Steps, scheme: str) -> Iterator[Steps]:
+    if plain.multiples is None:
+        for share in _SHARES:
+            yield Steps(plain.scales * share)
+        return
+    symmetric = plain.zeros is None
+    for fewer in _FEWER:
+        count = (plain.multiples.abs().int() + fewer).clamp(1, LARGEST_MULTIPLE[symmetric])
+        for sign in (1, -1) if symmetric else (1,):
+            multiples = (sign * count).to(torch.int8)
+            if plain.zeros is None:
+                yield Steps(plain.scales, None, multiples)
+                continue
+            # The range keeps its middle: both ends are cut alike.
+            shrunk = count / plain.multiples
+            lowest, highest = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+            middle, half = (lowest + highest) / 2, (highest - lowest) / 2 * shrunk
+            zeros = torch.round((half - middle) / (plain.scales * multiples)).clamp(0, 15)
+            yield Steps(plain.scales, zeros.to(torch.uint8), multiples)
+
+
+def _snapped(groups: Tensor, steps: Steps, scheme: str) -> Tensor:
+    """The groups at the nearest numbers of the spacing."""
+    spacing = steps.spacing.unsqueeze(2)
+    zeros = None if steps.zeros is None else steps.zeros.unsqueeze(2)
+    return levels_of(nearest(groups, spacing, zeros, scheme), zeros, scheme).mul_(spacing)
+
+
+def _choose(better: Tensor, one: Steps, other: Steps) -> Steps:
+    """Group by group one or the other; a row's scale is the same in both."""
+    scales = torch.where(better, one.scales, other.scales) if one.multiples is None else other.scales
+    return Steps(scales, _where(better, one.zeros, other.zeros), _where(better, one.multiples, other.multiples))
+
+
+def _where(better: Tensor, one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if one is None or other is None else torch.where(better, one, other)

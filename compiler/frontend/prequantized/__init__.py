@@ -1,0 +1,84 @@
+"""Checkpoints that are quantized already: their codes, scales and zero points as they are.
+
+A reader turns the tensors of one linear into one lazy weight under the name that it has in a plain checkpoint. Who
+asks for its value gets the numbers that the format defines; who can compute with codes asks for `stored_codes`.
+No package that quantizes is needed, and which linears are quantized is seen in the tensors that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...ir.stored import OnlyNumbers, StoredCodes
+from ...ir.weights import Leaf, Weight
+from .awq import open_awq
+from .bitsandbytes import open_bitsandbytes
+from .compressed_tensors import open_compressed_tensors
+from .fp8_blocks import open_fbgemm, open_fp8
+from .gptq import open_gptq
+from .parts import Format, Parts, unreadable
+
+__all__ = ["Format", "check_matched", "find_format", "read_weights"]
+
+_FORMATS: dict[str, Callable[[Mapping[str, Any]], Format]] = {
+    "awq": open_awq,
+    "bitsandbytes": open_bitsandbytes,
+    "compressed-tensors": open_compressed_tensors,
+    "fbgemm_fp8": open_fbgemm,
+    "fp8": open_fp8,
+    "gptq": open_gptq,
+}
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def find_format(quantization: Any) -> Format:
+    """The reader for what a config says as its `quantization_config`, or a refusal; no weight is looked at."""
+    if not isinstance(quantization, dict):
+        raise unreadable(f"The quantization_config is {quantization!r}, which is no table.")
+    method = quantization.get("quant_method")
+    if method is None and (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
+        method = "bitsandbytes"  # whose first checkpoints don't say it
+    if not isinstance(method, str) or method not in _FORMATS:
+        raise unreadable(f"The checkpoint is quantized by {method!r}; llmc reads {', '.join(_FORMATS)}.")
+    return _FORMATS[method](quantization)
+
+
+def read_weights(format: Format, leaves: Mapping[str, Leaf]) -> dict[str, Weight]:
+    """A checkpoint's weights under the names of a plain checkpoint; tensors of linears that it left alone stay."""
+    weights: dict[str, Weight] = {}
+    linears: dict[str, dict[str, Leaf]] = {}
+    for key, leaf in leaves.items():
+        part = next((p for p in (*format.marks, *format.others) if key.endswith(f".{p}")), None)
+        if part is None:
+            weights[key] = leaf
+        else:
+            linears.setdefault(key.removesuffix(f".{part}"), {})[part] = leaf
+    for name, tensors in linears.items():
+        if any(mark in tensors for mark in format.marks) or ("weight" in tensors and _is_code(tensors["weight"])):
+            weights[f"{name}.weight"] = format.read(Parts(format.name, name, tensors))
+        else:
+            weights.update({f"{name}.{part}": leaf for part, leaf in tensors.items()})
+    return weights
+
+
+def check_matched(format: Format, model: nn.Module, found: Mapping[str, Weight]) -> None:
+    """Refuse what would be taken for plain numbers, or the wrong way round."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, value in model.state_dict().items():
+        if name not in found:
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if value.is_floating_point() and _is_code(found[name]):
+            what = f"{name} as {found[name].dtype}".replace("torch.", "") + ", whose scales are not where llmc looks"
+            raise unreadable(f"The {format.name} checkpoint holds {what}.")
+        if isinstance(owner, Conv1D) and isinstance(found[name], (StoredCodes, OnlyNumbers)):
+            raise unreadable(f"The {format.name} checkpoint holds codes for {name}, which the model keeps transposed.")
+
+
+def _is_code(weight: Weight) -> bool:
+    return weight.dtype not in _PLAIN

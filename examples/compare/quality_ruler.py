@@ -1,0 +1,125 @@
+"""The ruler of `llmc eval` for engines behind a pipe: the same windows and the same reference for all."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from environments import HERE, requirements
+from prepare import LLMC_MAX_SEQ_LEN
+from protocol import WORKLOAD
+from quality_pipe import PipedEngine
+
+import llmc
+from llmc.runtimes.evaluate import Reference, evaluate
+from llmc.runtimes.hashing import sha256_all
+from llmc.runtimes.texts import read_text
+from llmc.runtimes.tokenizer import Tokenizer
+from llmc.runtimes.windows import Window, cut_windows, opening
+
+_PACKAGE = Path(llmc.__file__).parent
+# What a measurement depends on, whoever is measured.
+_RULER = [
+    HERE / "quality_pipe.py",
+    *(_PACKAGE / "runtimes" / f"{name}.py" for name in ("evaluate", "windows", "texts", "tokenizer")),
+    _PACKAGE / "compiler" / "ruler.py",
+]
+
+
+class Ruler:
+    """Windows of a text, and what the model says of them itself.
+
+    Attributes:
+        text: where the text is from, and its hash.
+        windows: what every engine is run on.
+        scored: how many of their tokens count.
+        capacity: the tokens of the longest.
+    """
+
+    def __init__(self, hf: Path, text: str, max_tokens: int) -> None:
+        self._hf = hf
+        self.text = read_text(text)
+        tokenizer = Tokenizer(hf)
+        tokens = tokenizer.encode(self.text.content, add_special_tokens=False)[:max_tokens]
+        self.windows = cut_windows(tokens, LLMC_MAX_SEQ_LEN, opening=opening(tokenizer))
+        self.scored = sum(len(window.targets) for window in self.windows)
+        self.capacity = max(len(window.tokens) for window in self.windows)
+
+    @cached_property
+    def reference(self) -> Reference:
+        from llmc.compiler.ruler import reference_of  # torch: only where something is left to measure
+
+        vocab_size = json.loads((self._hf.parent / WORKLOAD).read_text())["vocab_size"]
+        return reference_of(str(self._hf), self.windows, vocab_size, watch=progress("the model itself"))
+
+    def measured(self, name: str, fingerprint: str, results: Path, command: list[str | Path]) -> dict[str, Any]:
+        """What `llmc eval --json` says, and `version`: of the engine that a command starts, or as it was kept.
+
+        Args:
+            fingerprint: names the engine and its files.
+            results: the folder where measurements are kept.
+        """
+        path = results / f"{name}-{self._key(fingerprint)}.json"
+        if not path.exists():
+            reference = self.reference
+            with PipedEngine([*command, f"--capacity={self.capacity}"], self.capacity) as engine:
+                measured = evaluate(engine, self.windows, reference, progress(name)).as_dict()
+                document = measured | {"version": engine.version, "date": datetime.date.today().isoformat()}
+            write_whole(path, json.dumps(document, indent=2))
+        return json.loads(path.read_text())
+
+    def _key(self, fingerprint: str) -> str:
+        digest = hashlib.sha256(f"{fingerprint} {_digest_of(self._hf)}".encode())
+        for path in _RULER:
+            digest.update(path.read_bytes())
+        digest.update(windows_digest(self.windows))
+        return digest.hexdigest()[:16]
+
+
+def windows_digest(windows: Iterable[Window]) -> bytes:
+    """Names the tokens that are run, and those of them that are scored."""
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(f"{window.first} {window.tokens.tolist()}".encode())
+    return digest.digest()
+
+
+def fingerprint(engine: str, folder: Path, scripts: Iterable[str]) -> str:
+    """Names an engine's files, its own code (pinned versions, or llmc's runtime), and the scripts that run it."""
+    code = sorted((_PACKAGE / "runtimes").glob("*.py")) if engine == "llmc" else requirements(engine)
+    digest = hashlib.sha256(_digest_of(folder).encode())
+    for path in [*code, *(HERE / script for script in scripts)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@lru_cache
+def _digest_of(folder: Path) -> str:
+    """Names and contents of a folder's files."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [str(path.relative_to(folder)) for path in paths]
+    return hashlib.sha256(json.dumps([names, list(sha256_all(paths))]).encode()).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there is complete: it is written beside its place and renamed into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.rename(path)
+
+
+def progress(name: str) -> Callable[[str, int, int], None]:
+    """Tells on stderr how far a measurement is, a line for each quarter."""
+
+    def watch(phase: str, done: int, total: int) -> None:
+        if total and done * 4 // total != (done - 1) * 4 // total:
+            print(f"{name}: {done} of {total} windows", file=sys.stderr, flush=True)
+
+    return watch

@@ -1,0 +1,55 @@
+"""The search for the cheapest artifact, over artifacts whose divergence is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llmc.compiler.calibration.cheapest import MOST_TRIALS, find_cheapest
+from llmc.compiler.calibration.mix import Candidate
+
+CANDIDATES = [Candidate(f"w{i}", 0.1 * 0.9**i, 10) for i in range(40)]
+FORETOLD = [sum(one.loss for one in CANDIDATES[i:]) for i in range(41)]
+
+
+def cheapest(truth: Callable[[int], float], limit: float) -> int:
+    return next(count for count in range(41) if truth(count) <= limit)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("limit", [0.6, 0.1, 0.03])
+def test_the_cheapest_is_found(scale: float, limit: float) -> None:
+    def truth(count: int) -> float:
+        return scale * FORETOLD[count]
+
+    best, trials = find_cheapest(CANDIDATES, limit, truth)
+    if truth(40) > limit:
+        assert best is None
+        return
+    assert best is not None and best.measured == truth(best.raised) <= limit
+    assert best.raised == cheapest(truth, limit) and len(trials) <= MOST_TRIALS
+
+
+def test_a_floor_that_no_candidate_is_to_blame_for() -> None:
+    def truth(count: int) -> float:
+        return 0.005 + FORETOLD[count]
+
+    best, _ = find_cheapest(CANDIDATES, 0.05, truth)
+    assert best is not None and best.measured <= 0.05 and best.raised <= cheapest(truth, 0.05) + 1
+
+
+def test_out_of_reach() -> None:
+    best, trials = find_cheapest(CANDIDATES, 0.001, lambda count: 0.01 + FORETOLD[count])
+    assert best is None and trials[-1].raised == 40
+
+
+def test_nothing_need_be_raised() -> None:
+    best, trials = find_cheapest(CANDIDATES, 2.0, lambda count: FORETOLD[count])
+    assert best is not None and best.raised == 0 and len(trials) == 1
+
+
+def test_foretold_much_too_low() -> None:
+    """Whatever is foretold, what counts is measured."""
+    best, trials = find_cheapest(CANDIDATES, 0.5, lambda count: 1.0 if count < 37 else 0.4)
+    assert best is not None and best.measured <= 0.5 and len(trials) <= MOST_TRIALS

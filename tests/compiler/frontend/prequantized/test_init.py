@@ -1,0 +1,162 @@
+"""Which reader a config asks for, and checkpoints whose tensors transformers joins, renames or keeps transposed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from zoo.tiny import tiny_model
+
+import llmc
+from llmc.compiler.frontend.prequantized import find_format
+from llmc.compiler.frontend.sources import find_source
+from llmc.compiler.ir.stored import why_dequantized
+
+from .files import change, refusal, weights_of, write
+from .test_gptq import config, make
+
+FP8 = {"quant_method": "fp8", "weight_block_size": None}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "fbgemm_fp8"}, "fbgemm_fp8"),
+        ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ({"load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+    ],
+)
+def test_the_config_chooses(quantization: dict[str, Any], name: str) -> None:
+    assert find_format(quantization).name == name
+
+
+@pytest.mark.parametrize(
+    "quantization", [{"quant_method": "hqq"}, {"quant_method": ["gptq"]}, {"bits": 4}, "gptq", [4]]
+)
+def test_a_method_that_no_reader_knows(tmp_path: Path, quantization: Any) -> None:
+    """Refused before a weight is looked for: there is none."""
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+    error = refusal(tmp_path)
+    assert error.code == "CHECKPOINT_QUANTIZED" and "\n" not in str(error)
+
+
+def test_the_config_says_nothing_of_it_any_more(tmp_path: Path) -> None:
+    write(tmp_path, make(4, 16, 1), config())
+    source = find_source(tmp_path)
+    built = source.build(torch.float32)
+    assert not hasattr(source.config, "quantization_config") and not hasattr(built.config, "quantization_config")
+    assert type(built.model.layers[0].mlp.up_proj) is torch.nn.Linear
+
+
+def rounded(folder: Path, name: str, wanted: Callable[[str], bool]) -> tuple[Path, Path]:
+    """A tiny model in fp8 where `wanted` says so, and the same numbers in a plain checkpoint."""
+    model = tiny_model(name)
+    folders = folder / "fp8", folder / "plain"
+    for each in folders:
+        model.save_pretrained(each)
+    quantized, plain = (load_file(each / "model.safetensors") for each in folders)
+    for key, value in list(quantized.items()):
+        if wanted(key):
+            scale = value.abs().max() / 448
+            quantized[key] = (value / scale).to(torch.float8_e4m3fn)
+            quantized[f"{key}_scale_inv"] = scale
+            plain[key] = quantized[key].float() * scale
+    save_file(quantized, folders[0] / "model.safetensors")
+    save_file(plain, folders[1] / "model.safetensors", metadata={"format": "pt"})
+    path = folders[0] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": FP8}))
+    return folders
+
+
+def test_experts_are_joined_as_those_of_a_plain_checkpoint(tmp_path: Path) -> None:
+    quantized, plain = rounded(tmp_path, "mixtral", lambda key: "experts" in key or "self_attn" in key)
+    found, want = weights_of(quantized), weights_of(plain)
+    assert set(found) == set(want)
+    for name, weight in want.items():
+        assert torch.equal(found[name].evaluate(), weight.evaluate()), name
+    experts = [name for name in found if "experts" in name]
+    assert experts and all("it is changed by" in (why_dequantized(found[name]) or "") for name in experts)
+
+
+@pytest.mark.parametrize("part", ["", "_scale_inv"])
+def test_a_missing_expert_names_its_tensor_and_the_format(tmp_path: Path, part: str) -> None:
+    quantized, _ = rounded(tmp_path, "mixtral", lambda key: "experts" in key)
+    name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+    change(quantized, lambda tensors: tensors.pop(f"{name}{part}"))
+    error = refusal(quantized)
+    assert error.code == "WEIGHTS_MISSING" and f"{name}{part}" in error.what and "fp8" in error.what
+
+
+def test_a_join_that_fails_names_the_format(tmp_path: Path) -> None:
+    quantized, _ = rounded(tmp_path, "mixtral", lambda key: "experts" in key)
+    name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+
+    def remove(tensors: dict[str, Tensor]) -> None:
+        del tensors[name], tensors[f"{name}_scale_inv"]
+
+    change(quantized, remove)
+    error = refusal(quantized)
+    assert error.code == "WEIGHTS_MISMATCH" and "experts" in error.what and "(fp8)" in error.what
+
+
+def test_a_missing_linear_names_the_format(tmp_path: Path) -> None:
+    write(tmp_path, make(4, 16, 1), config())
+    name = "model.layers.0.mlp.up_proj"
+
+    def remove(tensors: dict[str, Tensor]) -> None:
+        for part in ("qweight", "qzeros", "scales", "g_idx"):
+            del tensors[f"{name}.{part}"]
+
+    change(tmp_path, remove)
+    error = refusal(tmp_path)
+    assert error.code == "WEIGHTS_MISSING" and f"{name}.weight" in error.what and "(gptq)" in error.what
+
+
+def test_linears_that_a_model_keeps_transposed(tmp_path: Path) -> None:
+    """The weight is square, so that its shape would not tell."""
+    quantized, _ = rounded(tmp_path, "gpt2", lambda key: key.endswith("attn.c_proj.weight"))
+    error = refusal(quantized)
+    assert error.code == "CHECKPOINT_QUANTIZED" and "c_proj.weight" in error.what and "transposed" in error.what
+
+
+def test_codes_under_a_name_that_no_reader_knows(tmp_path: Path) -> None:
+    """Experts in one tensor with scales of their own name would be taken for plain numbers."""
+    model = tiny_model("mixtral")
+    model.save_pretrained(tmp_path, save_original_format=False)
+    (name,) = {
+        key for key in load_file(tmp_path / "model.safetensors") if key.endswith("layers.0.mlp.experts.down_proj")
+    }
+    change(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e4m3fn)}))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": FP8}))
+    error = refusal(tmp_path)
+    assert error.code == "CHECKPOINT_QUANTIZED" and name in error.what and "float8_e4m3fn" in error.what
+
+
+def test_no_weight_is_read_to_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmc.compiler.ir.weights import SafetensorsSource
+
+    read: set[str] = set()
+    original = SafetensorsSource.read
+
+    def watched(source: SafetensorsSource) -> Tensor:
+        read.add(source.name.rpartition(".")[2])
+        return original(source)
+
+    write(tmp_path, make(4, 16, 1), config())
+    monkeypatch.setattr(SafetensorsSource, "read", watched)
+    llmc.capture(tmp_path)
+    assert read == {"g_idx"}

@@ -1,0 +1,116 @@
+"""Stored codes survive what passes do to weights; where they don't, it is said why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import llmc
+from llmc.compiler.ir import stored as module
+from llmc.compiler.ir.stages import Stage
+from llmc.compiler.ir.stored import OnlyNumbers, StoredCodes, stored_codes, why_dequantized
+from llmc.compiler.ir.weights import Weight, cast, concat, fold, parameter, record, recorded, rows, transpose
+from llmc.kernels.ops.quantized import dequantize
+
+from ..frontend.prequantized.files import write
+from ..frontend.prequantized.test_gptq import config, make
+
+
+def codes(
+    outputs: int = 6, group_size: int = 4, scheme: str = "int4", zeros: bool = True, seed: int = 0
+) -> StoredCodes:
+    generator = torch.Generator().manual_seed(seed)
+    kind = torch.uint8 if scheme == "int4" else torch.int8
+    groups = 8 // group_size
+
+    def integers(*shape: int) -> Weight:
+        return parameter(torch.randint(0, 16, shape, generator=generator).to(kind), "codes")
+
+    packed = integers(outputs, 4 if scheme == "int4" else 8)
+    scales = parameter(torch.rand(outputs, groups, generator=generator), "scales")
+    return StoredCodes(packed, scales, integers(outputs, groups) if zeros else None, scheme, group_size)
+
+
+def worth(stored: StoredCodes | None) -> Tensor:
+    assert stored is not None
+    zeros = None if stored.zeros is None else stored.zeros.evaluate()
+    return dequantize(stored.codes.evaluate(), stored.scales.evaluate(), zeros, stored.scheme, stored.group_size)
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_what_passes_do_to_outputs_is_done_to_codes(scheme: str, zeros: bool) -> None:
+    one, other = (codes(outputs, scheme=scheme, zeros=zeros, seed=outputs) for outputs in (6, 2))
+    both = concat([one, other], 0)
+    for weight in (one, both, rows(both, 4, 7), concat([rows(both, 5, 8), rows(one, 0, 1)], 0), cast(both, torch.half)):
+        assert weight.shape[1] == 8 and why_dequantized(weight) is None
+        assert torch.equal(worth(stored_codes(weight)).to(weight.dtype), weight.evaluate())
+    assert stored_codes(one) is one
+
+
+def test_a_plain_weight_has_no_codes_and_no_excuse() -> None:
+    plain = parameter(torch.ones(6, 8), "plain")
+    for weight in (plain, concat([plain, plain], 0), rows(plain, 0, 2), cast(plain, torch.half), transpose(plain)):
+        assert stored_codes(weight) is None and why_dequantized(weight) is None
+
+
+ONE = codes()
+LOST = OnlyNumbers(ONE, "for no reason")
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        (LOST, "for no reason"),
+        (cast(rows(concat([ONE, LOST], 0), 0, 2), torch.half), "for no reason"),
+        (transpose(LOST), "for no reason"),
+        (concat([ONE, parameter(torch.ones(6, 8), "plain")], 0), "not quantized"),
+        (concat([ONE, codes(group_size=2)], 0), "another way"),
+        (concat([ONE, codes(zeros=False)], 0), "another way"),
+        (concat([ONE, codes(scheme="int8")], 0), "another way"),
+        (concat([ONE, ONE], 1), "changed by cat"),
+        (transpose(ONE), "changed by transpose"),
+        (fold(ONE, 2.0), "changed by mul"),
+        (recorded(torch.stack([record(ONE), record(ONE)])), "changed by stack"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_why_codes_can_not_be_used(weight: Weight, reason: str) -> None:
+    assert stored_codes(weight) is None
+    assert reason in (why_dequantized(weight) or "")
+
+
+def test_a_key_names_the_value() -> None:
+    one = codes()
+    same = StoredCodes(one.codes, one.scales, one.zeros, one.scheme, one.group_size)
+    assert one.key == same.key == OnlyNumbers(one, "").key
+    others = [
+        StoredCodes(one.codes, one.scales, None, "int4", 4),
+        StoredCodes(one.codes, one.scales, one.scales, "int4", 4),
+        StoredCodes(one.codes, one.scales, one.zeros, "nf4", 4),
+        StoredCodes(one.codes, one.scales, one.zeros, "int4", 8),
+        StoredCodes(one.zeros or one.codes, one.scales, one.zeros, "int4", 4),
+    ]
+    assert len({one.key, *(other.key for other in others)}) == 6
+    assert [leaf.key for leaf in one.leaves()] == [part.key for part in (one.codes, one.scales, one.zeros) if part]
+
+
+def test_blocks_of_rows_are_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = codes(7)
+    whole = one.evaluate()
+    monkeypatch.setattr(module, "_BLOCK", 17)
+    assert torch.equal(one.evaluate(), whole) and torch.equal(whole, worth(one))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_merged_projections_keep_their_codes(tmp_path: Path, dtype: str) -> None:
+    expected = write(tmp_path, make(4, 16, 1), config())
+    program = llmc.capture(tmp_path, until=Stage.OPTIMIZED, dtype=dtype)
+    attention = "model.layers.0.self_attn."
+    want = torch.cat([expected[f"{attention}{part}_proj.weight"] for part in "qkv"])
+    assert torch.equal(worth(stored_codes(program.weights[f"{attention}qkv_proj.weight"])), want)
+    with_codes = {name for name, weight in program.weights.items() if stored_codes(weight)}
+    assert len(with_codes) == 4  # qkv, o, gate and up, down

@@ -1,0 +1,282 @@
+"""How the table of quality in examples/compare is made in pieces: what is timed, kept, and done again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import llmc
+from llmc.runtimes.windows import Window
+
+COMPARE = Path(llmc.__file__).resolve().parent / "examples" / "compare"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(COMPARE))
+
+
+def test_memory_is_that_of_all_processes_that_take_part():
+    from cost import Watch
+
+    hold = "import time; x = bytearray(40_000_000); time.sleep(1)"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hold!r}]); {hold}; p.wait()"
+    mine = np.ones(200_000_000, np.uint8)  # this process's own memory is nobody's cost
+    with Watch() as watch:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert 80_000_000 < watch.peak_bytes < mine.nbytes
+    assert 1 < watch.seconds < 30
+
+
+def test_a_peak_between_two_looks_is_seen():
+    from cost import Watch
+
+    code = "import time; x = bytearray(150_000_000); del x; time.sleep(0.7)"
+    with Watch() as watch:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert watch.peak_bytes > 150_000_000
+
+
+def test_two_steps_cost_the_sum_of_time_and_the_larger_memory():
+    from cost import Cost
+
+    assert Cost(1.5, 10, True) + Cost(2.0, 7, False, {"a": 1}) == Cost(3.5, 10, False, {"a": 1})
+
+
+def test_what_is_made_is_timed_once(tmp_path):
+    from quality_make import _timed
+
+    made = []
+
+    def write(out: Path) -> dict[str, int]:
+        out.mkdir()
+        made.append(out)
+        return {"seconds": 3}
+
+    first = _timed(tmp_path / "x", "key", False, write)
+    assert first is not None and first.report == {"seconds": 3} and not first.quiet
+    assert _timed(tmp_path / "x", "key", False, write) == first
+    assert len(made) == 1
+    _timed(tmp_path / "x", "another key", False, write)
+    assert len(made) == 2
+
+
+def test_what_others_made_has_no_cost(tmp_path):
+    from prepare import _make
+    from quality_make import _timed
+
+    _make(tmp_path / "x", Path.mkdir, "key")
+    assert _timed(tmp_path / "x", "key", False, Path.mkdir) is None
+
+
+def test_a_converter_that_fails_is_one_candidates_error_and_leaves_no_cost(tmp_path):
+    from quality_make import _timed
+
+    _timed(tmp_path / "x", "key", False, Path.mkdir)
+
+    def fail(out: Path) -> None:
+        raise SystemExit("wrong")
+
+    with pytest.raises(RuntimeError, match="wrong"):
+        _timed(tmp_path / "x", "new key", False, fail)
+    assert not (tmp_path / "x.cost.json").exists()
+
+
+def test_making_waits_for_a_quiet_machine_only_where_something_is_to_do(tmp_path, monkeypatch):
+    import quality_make
+
+    waited = []
+    monkeypatch.setattr(quality_make, "wait_until_quiet", lambda: waited.append(1))
+    assert quality_make._timed(tmp_path / "x", "key", True, Path.mkdir).quiet
+    quality_make._timed(tmp_path / "x", "key", True, Path.mkdir)
+    assert len(waited) == 1
+
+
+def test_the_compiler_is_told_the_flags_and_a_refusal_is_quoted(tmp_path, monkeypatch):
+    import quality_make
+
+    seen = []
+
+    def run(command, **rest):
+        seen.append(command)
+        return SimpleNamespace(returncode=0, stderr="", stdout=json.dumps({"report": {"seconds": {"write": 1}}}))
+
+    monkeypatch.setattr(quality_make.subprocess, "run", run)
+    report = quality_make._compile(Path("python"), ("--int4", "--algo", "awq"), tmp_path, tmp_path / "out")
+    assert report == {"seconds": {"write": 1}}
+    flags = ["--int4", "--algo", "awq", "--max-seq-len=1024", "--json"]
+    assert seen[0][3:] == ["compile", str(tmp_path), "-o", str(tmp_path / "out"), *flags]
+    refused = json.dumps({"error": {"code": "GATE_FAILED", "what": "It differs.", "hint": ""}})
+    monkeypatch.setattr(
+        quality_make.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="", stdout=refused)
+    )
+    with pytest.raises(RuntimeError, match="GATE_FAILED: It differs"):
+        quality_make._compile(Path("python"), (), tmp_path, tmp_path / "out")
+
+
+def test_parameters_are_those_of_the_file(tmp_path):
+    from quality_make import parameters
+
+    values = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}
+    save_file(values, tmp_path / "model.safetensors", {"format": "pt"})
+    assert parameters(tmp_path) == 22
+
+
+def test_bytes_are_of_all_files_and_weights_of_those_with_weights(tmp_path):
+    from quality_make import Made
+
+    for name, size in (("model.onnx", 3), ("model.onnx.data", 5), ("prefill.onnx", 7), ("tokenizer.json", 100)):
+        (tmp_path / name).write_bytes(bytes(size))
+    made = Made("llmc", tmp_path, tmp_path, None)
+    assert (made.bytes, made.weight_bytes) == (115, 15)
+
+
+class Uniform:
+    """An engine that was started by a command; the third token's logit is what the command ends with."""
+
+    vocab_size, version = 4, "9"
+    started: list[list[str]] = []
+
+    def __init__(self, command, capacity):
+        self.started.append(command)
+        self.bias = float(command[0])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def open_slots(self, count):
+        pass
+
+    def forward(self, tokens, starts, slots):
+        return np.tile(np.float32([0, 0, self.bias, 0]), (1, tokens.shape[1], 1))
+
+
+@pytest.fixture
+def ruler(tmp_path, monkeypatch):
+    import quality_ruler
+
+    monkeypatch.setattr(quality_ruler, "PipedEngine", Uniform)
+    monkeypatch.setattr(Uniform, "started", [])
+    (tmp_path / "hf").mkdir()
+    ruler = object.__new__(quality_ruler.Ruler)
+    ruler._hf, ruler.capacity = tmp_path / "hf", 4
+    ruler.windows = [Window(np.array([0, 1, 2, 3]), 1), Window(np.array([2, 3, 1]), 2)]
+    ruler.reference = SimpleNamespace(
+        vocab_size=4, window=lambda i: (np.zeros((len(ruler.windows[i].targets), 4), np.float32), None)
+    )
+    return ruler
+
+
+def test_a_measurement_is_kept_by_what_it_depends_on(ruler, tmp_path):
+    first = ruler.measured("a", "files", tmp_path / "results", ["0.0"])
+    assert first["perplexity"]["value"] == pytest.approx(4) and first["kld"]["mean"] == 0
+    assert (first["tokens"], first["windows"], first["version"]) == (4, 2, "9")
+    assert Uniform.started == [["0.0", "--capacity=4"]]
+    assert ruler.measured("a", "files", tmp_path / "results", ["0.0"]) == first
+    assert len(Uniform.started) == 1
+    other = ruler.measured("a", "other files", tmp_path / "results", ["2.0"])
+    assert len(Uniform.started) == 2 and other["kld"]["mean"] > 0.1
+    ruler.windows = ruler.windows[:1]
+    assert ruler.measured("a", "files", tmp_path / "results", ["0.0"])["tokens"] == 3
+
+
+def test_windows_differ_by_token_and_by_what_is_scored():
+    from quality_ruler import windows_digest
+
+    cuts = [([1, 2, 3], 1), ([1, 2, 3], 2), ([1, 2, 4], 1)]
+    assert len({windows_digest([Window(np.array(tokens), first)]) for tokens, first in cuts}) == 3
+    assert windows_digest([Window(np.array([1, 2]), 1)]) == windows_digest([Window(np.array([1, 2]), 1)])
+
+
+def test_an_engine_is_known_by_its_files_and_its_code(tmp_path):
+    from quality_ruler import fingerprint
+
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_text(content)
+    a, b, c = (fingerprint("llama", tmp_path / name, ["peer_llama.py"]) for name in "abc")
+    assert a == b != c
+    assert (
+        len({a, fingerprint("genai", tmp_path / "a", ["peer_llama.py"]), fingerprint("llama", tmp_path / "a", [])}) == 3
+    )
+    (tmp_path / "b" / "model").rename(tmp_path / "b" / "other")
+    from quality_ruler import _digest_of
+
+    _digest_of.cache_clear()
+    assert fingerprint("llama", tmp_path / "b", ["peer_llama.py"]) != a
+
+
+def test_a_run_of_speeds_is_known_by_who_takes_part_and_how():
+    from quality_speed import Workload, speed_key
+
+    usual = Workload(512, 128, 2, 3)
+    assert usual.options() == ["--prompt=512", "--tokens=128", "--threads=2", "--repeats=3"]
+    key = speed_key({"a": "1", "b": "2"}, usual, True)
+    assert key == speed_key({"b": "2", "a": "1"}, usual, True)
+    others = [({"a": "1"}, usual, True), ({"a": "1", "b": "3"}, usual, True), ({"a": "1", "b": "2"}, usual, False)]
+    others.append(({"a": "1", "b": "2"}, Workload(512, 128, 1, 3), True))
+    assert len({key, *(speed_key(*other) for other in others)}) == 5
+
+
+def test_rounds_go_around_and_go_on_where_they_were_stopped(tmp_path):
+    from quality_speed import run_rounds
+
+    log, order = tmp_path / "log", []
+
+    def measure(name: str) -> dict[str, int]:
+        if len(order) == 3:
+            raise KeyboardInterrupt
+        order.append(name)
+        return {"number": len(order)}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(["a", "b"], 2, log, measure, pytest.fail)
+    assert order == ["a", "b", "a"]
+    order.append("stopped")
+    found = run_rounds(["a", "b"], 2, log, measure, pytest.fail)
+    assert order == ["a", "b", "a", "stopped", "b"]
+    assert found == {"a": [{"number": 1}, {"number": 3}], "b": [{"number": 2}, {"number": 5}]}
+    assert run_rounds(["a", "b"], 2, log, pytest.fail, pytest.fail) == found
+
+
+def test_one_that_fails_leaves_the_others(tmp_path):
+    from quality_speed import run_rounds
+
+    asked, told = [], []
+
+    def measure(name: str) -> dict[str, int]:
+        asked.append(name)
+        if name == "a":
+            raise RuntimeError("no")
+        return {}
+
+    found = run_rounds(["a", "b"], 2, tmp_path / "log", measure, lambda name, error: told.append((name, str(error))))
+    assert found == {"b": [{}, {}]}
+    assert asked == ["a", "b", "b"] and told == [("a", "no")]
+
+
+def test_a_step_that_fails_is_a_reason_and_no_later_step_is_taken(capsys):
+    from quality import _attempt
+    from quality_report import Row
+    from quality_variants import CANDIDATES
+
+    row = Row(CANDIDATES[0])
+
+    def fail(row: Row) -> None:
+        raise RuntimeError("many\nwords")
+
+    _attempt(row, "making", fail)
+    assert row.failed == "words"
+    _attempt(row, "measuring", lambda row: pytest.fail("went on"))
+    assert "many" in capsys.readouterr().err
