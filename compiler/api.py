@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import LlmcError
-from ..passes.pipeline import FOR_ENGINES, Dump, run_passes, run_pipeline
+from ..passes.pipeline import Dump, run_passes, run_pipeline
 from ..passes.rounding_plan import Override
 from ..runtimes.artifact_writer import ArtifactWriter, check_output
 from ..runtimes.manifest import Manifest
@@ -27,6 +27,7 @@ from .ir.stages import Stage
 from .ir.weights import cast
 from .max_kl import keep_under
 from .phases import Phases, Watch
+from .pruning import choose_layers, choose_weights
 from .quantization import quantize as choose_rounding
 from .verify import verify as verify_artifact
 
@@ -90,6 +91,9 @@ def compile(
     calib_length: int = 512,
     raise_share: float | None = None,
     max_kl: float | None = None,
+    prune: str | float | None = None,
+    prune_algo: str | None = None,
+    drop_layers: int = 0,
     kv_cache: str = "ring",
     max_seq_len: int | None = None,
     ops: str = "contrib",
@@ -103,8 +107,8 @@ def compile(
     Args:
         model: a hub id, a folder of safetensors, a GGUF file, a module in memory, or "demo".
         output: the artifact's folder; an older artifact there is replaced when the new one is complete.
-        target, dtype, quantize, algo, group_size, overrides, raise_share, max_kl, kv_cache, max_seq_len, ops: see
-            `CompileConfig`.
+        target, dtype, quantize, algo, group_size, overrides, raise_share, max_kl, prune, prune_algo, drop_layers,
+            kv_cache, max_seq_len, ops: see `CompileConfig`.
         calib, calib_samples, calib_length: see `CalibrationText`.
         dump_ir: a folder for the program before and after each pass, as Python.
         verify: False leaves the gate out.
@@ -121,11 +125,14 @@ def compile(
         calibration=CalibrationText(str(calib), calib_samples, calib_length),
         raise_share=raise_share,
         max_kl=max_kl,
+        prune=prune,
+        prune_algo=prune_algo,
+        drop_layers=drop_layers,
         kv_cache=kv_cache,
         max_seq_len=max_seq_len,
         ops=ops,
     )
-    text = config.calibration.read() if config.calibrates else None
+    text = config.calibration.read() if config.reads_text else None
     output = Path(output)
     check_output(output)
     phases = Phases(watch)
@@ -134,12 +141,18 @@ def compile(
             source = find_source(model, trust_remote_code=trust_remote_code)
             module = source.build(DTYPES[dtype])
             program = _captured(source, module, max_seq_len)
+        build = Build(source, module, program, config, writer, phases, Dump(Path(dump_ir)) if dump_ir else None)
+        shelf = Shelf.of(cache_dir(), build.identity, config, program.max_seq_len, text and text.sha256)
+        if config.drop_layers:
+            with phases("weigh layers"):
+                build.pruning = choose_layers(source, program, config, text, shelf, watch)
         with phases("passes"):
-            dump = Dump(Path(dump_ir)) if dump_ir else None
-            run_passes(program, FOR_ENGINES, dump=dump)
-        build = Build(source, module, program, config, writer, phases, dump)
+            run_passes(program, build.pruning.optimizing, dump=build.dump)
+        if config.prune is not None:
+            with phases("prune"):
+                build.pruning = choose_weights(build.pruning, source, program, config, text, shelf, watch)
+                run_passes(program, build.pruning.passes, dump=build.dump)
         with phases("quantize"):
-            shelf = Shelf.of(cache_dir(), build.identity, config, program.max_seq_len, text and text.sha256)
             rounding = choose_rounding(source, program, config, text, shelf, watch)
         if rounding and max_kl is not None:
             rounding = keep_under(max_kl, rounding, build)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..passes.base import Pass, PassResult
-from ..passes.pipeline import FOR_ENGINES, Dump, run_passes
+from ..passes.pipeline import Dump, run_passes
 from ..passes.quantize import Quantize
 from ..runtimes.artifact_writer import ArtifactWriter
 from ..runtimes.manifest import Manifest
-from ..runtimes.selfcheck import LIMITS, Reference
+from ..runtimes.selfcheck import LIMITS, limits_row
 from .backends.onnx.build import build_onnx
 from .blame import find_divergence
 from .companions import describe, identity, save_companions, write_json
@@ -21,6 +21,7 @@ from .config import CompileConfig
 from .frontend.sources import Source
 from .ir.program import Program
 from .phases import Phases
+from .pruning import Pruning
 from .quantization import Quantization
 from .verify import check_apart, gate_failed, make_reference
 
@@ -31,7 +32,7 @@ class Written:
 
     Attributes:
         program: as it was lowered.
-        rounded: the program over rounded weights, without a cache; None where nothing is rounded.
+        rounded: the program over rounded or pruned weights, without a cache; None where it is the model's.
         manifest: all but its files.
     """
 
@@ -52,6 +53,7 @@ class Build:
     writer: ArtifactWriter
     phases: Phases
     dump: Dump | None = None
+    pruning: Pruning = field(default_factory=Pruning)
     identity: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +61,7 @@ class Build:
 
     def write(self, rounding: Quantization | None) -> Written:
         """Write an artifact of the program with these weights rounded."""
-        program, rounded = self.program.copy(), list[Program]()
+        program, rounded = self.program.copy(), [self.program] if self.pruning else []
 
         def keep_rounded(subject: Pass, result: PassResult) -> None:
             if isinstance(subject, Quantize):
@@ -78,8 +80,10 @@ class Build:
                 watch=lambda name: self.phases.watch("write", next(names, 0), len(program.weights)),
             )
             save_companions(self.source, program, self.writer.folder)
-            manifest = describe(self.source, self.module, program, self.config, rounding, graphs, self.identity)
-        return Written(program, rounded[0] if rounded else None, rounding, manifest)
+            manifest = describe(
+                self.source, self.module, program, self.config, rounding, self.pruning, graphs, self.identity
+            )
+        return Written(program, rounded[-1] if rounded else None, rounding, manifest)
 
     def check(self, written: Written, recapture: Callable[[], Program]) -> None:
         """The gate: raise what is wrong with the artifact, or leave what was measured beside it.
@@ -90,7 +94,11 @@ class Build:
         precision = written.rounding.precision if written.rounding else self.config.dtype
         with self.phases("reference"):
             reference = make_reference(
-                self.source, self.module, written.program, precision=precision, rounded=written.rounded
+                self.source,
+                self.module,
+                written.program,
+                precision=limits_row(precision, bool(self.pruning)),
+                rounded=written.rounded,
             )
             reference.save(self.writer.folder)
         with self.phases("gate"):
@@ -99,16 +107,16 @@ class Build:
             self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
         if not verdict.report.passed:
             with self.phases("blame"):
-                culprit = _culprit(recapture(), written.rounding, reference)
+                passes = [*self.pruning.optimizing, *self.pruning.passes]
+                passes += written.rounding.passes if written.rounding else []
+                culprit = _culprit(recapture(), passes, torch.from_numpy(reference.tokens), LIMITS[precision].model)
             raise gate_failed(verdict.report, culprit)
         write_json(self.writer.folder / "verify.json", verdict.report.as_dict())
 
 
-def _culprit(program: Program, rounding: Quantization | None, reference: Reference) -> str:
+def _culprit(program: Program, passes: Sequence[Pass], tokens: Tensor, limit: float) -> str:
     """Where what was compiled stopped being the model, in a sentence."""
-    passes = [*FOR_ENGINES, *(rounding.passes if rounding else [])]
-    limit = LIMITS[str(reference.precision)].model
-    found = find_divergence(program, passes, torch.from_numpy(reference.tokens), limit)
+    found = find_divergence(program, passes, tokens, limit)
     if found is not None:
         return f"{found}."
     return "Every pass keeps the numbers without a cache: the cache, the ONNX graphs or their runtime change them."

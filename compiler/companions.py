@@ -22,6 +22,7 @@ from .backends.onnx.genai import genai_config
 from .config import CompileConfig
 from .frontend.sources import Source
 from .ir.program import Program, layer_of
+from .pruning import Pruning
 from .quantization import Quantization
 
 # Older releases lack kernels of the tables; a later major release may change what an op means.
@@ -56,6 +57,7 @@ def describe(
     program: Program,
     config: CompileConfig,
     rounding: Quantization | None,
+    pruning: Pruning,
     graphs: dict[str, GraphSpec],
     known: str,
 ) -> Manifest:
@@ -68,7 +70,7 @@ def describe(
             type=getattr(source.config, "model_type", "") or type(module).__name__,
             identity=known,
             vocab_size=int(program.output.meta["val"].shape[-1]),
-            layers=len({layer_of(node) for node in program.nodes} - {""}),
+            layers=len({layer_of(node) for node in program.nodes} - {"", *pruning.dropped}),
             parameters=sum(p.numel() for p in module.parameters()),
         ),
         max_seq_len=program.max_seq_len,
@@ -77,6 +79,7 @@ def describe(
         quantization=rounding.as_dict() if rounding else None,
         built_with={name: metadata.version(name) for name in ("torch", "transformers", "onnx")} | {"llmc": __version__},
         requires=_REQUIRES,
+        pruning=pruning.as_dict(),
     )
 
 

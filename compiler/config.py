@@ -9,6 +9,8 @@ from ..errors import LlmcError
 from ..passes.base import Pass
 from ..passes.pipeline import engine_passes
 from ..passes.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
+from .calibration.prune import PRUNE_ALGOS
+from .calibration.sparsity import Sparsity
 from .calibration.tokens import CalibrationText
 
 TARGETS = ("ort",)
@@ -38,6 +40,9 @@ class CompileConfig:
         calibration: the text that the algorithm looks at.
         raise_share: in int4, of all numbers of linears, the share that get 8 bits because they are worth it; by default
             as many as a small loss takes, a third at most.
+        prune: "2:4" or the share of each weight that becomes zero, before anything is rounded; None: none.
+        prune_algo: what chooses the zeros, "sparsegpt" or "wanda"; "sparsegpt" where None.
+        drop_layers: how many layers are left out, those that do least.
         max_kl: the divergence from the model, in nats a token, that the artifact must stay under as it is measured.
         kv_cache: "ring" lets layers with a sliding window keep that window only, "static" keeps all positions.
         max_seq_len: the longest sequence to serve; the model's own where None, 2048 at most.
@@ -53,6 +58,9 @@ class CompileConfig:
     calibration: CalibrationText = field(default_factory=CalibrationText)
     raise_share: float | None = None
     max_kl: float | None = None
+    prune: str | float | None = None
+    prune_algo: str | None = None
+    drop_layers: int = 0
     kv_cache: str = "ring"
     max_seq_len: int | None = None
     ops: str = "contrib"
@@ -88,6 +96,14 @@ class CompileConfig:
             raise _invalid(f"max_kl is {self.max_kl}", hint)
         if self.max_kl is not None and self.raise_share is not None:
             raise _invalid("max_kl and raise_share both say how many weights get more bits", "Give one of them.")
+        if self.prune is not None:
+            Sparsity.parse(self.prune)  # which refuses what is no pattern
+        if self.prune_algo is not None:
+            self._one_of("prune_algo", PRUNE_ALGOS)
+            if self.prune is None:
+                raise _invalid("prune_algo is about pruned weights", "Say how many become zero: prune.")
+        if self.drop_layers < 0:
+            raise _invalid(f"drop_layers is {self.drop_layers}", "Give 0 or more.")
         if self.scheme is not None:  # which refuses what is no grid
             assert self.algorithm
 
@@ -107,9 +123,24 @@ class CompileConfig:
         return self.algo or ALGOS[self.quantize or ""][0]
 
     @property
+    def sparsity(self) -> Sparsity | None:
+        """Which weights become zero."""
+        return None if self.prune is None else Sparsity.parse(self.prune)
+
+    @property
+    def prune_algorithm(self) -> str:
+        """What chooses the zeros."""
+        return self.prune_algo or PRUNE_ALGOS[0]
+
+    @property
     def calibrates(self) -> bool:
-        """Whether a text is looked at."""
+        """Whether rounding looks at a text."""
         return self.quantize is not None and self.algorithm != "rtn"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether anything looks at a text."""
+        return self.calibrates or self.prune is not None or self.drop_layers > 0
 
     @property
     def raises(self) -> bool:

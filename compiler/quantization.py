@@ -141,6 +141,7 @@ def quantize(
         tokens,
         shelf,
         many_rows=config.rounds_prefill,
+        keep_zeros=config.prune is not None,
         watch=lambda done, total: watch("calibrate", done, total),
     )
     result = Quantization(plan, config.algorithm, "", found)
@@ -156,7 +157,7 @@ def quantize(
 
 
 def _tokens(source: Source, program: Program, config: CompileConfig, text: Text | None) -> Tensor | None:
-    if text is None:
+    if text is None or not config.calibrates:
         return None
     try:
         return calibration_tokens(source, text, config.calibration, program.max_seq_len)

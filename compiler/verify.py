@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LlmcError
-from ..runtimes.selfcheck import Check, Reference, Report, check
+from ..runtimes.selfcheck import Check, Reference, Report, check, limits_row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -156,7 +156,8 @@ def _reference_of(model: Any, engine: Any) -> Reference:
     source = find_source(model)
     program = capture(model, max_seq_len=engine.max_seq_len, until=Stage.CAPTURED)
     precision = (engine.manifest.quantization or {}).get("precision", "fp32")
-    return make_reference(source, source.build(torch.float32), program, precision=precision)
+    row = limits_row(precision, engine.manifest.pruning is not None)
+    return make_reference(source, source.build(torch.float32), program, precision=row)
 
 
 def gate_failed(report: Report, culprit: str) -> LlmcError:

@@ -59,9 +59,11 @@ class Pass(ABC):
         needs: the stage that a program must have reached.
         after: passes that must stand before this one in the pipeline.
         reaches: the stage that a program has reached behind it, if it is the one that leads there.
+        keeps_numbers: whether the program computes what it did; False for one that is meant to change it.
     """
 
     needs: ClassVar[Stage] = Stage.CAPTURED
+    keeps_numbers: ClassVar[bool] = True
     reaches: Stage | None = None
     after: ClassVar[tuple[type[Pass], ...]] = ()
 

@@ -13,6 +13,7 @@ from ..errors import LlmcError
 from .base import Fuel, Pass, PassResult
 from .check_rows import CheckRows
 from .choose_rows import ChooseRows
+from .drop_layers import DropLayers
 from .fold_constants import FoldConstants
 from .fold_scales import FoldScales
 from .fuse_attention import FuseAttention
@@ -82,8 +83,12 @@ PIPELINE: list[Pass] = [
 ]
 
 
-# What an engine is made of; the last one before anything is spent on a model whose state no cache keeps.
-FOR_ENGINES: list[Pass] = [*PIPELINE, CheckRows()]
+def optimizing_passes(dropped: Sequence[str] = ()) -> list[Pass]:
+    """captured -> optimized for an engine, without these layers: they go while one value crosses each border."""
+    canonical = next(i for i, p in enumerate(PIPELINE) if p.reaches is Stage.CANONICAL) + 1
+    drop: list[Pass] = [DropLayers(dropped)] if dropped else []
+    # The last one before anything is spent on a model whose state no cache keeps.
+    return [*PIPELINE[:canonical], *drop, *PIPELINE[canonical:], CheckRows()]
 
 
 def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool) -> list[Pass]:

@@ -77,7 +77,7 @@ class Scheme:
 
     name: str
     linears: Grid | None
-    wide: Grid | None = Grid("int8", 64)
+    wide: Grid | None = Grid("int8", 128)
 
 
 # What a checkpoint that is quantized already holds as codes, and nothing else.
@@ -87,7 +87,7 @@ AS_STORED = Scheme("stored", None, None)
 SCHEMES_BY_NAME = {
     scheme.name: scheme
     for scheme in (
-        Scheme("int8", Grid("int8", 64)),
+        Scheme("int8", Grid("int8", 128)),
         Scheme("int4", Grid("int4", 128)),
         Scheme("w8a8", Grid("int8", activation="int8")),
         Scheme("fp8", Grid("fp8", activation="fp8")),
@@ -196,6 +196,8 @@ def _choose(program: Program, node: fx.Node, scheme: Scheme, overrides: list[Ove
 
 
 def _chosen(grid: Grid, why: str, columns: int, is_wide: bool) -> Choice:
+    if grid.scheme == "int8" and not grid.symmetric:
+        raise _invalid("int8 has zero points", "Only a checkpoint's own int8 codes may; int4 may have them.")
     if (group_size := _group_size(grid, columns)) is None:
         return Choice(None, f"its {columns} inputs don't divide into groups of 16 or more")
     if is_wide:

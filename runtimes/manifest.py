@@ -132,6 +132,8 @@ class Manifest:
     """Module -> range of versions, such as `>=1.30,<2`."""
     files: dict[str, FileSpec] = field(default_factory=dict)
     """By name, with forward slashes; empty until the artifact is written."""
+    pruning: dict[str, Any] | None = None
+    """What was left out of the model: layers, and weights that became zero."""
 
     def to_json(self) -> bytes:
         """The canonical bytes."""

@@ -74,6 +74,7 @@ def calibrate(
     shelf: Shelf,
     *,
     many_rows: bool,
+    keep_zeros: bool = False,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Round the linears of an optimized program that the plan names.
@@ -83,9 +84,10 @@ def calibrate(
         tokens: texts of one length, [texts, length].
         shelf: where the results lie; what is there already is not computed again.
         many_rows: whether inputs of int4 linears are rounded by rows when there are many.
+        keep_zeros: whether what is zero stays so, for a program that is pruned.
         watch: called with the linears that are done and all of them.
     """
-    calibrator = _Calibrator(program.copy(), plan, algorithm, tokens, shelf, many_rows)
+    calibrator = _Calibrator(program.copy(), plan, algorithm, tokens, shelf, many_rows, keep_zeros)
     calibrator.run(watch)
     return calibrator.found
 
@@ -99,9 +101,11 @@ class _Calibrator:
         tokens: Tensor,
         shelf: Shelf,
         many_rows: bool,
+        keep_zeros: bool,
     ) -> None:
         self.program, self.plan, self.algorithm = program, plan, algorithm
         self.stream, self.shelf, self.many_rows = Stream(program, tokens), shelf, many_rows
+        self.keep_zeros = keep_zeros
         self.found = Calibration()
         self._seen: set[fx.Node] = set()
         self._hessian: tuple[fx.Node, Tensor] | None = None
@@ -209,7 +213,7 @@ class _Calibrator:
             steps = plain_steps(weight, scheme, group, symmetric, largest)
         if self.algorithm.codes == "gptq":
             hessian = self._hessian_of(value, inputs)
-            return steps, gptq(weight, hessian, steps, scheme, group, self.algorithm.damping)
+            return steps, gptq(weight, hessian, steps, scheme, group, self.algorithm.damping, self.keep_zeros)
         return steps, codes_of(weight, steps, scheme, group)
 
     def _hessian_of(self, value: fx.Node, inputs: list[Tensor]) -> Tensor:

@@ -18,28 +18,39 @@ from ...kernels.ops.rounding import Steps, nearest
 _BLOCK = 128
 
 
-def gptq(weight: Tensor, hessian: Tensor, steps: Steps, scheme: str, group_size: int, damping: float = 0.01) -> Tensor:
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    steps: Steps,
+    scheme: str,
+    group_size: int,
+    damping: float = 0.01,
+    keep_zeros: bool = False,
+) -> Tensor:
     """The codes of a weight, unpacked, [O, I].
 
     Args:
         hessian: X'X of the inputs, [I, I].
         steps: the spacing of each group, which stays as it is: so groups need no order of their own when columns have.
         damping: what is added to the hessian's diagonal, as a share of its mean.
+        keep_zeros: a zero of the weight stays one, whatever it could make good: for a weight that is pruned.
     """
     order = hessian.diagonal().argsort(descending=True, stable=True)
-    factor = _inverse_factor(hessian, order, damping)
+    factor = inverse_factor(hessian, order, damping)
     # Inputs are rows here, so that one lies in one piece.
     left = weight.float().T[order]
     groups = order // group_size
     spacing = steps.spacing.expand(len(weight), max(groups) + 1).T[groups]
     zeros = None if steps.zeros is None else steps.zeros.T[groups]
+    pruned = left == 0 if keep_zeros else None
     codes = []
     for start in range(0, len(left), _BLOCK):
         end = min(start + _BLOCK, len(left))
         errors = torch.empty(end - start, len(weight))
         for row in range(start, end):
             zero = None if zeros is None else zeros[row]
-            codes.append(nearest(left[row], spacing[row], zero, scheme))
+            wanted = left[row] if pruned is None else left[row].masked_fill(pruned[row], 0.0)
+            codes.append(nearest(wanted, spacing[row], zero, scheme))
             value = levels_of(codes[-1], zero, scheme) * spacing[row]
             errors[row - start] = (left[row] - value) / factor[row, row]
             left[row + 1 : end].addr_(factor[row, row + 1 : end], errors[row - start], alpha=-1)
@@ -47,7 +58,7 @@ def gptq(weight: Tensor, hessian: Tensor, steps: Steps, scheme: str, group_size:
     return torch.stack(codes)[order.argsort()].T.contiguous()
 
 
-def _inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
+def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     """The upper Cholesky factor of the inverse, in this order of columns; in float64, for inverses are touchy."""
     ordered = hessian.double()[order][:, order]
     diagonal = ordered.diagonal()

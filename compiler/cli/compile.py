@@ -10,7 +10,8 @@ import click
 
 from . import sheet
 from .progress import steps
-from .rounding_options import choices, rounding_options
+from .pruning_options import pruning_options, pruning_sheet, warn_of_zeros
+from .rounding_options import choices, rounding_options, warn_of_float8
 from .verb import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--target", type=click.Choice(["ort"]), default="ort", show_default=True, help="The runtime to serve.")
 @dtype_option
 @rounding_options
+@pruning_options
 @click.option(
     "--kv-cache",
     type=click.Choice(["ring", "static"]),
@@ -65,6 +67,8 @@ def compile_(
     by more than its precision explains; nothing is written then.
     """
     chosen = choices(given)
+    warn_of_zeros(chosen)
+    warn_of_float8(chosen)
     with steps(f"Capturing {model}") as watch:
         from ..api import compile
 
@@ -97,6 +101,7 @@ def _show(artifact: Artifact, verified: bool) -> None:
         [
             ("artifact", f"{artifact.path}: {manifest.model['name']}, {manifest.target}, {scheme}"),
             *([("weights", sheet.weights(manifest.quantization))] if manifest.quantization else []),
+            *([("pruned", pruning_sheet(manifest.pruning))] if manifest.pruning else []),
             ("size", f"{sheet.size(sum(file.bytes for file in files))} in {len(files)} files"),
             ("gate", "passed" if verified else "left out (--no-verify)"),
             ("time", f"{sum(seconds.values()):.1f} s: {phases}"),

@@ -98,10 +98,26 @@ def choices(given: dict[str, Any]) -> dict[str, Any]:
     found.update({name: value for name, value in given.items() if value is not None})
     found["overrides"] = [*found["overrides"], *(Override(pattern, None) for pattern in ignored)]
     if "quantize" not in found:
-        about = [name for name in ("group_size", "algo", "raise_share", "max_kl", "calib") if name in found]
+        read = "prune" in found or "drop_layers" in found
+        names = ["group_size", "algo", "raise_share", "max_kl", *([] if read else ["calib"])]
+        about = [name for name in names if name in found]
         if about or ignored:
             option = {"raise_share": "raise"}.get(about[0], about[0]) if about else "ignore"
             raise click.UsageError(
                 f"--{option.replace('_', '-')} is about quantized weights: give --int8, --int4 or --quantize."
             )
     return found
+
+
+def warn_of_float8(chosen: dict[str, Any]) -> None:
+    """Say on stderr, before any work, which scheme no kernel of the target computes in.
+
+    Args:
+        chosen: keywords for `compile`.
+    """
+    if chosen.get("quantize") == "fp8":
+        click.echo(
+            f"No kernel of target {chosen['target']} computes in FP8 on a CPU: --fp8 is for checking quality there, "
+            "and runs in float32. --quantize w8a8 is the scheme with 8-bit kernels for weights and inputs.",
+            err=True,
+        )

@@ -9,6 +9,7 @@ import pytest
 
 import llmc
 from llmc import LlmcError
+from llmc.compiler.calibration.sparsity import Sparsity
 from llmc.compiler.config import CompileConfig
 from llmc.passes.fuse_attention import FuseAttention
 from llmc.passes.insert_kv_cache import InsertKvCache
@@ -34,6 +35,13 @@ from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid
         ({"quantize": "int8", "max_kl": 0.1}, "CONFIG_INVALID", "max_kl is 0.1"),
         ({"quantize": "int4", "algo": "rtn", "max_kl": 0.1}, "CONFIG_INVALID", "max_kl is 0.1"),
         ({"quantize": "int4", "max_kl": 0.1, "raise_share": 0.1}, "CONFIG_INVALID", "both say"),
+        ({"prune": "1:4"}, "CONFIG_INVALID", "prune is '1:4'"),
+        ({"prune": 1.0}, "CONFIG_INVALID", "prune is 1.0"),
+        ({"prune": "2:4", "prune_algo": "magnitude"}, "CONFIG_INVALID", "prune_algo is 'magnitude'"),
+        ({"prune_algo": "wanda"}, "CONFIG_INVALID", "prune_algo is about pruned weights"),
+        ({"drop_layers": -1}, "CONFIG_INVALID", "drop_layers is -1"),
+        ({"drop_layers": 1, "calib": "no such file"}, "TEXT_NOT_FOUND", "no such file"),
+        ({"prune": 0.5, "calib": "no such file"}, "TEXT_NOT_FOUND", "no such file"),
         ({"quantize": "int4", "calib_samples": 0}, "CONFIG_INVALID", "0 sequences"),
         ({"quantize": "int4", "calib": "no such file"}, "TEXT_NOT_FOUND", "no such file"),
         ({"dtype": "bf16"}, "DTYPE_SLOW", "bf16"),
@@ -69,6 +77,16 @@ def test_algorithms() -> None:
     assert CompileConfig(quantize="int4", algo="awq").algorithm == "awq"
     assert not CompileConfig(quantize="int4", algo="rtn").raises and CompileConfig(quantize="int4").raises
     assert not CompileConfig(quantize="int4", raise_share=0.0).raises
+
+
+def test_pruning() -> None:
+    assert CompileConfig().sparsity is None and not CompileConfig().reads_text
+    chosen = CompileConfig(prune="2:4")
+    assert chosen.sparsity == Sparsity(0.5, 4) and chosen.prune_algorithm == "sparsegpt"
+    assert chosen.reads_text and not chosen.calibrates
+    assert CompileConfig(prune=0.3, prune_algo="wanda").prune_algorithm == "wanda"
+    rounded = CompileConfig(drop_layers=1, quantize="int4", algo="rtn")
+    assert rounded.reads_text and not rounded.calibrates, "the text is not for rounding"
 
 
 def test_which_passes() -> None:

@@ -73,7 +73,7 @@ def test_each_weight_has_a_grid(name: str) -> None:
     assert plan.scheme == name
     activation = {"w8a8": "int8", "fp8": "fp8"}.get(name, "none")
     assert {plan.grid(name).activation for name in layers} == {activation}  # type: ignore[union-attr]
-    assert plan.weights["head"] == Choice(Grid("int8", 64), "head or embedding", 64, is_wide=True)
+    assert plan.weights["head"] == Choice(Grid("int8", 128), "head or embedding", 64, is_wide=True)
 
 
 def test_a_projection_that_is_as_wide_as_the_logits_is_no_head() -> None:
@@ -213,7 +213,7 @@ def test_groups_that_no_grid_has_are_rounded_anew(given: StoredCodes) -> None:
     program = model()
     program.weights["layers.0.up"] = given
     choice = analyse(program, SCHEMES_BY_NAME["int8"]).weights["layers.0.up"]
-    assert (choice.grid, choice.is_stored) == (Grid("int8", 64), False)
+    assert (choice.grid, choice.is_stored) == (Grid("int8", 128), False)
 
 
 # Grids --------------------------------------------------------------------------------------------------------------
@@ -238,3 +238,8 @@ def test_what_is_no_grid(name: str) -> None:
     with pytest.raises(LlmcError, match=what) as caught:
         Grid(**arguments)
     assert caught.value.code == "SCHEME_INVALID" and caught.value.hint
+
+
+def test_int8_with_zero_points_is_only_read() -> None:
+    with pytest.raises(LlmcError, match="SCHEME_INVALID"):
+        analyse(model(), Scheme("odd", Grid("int8", symmetric=False)))

@@ -19,7 +19,9 @@ def values(codes: Tensor, steps: Steps, scheme: str, group: int) -> Tensor:
     return levels_of(codes, zeros, scheme) * steps.spacing.repeat_interleave(group, 1)
 
 
-def by_definition(weight: Tensor, hessian: Tensor, steps: Steps, scheme: str, group: int) -> np.ndarray:
+def by_definition(
+    weight: Tensor, hessian: Tensor, steps: Steps, scheme: str, group: int, keep_zeros: bool = False
+) -> np.ndarray:
     """In float64. For each column the remaining ones move by -(error / inverse[0, 0]) * inverse[0], as in OBS."""
     w, h = weight.double().numpy().copy(), hessian.double().numpy().copy()
     h[np.diag_indices_from(h)] += DAMPING * np.diag(h).mean()
@@ -34,6 +36,8 @@ def by_definition(weight: Tensor, hessian: Tensor, steps: Steps, scheme: str, gr
             zero = steps.zeros.numpy()[:, column // group].astype(int)
         codes = np.rint(w[:, column] / step) + (zero if scheme == "int4" else 0)
         codes = np.clip(codes, 0, 15) if scheme == "int4" else np.clip(codes, -127, 127)
+        if keep_zeros:
+            codes = np.where(weight.numpy()[:, column] == 0, zero if scheme == "int4" else 0, codes)
         result[:, column] = codes
         error = w[:, column] - (codes - (zero if scheme == "int4" else 0)) * step
         w[:, left] -= np.outer(error / inverse[0, 0], inverse[0])
@@ -46,15 +50,18 @@ def inputs(columns: int, count: int = 200) -> Tensor:
     return mixed * torch.logspace(-1, 1, columns)[torch.randperm(columns)]
 
 
+@pytest.mark.parametrize("keep_zeros", [False, True])
 @pytest.mark.parametrize(
     ("scheme", "group", "symmetric"), [("int4", 16, True), ("int4", 16, False), ("int8", 32, True)]
 )
-def test_it_is_its_definition(scheme: str, group: int, symmetric: bool) -> None:
+def test_it_is_its_definition(scheme: str, group: int, symmetric: bool, keep_zeros: bool) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(7, 32), inputs(32)
+    if keep_zeros:
+        weight = weight.masked_fill(torch.rand(7, 32) < 0.5, 0)
     steps = plain_steps(weight, scheme, group, symmetric)
-    got = gptq(weight, x.T @ x, steps, scheme, group, DAMPING)
-    wanted = by_definition(weight, x.T @ x, steps, scheme, group)
+    got = gptq(weight, x.T @ x, steps, scheme, group, DAMPING, keep_zeros)
+    wanted = by_definition(weight, x.T @ x, steps, scheme, group, keep_zeros)
     # A tie that falls the other way in float32 moves what comes behind it.
     assert (got.numpy() != wanted).mean() <= 0.02
 
@@ -97,3 +104,19 @@ def test_fewer_inputs_than_columns() -> None:
     steps = plain_steps(weight, "int4", 16, True)
     value = values(gptq(weight, x.T @ x, steps, "int4", 16, 1e-9), steps, "int4", 16)
     assert torch.isfinite(value).all() and (x @ (value - weight).T).norm() < 0.5 * (x @ weight.T).norm()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "symmetric"), [("int4", True), ("int4", False), ("nf4", True), ("int8", True), ("fp8", True)]
+)
+def test_zeros_of_a_pruned_weight_stay_and_are_made_good(scheme: str, symmetric: bool) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(24, 64), inputs(64, 600)
+    gone = torch.rand(24, 64) < 0.5
+    weight = weight.masked_fill(gone, 0)
+    steps = plain_steps(weight, scheme, 16, symmetric)
+    value = values(gptq(weight, x.T @ x, steps, scheme, 16, keep_zeros=True), steps, scheme, 16)
+    assert (value[gone] == 0).all()
+    assert (values(gptq(weight, x.T @ x, steps, scheme, 16), steps, scheme, 16)[gone] != 0).any(), "it would move them"
+    plainly = values(codes_of(weight, steps, scheme, 16), steps, scheme, 16)
+    assert (x @ (value - weight).T).norm() < 0.8 * (x @ (plainly - weight).T).norm()

@@ -91,6 +91,11 @@ def test_a_recipe_and_what_the_command_line_says_otherwise(asked: dict[str, Any]
     assert asked == DEFAULTS | {"quantize": "int4", "algo": "gptq", "overrides": overrides}
 
 
+def test_float8_on_a_cpu_is_for_checking_and_says_so(asked: dict[str, Any]) -> None:
+    assert "for checking" in compile("--fp8").stderr and asked["quantize"] == "fp8"
+    assert compile("--int8").stderr == ""
+
+
 def test_the_summary(asked: dict[str, Any]) -> None:
     result = compile()
     assert result.stderr == ""
