@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def test_toml(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('quantize = "int4"\n[[weights]]\nname = "x*"\nscheme = "int4"\ngroup = 32\nsymmetric = false\n')
     assert read_recipe(path)["overrides"] == [Override("x*", Grid("int4", 32, symmetric=False))]
+
+
+def test_a_python_without_toml_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.compiler.recipe.sys", types.SimpleNamespace(version_info=(3, 10)))
+    path = tmp_path / "recipe.toml"
+    path.write_text('quantize = "int4"\n')
+    with pytest.raises(LlmcError, match="RECIPE_INVALID") as caught:
+        read_recipe(path)
+    assert "no TOML" in caught.value.what and ".json" in caught.value.hint
 
 
 @pytest.mark.parametrize(

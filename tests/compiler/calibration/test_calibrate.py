@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from calibrating import shelf, uneven_program
 from check_pass import inputs
 from torch import Tensor
-from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.calibration import calibrate as module
 from llmc.compiler.calibration.calibrate import ALGORITHMS, Calibration, calibrate
-from llmc.compiler.calibration.shelf import Shelf
 from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
 from llmc.passes.move_scales import MoveScales
 from llmc.passes.quantize import Quantize
 from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid, Override, RoundingPlan, Scheme, analyse
@@ -27,26 +23,12 @@ from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid, Override, RoundingP
 INT4 = replace(SCHEMES_BY_NAME["int4"], linears=Grid("int4", 16))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def program() -> Program:
-    """A tiny model whose channels differ as those of trained models do."""
-    model = tiny_model("llama")
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.input_layernorm.weight *= torch.logspace(-1, 1, layer.input_layernorm.weight.numel())
-            layer.post_attention_layernorm.weight *= torch.logspace(1, -1, layer.input_layernorm.weight.numel())
-    return llmc.capture(model, until=Stage.OPTIMIZED)
+    return uneven_program()
 
 
 TOKENS = inputs(24, 30)[0]
-
-
-def shelf() -> Shelf:
-    """An empty one that lasts as long as the tests."""
-    return Shelf(Path(HOME.name) / str(next(NUMBERS)))
-
-
-HOME, NUMBERS = tempfile.TemporaryDirectory(), itertools.count()
 
 
 def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple[RoundingPlan, Calibration]:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from calibrating import shelf, uneven_program
 from check_pass import inputs
 from torch import Tensor
-from zoo.tiny import tiny_model
 
-import llmc
 from llmc.compiler.calibration import prune as module
 from llmc.compiler.calibration.calibrate import ALGORITHMS, calibrate
 from llmc.compiler.calibration.prune import PRUNE_ALGOS, Pruned, prune
-from llmc.compiler.calibration.shelf import Shelf
 from llmc.compiler.calibration.sparsity import Sparsity
 from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
 from llmc.compiler.ir.weights import parameter
 from llmc.passes.move_scales import MoveScales
 from llmc.passes.prune import Prune
@@ -30,23 +24,11 @@ from llmc.passes.rounding_plan import Grid, Scheme, analyse
 
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, 4)
 TOKENS = inputs(24, 30)[0]
-HOME, NUMBERS = tempfile.TemporaryDirectory(), itertools.count()
 
 
-def shelf() -> Shelf:
-    """An empty one that lasts as long as the tests."""
-    return Shelf(Path(HOME.name) / str(next(NUMBERS)))
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def program() -> Program:
-    """A tiny model whose channels differ as those of trained models do."""
-    model = tiny_model("llama")
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.input_layernorm.weight *= torch.logspace(-1, 1, layer.input_layernorm.weight.numel())
-            layer.post_attention_layernorm.weight *= torch.logspace(1, -1, layer.input_layernorm.weight.numel())
-    return llmc.capture(model, until=Stage.OPTIMIZED)
+    return uneven_program()
 
 
 def applied(program: Program, found: Pruned) -> Program:
