@@ -5,7 +5,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 ROOT   := $(abspath .)
 
-.PHONY: test lint types unit demo coverage interop compare bench format clean
+.PHONY: test lint types unit demo coverage interop compare quality bench format clean
 
 test: lint types unit
 
@@ -45,6 +45,10 @@ interop: $(READY)
 # Beside onnxruntime-genai, llama.cpp and OpenVINO in one run, each in an environment of its own; takes an hour.
 compare: $(READY)
 	$(BIN)/python examples/compare/compare.py --cache .cache/compare --model demo --model llama-1b --write docs/performance.md
+
+# What rounding costs, of every scheme and of llama.cpp and onnxruntime-genai, by one ruler; takes two hours.
+quality: $(READY)
+	$(BIN)/python examples/compare/quality.py --cache .cache/compare --write docs/quantization.md --plot docs/images/kld.svg
 
 # Prints how long capture takes and how much memory it holds; asserts nothing.
 bench: $(READY)

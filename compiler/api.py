@@ -90,6 +90,7 @@ def compile(
     calib_samples: int = 16,
     calib_length: int = 512,
     raise_share: float | None = None,
+    round_prompts: bool = True,
     max_kl: float | None = None,
     prune: str | float | None = None,
     prune_algo: str | None = None,
@@ -107,8 +108,8 @@ def compile(
     Args:
         model: a hub id, a folder of safetensors, a GGUF file, a module in memory, or "demo".
         output: the artifact's folder; an older artifact there is replaced when the new one is complete.
-        target, dtype, quantize, algo, group_size, overrides, raise_share, max_kl, prune, prune_algo, drop_layers,
-            kv_cache, max_seq_len, ops: see `CompileConfig`.
+        target, dtype, quantize, algo, group_size, overrides, raise_share, round_prompts, max_kl, prune,
+            prune_algo, drop_layers, kv_cache, max_seq_len, ops: see `CompileConfig`.
         calib, calib_samples, calib_length: see `CalibrationText`.
         dump_ir: a folder for the program before and after each pass, as Python.
         verify: False leaves the gate out.
@@ -124,6 +125,7 @@ def compile(
         overrides=tuple(overrides),
         calibration=CalibrationText(str(calib), calib_samples, calib_length),
         raise_share=raise_share,
+        round_prompts=round_prompts,
         max_kl=max_kl,
         prune=prune,
         prune_algo=prune_algo,

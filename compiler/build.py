@@ -76,7 +76,7 @@ class Build:
                 program,
                 self.writer.folder,
                 ops=self.config.ops,
-                prefill=self.config.rounds_prefill,
+                many_rows=self.config.many_rows_passes(rounding.exact if rounding else ()),
                 watch=lambda name: self.phases.watch("write", next(names, 0), len(program.weights)),
             )
             save_companions(self.source, program, self.writer.folder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import LlmcError
 from ..passes.base import Pass
-from ..passes.pipeline import engine_passes
+from ..passes.pipeline import engine_passes, many_rows_passes
 from ..passes.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
 from .calibration.prune import PRUNE_ALGOS
 from .calibration.sparsity import Sparsity
@@ -43,6 +43,8 @@ class CompileConfig:
         prune: "2:4" or the share of each weight that becomes zero, before anything is rounded; None: none.
         prune_algo: what chooses the zeros, "sparsegpt" or "wanda"; "sparsegpt" where None.
         drop_layers: how many layers are left out, those that do least.
+        round_prompts: in int4, many tokens at once go through integer kernels, which round inputs of linears by row;
+            False: through those of a single token, which are exacter and slower.
         max_kl: the divergence from the model, in nats a token, that the artifact must stay under as it is measured.
         kv_cache: "ring" lets layers with a sliding window keep that window only, "static" keeps all positions.
         max_seq_len: the longest sequence to serve; the model's own where None, 2048 at most.
@@ -57,6 +59,7 @@ class CompileConfig:
     overrides: tuple[Override, ...] = ()
     calibration: CalibrationText = field(default_factory=CalibrationText)
     raise_share: float | None = None
+    round_prompts: bool = True
     max_kl: float | None = None
     prune: str | float | None = None
     prune_algo: str | None = None
@@ -89,6 +92,8 @@ class CompileConfig:
             )
         if self.raise_share is not None and not (self.quantize == "int4" and 0 <= self.raise_share <= 1):
             raise _invalid(f"raise_share is {self.raise_share}", "Give 0 to 1, with int4.")
+        if not self.round_prompts and not (self.quantize == "int4" and self.ops == "contrib"):
+            raise _invalid("round_prompts is False", "Leave it out: only int4 with --ops contrib rounds prompts.")
         if self.max_kl is not None and not (self.quantize == "int4" and self.algorithm != "rtn" and self.max_kl > 0):
             hint = (
                 "Give a number above 0, with int4 and an algorithm that calibrates: only then are there bits to raise."
@@ -115,7 +120,7 @@ class CompileConfig:
         chosen = SCHEMES_BY_NAME[self.quantize]
         if self.group_size is None or chosen.linears is None:
             return chosen
-        return replace(chosen, linears=replace(chosen.linears, group=self.group_size))
+        return replace(chosen, linears=replace(chosen.linears, group=self.group_size), small=None)
 
     @property
     def algorithm(self) -> str:
@@ -150,11 +155,19 @@ class CompileConfig:
     @property
     def rounds_prefill(self) -> bool:
         """Whether many tokens at once go through integer kernels that the step graph does without."""
-        return self.ops == "contrib" and self.quantize == "int4"
+        return self.ops == "contrib" and self.quantize == "int4" and self.round_prompts
 
     def engine_passes(self, rounding: Sequence[Pass] = ()) -> list[Pass]:
         """What turns an optimized program into one that a back end lowers, in order, `rounding` in its place."""
         return engine_passes(rounding, ring=self.kv_cache == "ring", fuse=self.ops == "contrib")
+
+    def many_rows_passes(self, exact: Collection[str] = ()) -> list[Pass]:
+        """What makes a lowered program's better half for many tokens; none where one graph serves them all.
+
+        Args:
+            exact: weights whose inputs are not rounded.
+        """
+        return many_rows_passes(exact) if self.rounds_prefill else []
 
     def _one_of(self, name: str, choices: Sequence[str]) -> None:
         if getattr(self, name) not in choices:

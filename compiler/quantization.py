@@ -17,8 +17,8 @@ from ..passes.quantize import Quantize
 from ..passes.rounding_plan import AS_STORED, Choice, Grid, RoundingPlan, analyse
 from ..runtimes.texts import Text
 from .calibration.calibrate import ALGORITHMS, Calibration, calibrate
-from .calibration.mix import Candidate, by_worth, raise_until
-from .calibration.sensitivity import sensitivity
+from .calibration.mix import Candidate, by_worth, spare_until
+from .calibration.sensitivity import Foretold, sensitivity
 from .calibration.shelf import Shelf
 from .calibration.tokens import calibration_tokens
 from .config import CompileConfig
@@ -31,7 +31,9 @@ Watch = Callable[[str, int, int], None]
 # What a weight becomes that is worth more bits: integer kernels take one scale a channel for many rows, too.
 RAISED = Grid("int8")
 # How far raising goes by itself: until the others are foretold to cost so many nats a token, or to that share of all.
-RAISE_TARGET, RAISE_SHARE = 0.03, 1 / 3
+RAISE_TARGET, RAISE_SHARE = 0.02, 0.275
+# The same for linears whose inputs stay as they are where a prompt runs; those run slower there.
+EXACT_TARGET, EXACT_SHARE = 0.003, 0.15
 # Texts on which it is foretold; they are a sample of those that rounding looked at.
 _FORETOLD_ON = 4
 
@@ -46,6 +48,7 @@ class Quantization:
         candidates: weights that could have more bits, those first that are worth it most.
         columns: of each candidate.
         raised: those that have more bits.
+        exact: those whose inputs are not rounded by row where a prompt runs, for they are worth it most.
         measured: what `--max-kl` asked for, and what the artifact measured.
     """
 
@@ -56,6 +59,7 @@ class Quantization:
     candidates: tuple[Candidate, ...] = ()
     columns: Mapping[str, int] = field(default_factory=dict)
     raised: frozenset[str] = frozenset()
+    exact: frozenset[str] = frozenset()
     measured: dict[str, float] | None = None
 
     @property
@@ -91,6 +95,7 @@ class Quantization:
             "algorithm": self.algorithm,
             "why": "; ".join(filter(None, (self.why, self._lost))),
             "weights": dict(sorted(counts.items())),
+            "exact_in_prompts": len(self.exact),
         } | ({"max_kl": self.measured} if self.measured else {})
 
     @property
@@ -145,15 +150,20 @@ def quantize(
         watch=lambda done, total: watch("calibrate", done, total),
     )
     result = Quantization(plan, config.algorithm, "", found)
+    if not (config.raises or config.rounds_prefill):
+        return result
+    foretold = _foretold(program, result, tokens, shelf, watch)
+    numbers = {name: program.weights[name].numel for name in foretold.weights}
+    if config.rounds_prefill:
+        exact = spare_until(by_worth(foretold.inputs, numbers), EXACT_TARGET, EXACT_SHARE)
+        result = replace(result, exact=frozenset(exact))
     if not config.raises:
         return result
-    losses = _losses(program, result, tokens, shelf, watch)
-    numbers = {name: program.weights[name].numel for name in losses}
-    columns = {name: program.weights[name].shape[1] for name in losses}
-    result = replace(result, candidates=tuple(by_worth(losses, numbers)), columns=columns)
+    columns = {name: program.weights[name].shape[1] for name in numbers}
+    result = replace(result, candidates=tuple(by_worth(foretold.weights, numbers)), columns=columns)
     share = RAISE_SHARE if config.raise_share is None else config.raise_share
     target = RAISE_TARGET if config.raise_share is None else 0.0
-    return result.raise_bits(raise_until(result.candidates, target, share))
+    return result.raise_bits(spare_until(result.candidates, target, share))
 
 
 def _tokens(source: Source, program: Program, config: CompileConfig, text: Text | None) -> Tensor | None:
@@ -167,8 +177,8 @@ def _tokens(source: Source, program: Program, config: CompileConfig, text: Text 
         raise
 
 
-def _losses(program: Program, found: Quantization, tokens: Tensor, shelf: Shelf, watch: Watch) -> dict[str, float]:
-    """What the rounding of each weight on 4 bits costs."""
+def _foretold(program: Program, found: Quantization, tokens: Tensor, shelf: Shelf, watch: Watch) -> Foretold:
+    """What the rounding of each weight on 4 bits costs, and that of its inputs."""
     moved = program.copy()
     MoveScales(found.calibration.scales)(moved)
 
@@ -182,10 +192,13 @@ def _losses(program: Program, found: Quantization, tokens: Tensor, shelf: Shelf,
         errors = {name: error_of(name) for name in names}
         sample = tokens[:: max(1, len(tokens) // _FORETOLD_ON)][:_FORETOLD_ON]
         scores = sensitivity(moved, sample, errors, lambda done, total: watch("weigh", done, total))
-        return {"losses": torch.tensor([scores[name] for name in names], dtype=torch.float64)}
+        return {
+            part: torch.tensor([losses[name] for name in names], dtype=torch.float64)
+            for part, losses in vars(scores).items()
+        }
 
-    losses = shelf.keep("losses", measure)["losses"].evaluate()
-    return dict(zip(names, losses.tolist(), strict=True))
+    kept = {part: losses.evaluate().tolist() for part, losses in shelf.keep("foretold", measure).items()}
+    return Foretold(**{part: dict(zip(names, losses, strict=True)) for part, losses in kept.items()})
 
 
 def _words(choice: Choice) -> str:

@@ -29,7 +29,7 @@ CHOICES: dict[str, tuple[type, ...]] = {
     "algo": (str,), "calib": (str,), "calib_length": (int,), "calib_samples": (int,), "drop_layers": (int,),
     "group_size": (int, str), "kv_cache": (str,), "max_kl": (float, int), "max_seq_len": (int,), "ops": (str,),
     "prune": (str, float), "prune_algo": (str,), "quantize": (str,),
-    "raise_share": (float, int),
+    "raise_share": (float, int), "round_prompts": (bool,),
 }  # fmt: skip
 _GRID = {field.name for field in dataclasses.fields(Grid)}
 

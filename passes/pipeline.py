@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,8 +108,13 @@ def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool) -> list[P
     ]
 
 
-# The same program for many tokens at once, whose matmuls wait for arithmetic and not for weights.
-MANY_ROWS: list[Pass] = [RoundActivations(), UnmergeLinears()]
+def many_rows_passes(exact: Collection[str] = ()) -> list[Pass]:
+    """cached -> cached: the same for many tokens at once, whose matmuls wait for arithmetic and not for weights.
+
+    Args:
+        exact: weights whose inputs are not rounded.
+    """
+    return [RoundActivations(exact), UnmergeLinears()]
 
 
 def check_order(passes: Sequence[Pass], done: Program | None = None) -> None:

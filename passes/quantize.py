@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -16,6 +16,9 @@ from ..kernels.ops.quantized import dequantize
 from .base import Fuel, Pass, PassResult, miss
 from .match import is_op
 from .rounding_plan import Choice, RoundingPlan, is_head
+
+# On the node of a weight's codes: the name that the weight had.
+ROUNDED_FROM = "rounded_from"
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Quantize(Pass):
             program.add_weight(f"{name}.{part}", weight, like=node) if weight is not None else None
             for part, weight in vars(rounded).items()
         )
+        assert codes is not None
+        codes.meta[ROUNDED_FROM] = name
         group_size = choice.group_size or int(node.args[1].meta["val"].shape[1])  # type: ignore[union-attr]
         if is_op(node, embedding):
             program.replace_with(
@@ -122,11 +127,17 @@ class RoundActivations(Pass):
     Becomes:  y = quant_linear(x, codes, scales, scheme="int4", activation="int8")
 
     Left alone: 1. the head, which sees one row; 2. matrices with scales of their own for each group, which are no
-    matrix of integers times one scale a row.
+    matrix of integers times one scale a row; 3. those whose inputs are to stay exact.
+
+    Args:
+        exact: weights, by the names that they had before they were rounded.
     """
 
     needs = Stage.CACHED
     after = (Quantize,)
+
+    def __init__(self, exact: Collection[str] = ()) -> None:
+        self.exact = exact
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
         matches, misses = 0, []
@@ -138,6 +149,9 @@ class RoundActivations(Pass):
                 continue
             if call["scales"].meta["val"].shape[1] != 1:
                 misses.append(miss("its groups have scales of their own", node))
+                continue
+            if call["weight"].meta.get(ROUNDED_FROM) in self.exact:
+                misses.append(miss("its inputs are worth more than speed", node))
                 continue
             program.replace_with(node, quant_linear, *(call | {"activation": "int8"}).values())
             matches += 1

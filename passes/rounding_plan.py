@@ -18,6 +18,9 @@ from .match import is_op
 # Groups that a scale may serve; kernels take powers of two from 16 on.
 GROUPS = (256, 128, 64, 32, 16)
 PER_CHANNEL, PER_TENSOR = "channel", "tensor"
+# A model with fewer numbers than that in the matrices of its layers is small: rounding costs it more, and what its
+# short matmuls take is mostly not the kernel's work on groups.
+SMALL = 500_000_000
 
 
 def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
@@ -73,11 +76,17 @@ class Scheme:
     Attributes:
         linears: what the matrices of layers become; None: they stay.
         wide: what the head and the embedding become.
+        small: what the matrices of layers become in a small model; None: the same as in others.
     """
 
     name: str
     linears: Grid | None
     wide: Grid | None = Grid("int8", 128)
+    small: Grid | None = None
+
+    def of_size(self, numbers: int) -> Scheme:
+        """The scheme for a model with so many numbers in the matrices of its layers."""
+        return replace(self, linears=self.small, small=None) if self.small and numbers < SMALL else self
 
 
 # What a checkpoint that is quantized already holds as codes, and nothing else.
@@ -88,7 +97,7 @@ SCHEMES_BY_NAME = {
     scheme.name: scheme
     for scheme in (
         Scheme("int8", Grid("int8", 128)),
-        Scheme("int4", Grid("int4", 128)),
+        Scheme("int4", Grid("int4", 128), small=Grid("int4", 32, symmetric=False)),
         Scheme("w8a8", Grid("int8", activation="int8")),
         Scheme("fp8", Grid("fp8", activation="fp8")),
         Scheme("nf4", Grid("nf4", 64)),
@@ -153,6 +162,7 @@ def analyse(
         LlmcError: GROUP_SIZE_INDIVISIBLE; RECIPE_UNUSED if an override fits no weight, for it was meant for one.
     """
     overrides = list(overrides)
+    scheme = scheme.of_size(_numbers_in_layers(program))
     weights: dict[str, Choice] = {}
     for node in program.nodes:
         if not (is_op(node, linear) or is_op(node, embedding)):
@@ -234,6 +244,12 @@ def _check_divides(name: str, columns: int, group: int) -> None:
             f"The {columns} inputs of {name} don't divide into groups of {group}.",
             f"Choose a group size of {_listed(fitting)}." if fitting else "Leave it out of the plan: --ignore.",
         )
+
+
+def _numbers_in_layers(program: Program) -> int:
+    """How many numbers the matrices have that linears read, the head's not among them."""
+    read = {node.args[1] for node in program.nodes if is_op(node, linear) and not is_head(program, node)}
+    return sum(weight.numel for name in read if (weight := program.weight_of(name)) is not None)
 
 
 def is_head(program: Program, node: fx.Node) -> bool:

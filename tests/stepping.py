@@ -12,12 +12,13 @@ from torch import Tensor
 
 from llmc.compiler.backends.onnx.build import build_onnx, cache_specs
 from llmc.compiler.ir.program import Program
+from llmc.passes.pipeline import many_rows_passes
 from llmc.runtimes.ort import OrtEngine
 
 
 def engine_of(program: Program, folder: Path, *, ops: str, prefill: bool = False, slots: int = 1) -> OrtEngine:
     """The graphs of a program, opened as an artifact's would be."""
-    graphs = build_onnx(program, folder, ops=ops, prefill=prefill)
+    graphs = build_onnx(program, folder, ops=ops, many_rows=many_rows_passes() if prefill else ())
     model = manifest().model | {"vocab_size": int(program.output.meta["val"].shape[-1])}
     said = manifest(model=model, max_seq_len=program.max_seq_len, graphs=graphs, caches=cache_specs(program))
     return OrtEngine(folder, said, threads=1, slots=slots)

@@ -1,4 +1,4 @@
-"""Which weights deserve more bits: those whose rounding costs most for the bytes that it saves."""
+"""Which roundings to do without: those that cost most for what they save."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Candidate:
-    """A weight on few bits that could have more.
+    """A weight on few bits that could have more, or one whose inputs are rounded and could be left as they are.
 
     Attributes:
         loss: the divergence that its rounding causes, in nats a token.
-        numbers: how many it has; each that is raised costs the same.
+        numbers: how many it has; each that is spared the rounding costs the same.
     """
 
     name: str
@@ -26,20 +26,20 @@ def by_worth(losses: Mapping[str, float], numbers: Mapping[str, int]) -> list[Ca
     return sorted(found, key=lambda one: (-one.loss / one.numbers, one.name))
 
 
-def raise_until(candidates: Sequence[Candidate], target: float, share: float = 1.0) -> list[str]:
+def spare_until(candidates: Sequence[Candidate], target: float, share: float = 1.0) -> list[str]:
     """The fewest of the candidates, in their order, without which the losses of the others stay under a target.
 
     Args:
-        share: of all numbers, how many may be raised at most.
+        share: of all numbers, how many may be spared at most.
     """
     left = sum(one.loss for one in candidates)
     room = share * sum(one.numbers for one in candidates)
-    raised: list[str] = []
+    spared: list[str] = []
     for one in candidates:
         if left <= target:
             break
         if one.numbers <= room:
-            raised.append(one.name)
+            spared.append(one.name)
             room -= one.numbers
             left -= one.loss
-    return raised
+    return spared

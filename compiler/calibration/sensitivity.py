@@ -3,7 +3,7 @@
 To second order the divergence that an error e of a linear's output causes is half the mean of (g e)^2, where g is the
 gradient of the log probability of a token that the model itself might say (the Fisher information, seen by one sample
 a token). That errors at several tokens meet again in attention is left out: it ranks weights, and the sum is a guess
-that `--max-kl` measures.
+that `--max-kl` measures. Rounding the inputs instead of the weight is another error of the same output.
 
 Weights are read layer by layer in both directions, and only what flows between layers is kept.
 """
@@ -11,6 +11,7 @@ Weights are read layer by layer in both directions, and only what flows between 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,10 +19,29 @@ from torch import Tensor, fx
 
 from ...kernels.ops import linear
 from ...kernels.ops.op import op_of
+from ...kernels.ops.quantized import round_activation
 from ...passes.match import arguments, is_op
 from ..ir.program import Program, layer_of
 
 Values = dict[fx.Node, Any]
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Divergences in nats a token, each caused by one linear alone, by the name of its weight.
+
+    Attributes:
+        weights: by the rounding of its weight.
+        inputs: by the rounding of its inputs to int8, with a scale for each row.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, weight: float, inputs: float) -> None:
+        """Count what another token or reader adds."""
+        for scores, score in ((self.weights, weight), (self.inputs, inputs)):
+            scores[name] = scores.get(name, 0.0) + score
 
 
 def sensitivity(
@@ -29,8 +49,8 @@ def sensitivity(
     tokens: Tensor,
     errors: Mapping[str, Callable[[], Tensor]],
     watch: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
-    """The divergence, in nats a token, that the rounding of each weight causes by itself.
+) -> Foretold:
+    """The divergence that the rounding of each linear causes by itself.
 
     Args:
         tokens: texts of one length, [texts, length].
@@ -38,7 +58,7 @@ def sensitivity(
         watch: called with the layers that are done, there and back, and all of them.
     """
     segments = _segments(program)
-    scores = dict.fromkeys(errors, 0.0)
+    found = Foretold()
     total = 2 * len(segments) * len(tokens)
     done = 0
 
@@ -49,19 +69,20 @@ def sensitivity(
 
     generator = torch.Generator().manual_seed(0)
     for text in tokens.split(1):
-        for name, score in _by_text(program, segments, text, errors, generator, step).items():
-            scores[name] += score / tokens.numel()
-    return scores
+        _add_text(program, segments, text, errors, generator, step, found)
+    by_token = ({name: scores.get(name, 0.0) / tokens.numel() for name in errors} for scores in vars(found).values())
+    return Foretold(*by_token)
 
 
-def _by_text(
+def _add_text(
     program: Program,
     segments: list[list[fx.Node]],
     text: Tensor,
     errors: Mapping[str, Callable[[], Tensor]],
     generator: torch.Generator,
     step: Callable[[], None],
-) -> dict[str, float]:
+    found: Foretold,
+) -> None:
     first, second = program.inputs
     values: Values = {first: text, second: torch.arange(text.shape[1])[None]}
     kept: list[Values] = []
@@ -74,11 +95,9 @@ def _by_text(
         step()
     logits = values[program.output]
     gradients: dict[fx.Node, Tensor] = {program.output: _gradient_of_a_sample(logits, generator)}
-    scores: dict[str, float] = {}
     for segment, before in zip(reversed(segments), reversed(kept), strict=True):
-        _back(program, segment, before, gradients, errors, scores)
+        _back(program, segment, before, gradients, errors, found)
         step()
-    return scores
 
 
 def _gradient_of_a_sample(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,7 +115,7 @@ def _back(
     before: Values,
     gradients: dict[fx.Node, Tensor],
     errors: Mapping[str, Callable[[], Tensor]],
-    scores: dict[str, float],
+    found: Foretold,
 ) -> None:
     """Run a segment again and back; `gradients` of what it gives become those of what it is given."""
     given: Values = {
@@ -110,22 +129,30 @@ def _back(
     wanted = [node for node, value in given.items() if isinstance(value, Tensor) and value.requires_grad]
     if not wanted and not linears:
         return  # nothing is in front of it but tokens
-    found = torch.autograd.grad(
+    slopes = torch.autograd.grad(
         [after[node] for node in outputs],
         [after[node] for node in [*wanted, *linears]],
         [gradients.pop(node) for node in outputs],
         allow_unused=True,
     )
-    for node, gradient in zip(wanted, found, strict=False):
+    for node, gradient in zip(wanted, slopes, strict=False):
         if gradient is not None:
             gradients[node] = gradients[node] + gradient if node in gradients else gradient
-    for node, gradient in zip(linears, found[len(wanted) :], strict=True):
+    for node, gradient in zip(linears, slopes[len(wanted) :], strict=True):
         if gradient is None:
             continue
-        name, x = str(node.args[1].target), after[arguments(node)["x"]]  # type: ignore[union-attr]
-        error = x.detach().flatten(0, -2) @ errors[name]().T
-        score = (error * gradient.flatten(0, -2)).sum(1).square().sum() / 2
-        scores[name] = scores.get(name, 0.0) + float(score)
+        name = str(node.args[1].target)  # type: ignore[union-attr]
+        x = after[arguments(node)["x"]].detach().flatten(0, -2)
+        codes, scale = round_activation(x, "int8")
+        # The sum over outputs of (e w) g is that over inputs of e (g w).
+        at_inputs = gradient.flatten(0, -2) @ program.weights[name].evaluate().to(x)
+        at_weight = gradient.flatten(0, -2) @ errors[name]().to(x)
+        found.add(name, _loss(x * at_weight), _loss((codes * scale - x) * at_inputs))
+
+
+def _loss(products: Tensor) -> float:
+    """Of all tokens, from what each input's error does to the log probability."""
+    return float(products.sum(1).square().sum()) / 2
 
 
 def _run(program: Program, segment: list[fx.Node], given: Values) -> Values:

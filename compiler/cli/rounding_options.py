@@ -51,6 +51,11 @@ _OPTIONS = [
         help="In int4, give that share of the weights 8 bits.  [default: as many as a small loss takes]",
     ),
     click.option(
+        "--round-prompts/--no-round-prompts",
+        default=None,
+        help="In int4, round the inputs of linears where a prompt runs, for integer kernels.  [default: do]",
+    ),
+    click.option(
         "--max-kl",
         type=click.FloatRange(min=0, min_open=True),
         metavar="X",
@@ -99,7 +104,7 @@ def choices(given: dict[str, Any]) -> dict[str, Any]:
     found["overrides"] = [*found["overrides"], *(Override(pattern, None) for pattern in ignored)]
     if "quantize" not in found:
         read = "prune" in found or "drop_layers" in found
-        names = ["group_size", "algo", "raise_share", "max_kl", *([] if read else ["calib"])]
+        names = ["group_size", "algo", "raise_share", "round_prompts", "max_kl", *([] if read else ["calib"])]
         about = [name for name in names if name in found]
         if about or ignored:
             option = {"raise_share": "raise"}.get(about[0], about[0]) if about else "ignore"

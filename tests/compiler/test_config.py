@@ -35,6 +35,8 @@ from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid
         ({"quantize": "int8", "max_kl": 0.1}, "CONFIG_INVALID", "max_kl is 0.1"),
         ({"quantize": "int4", "algo": "rtn", "max_kl": 0.1}, "CONFIG_INVALID", "max_kl is 0.1"),
         ({"quantize": "int4", "max_kl": 0.1, "raise_share": 0.1}, "CONFIG_INVALID", "both say"),
+        ({"quantize": "int8", "round_prompts": False}, "CONFIG_INVALID", "round_prompts is False"),
+        ({"quantize": "int4", "ops": "standard", "round_prompts": False}, "CONFIG_INVALID", "round_prompts is False"),
         ({"prune": "1:4"}, "CONFIG_INVALID", "prune is '1:4'"),
         ({"prune": 1.0}, "CONFIG_INVALID", "prune is 1.0"),
         ({"prune": "2:4", "prune_algo": "magnitude"}, "CONFIG_INVALID", "prune_algo is 'magnitude'"),
@@ -107,6 +109,7 @@ def test_which_passes() -> None:
         ({"quantize": "int8"}, False),
         ({"quantize": "w8a8"}, False),
         ({"quantize": "int4", "ops": "standard"}, False),
+        ({"quantize": "int4", "round_prompts": False}, False),
     ],
 )
 def test_what_follows(options: dict[str, Any], prefill: bool) -> None:

@@ -326,5 +326,11 @@ def test_what_integer_kernels_do_not_take_is_left(name: str) -> None:
     check_pass(RoundActivations(), one_layer(grid), matches=0, miss=reason)
 
 
+def test_what_is_to_stay_exact_is_left() -> None:
+    program = one_layer(Grid("int8"))
+    check_pass(RoundActivations(["layers.0.up"]), program, matches=0, miss="worth more than speed")
+    assert RoundActivations(["layers.0"])(program).matches == 1
+
+
 def test_activations_burn_fuel() -> None:
     assert RoundActivations()(one_layer(Grid("int8")), Fuel(0)).matches == 0

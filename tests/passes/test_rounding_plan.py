@@ -59,7 +59,7 @@ def choices(plan: RoundingPlan) -> dict[str, tuple[str, int] | None]:
 
 
 # Groups of what has 192 and what has 48 inputs.
-CHOSEN = {"int8": (64, 16), "int4": (64, 16), "w8a8": (WIDTH, INNER), "fp8": (WIDTH, INNER), "nf4": (64, 16)}
+CHOSEN = {"int8": (64, 16), "int4": (32, 16), "w8a8": (WIDTH, INNER), "fp8": (WIDTH, INNER), "nf4": (64, 16)}
 
 
 @pytest.mark.parametrize("name", SCHEMES_BY_NAME)
@@ -81,7 +81,7 @@ def test_a_projection_that_is_as_wide_as_the_logits_is_no_head() -> None:
     for node in program.nodes:
         if is_op(node, linear) and str(node.args[1]) == "head":
             node.meta["where"] = "layers.1.mlp"
-    assert choices(analyse(program, SCHEMES_BY_NAME["int4"]))["head"] == ("int4", 64)
+    assert choices(analyse(program, SCHEMES_BY_NAME["int4"]))["head"] == ("int4", 32)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,15 @@ def test_a_projection_that_is_as_wide_as_the_logits_is_no_head() -> None:
 def test_groups_are_as_large_as_divides_the_inputs(group: int | str, sizes: tuple[int, int]) -> None:
     found = choices(analyse(model(), Scheme("one", Grid("int8", group))))
     assert (found["layers.0.up"], found["layers.0.down"]) == tuple(("int8", size) for size in sizes)
+
+
+def test_a_small_model_has_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = 2 * 2 * WIDTH * INNER
+    monkeypatch.setattr("llmc.passes.rounding_plan.SMALL", layers + 1)
+    assert analyse(model(), SCHEMES_BY_NAME["int4"]).grid("layers.0.up") == Grid("int4", 32, symmetric=False)
+    assert analyse(model(), SCHEMES_BY_NAME["int8"]).grid("layers.0.up") == Grid("int8", 128)
+    monkeypatch.setattr("llmc.passes.rounding_plan.SMALL", layers)
+    assert analyse(model(), SCHEMES_BY_NAME["int4"]).grid("layers.0.up") == Grid("int4", 128)
 
 
 def test_one_scale_for_all_there_is() -> None:
@@ -133,7 +142,7 @@ def test_an_override_that_fits_nothing_was_meant_for_something() -> None:
 
 
 def test_a_plan_in_which_some_weights_become_something_else() -> None:
-    plan = analyse(model(), SCHEMES_BY_NAME["int4"])
+    plan = analyse(model(), Scheme("one", Grid("int4", 128)))
     raised = plan.with_grid(["layers.0.down"], Grid("int8", 64), {"layers.0.down": INNER}, "it is sensitive")
     assert raised.weights["layers.0.down"] == Choice(Grid("int8", 64), "it is sensitive", 16)
     assert plan.grid("layers.0.down") == Grid("int4", 128)

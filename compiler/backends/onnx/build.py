@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from ....errors import LlmcError
-from ....passes.pipeline import MANY_ROWS
+from ....passes.base import Pass
 from ....runtimes.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, StoredSpec
 from ...ir.program import Cache, Program
 from .contrib import CONTRIB
@@ -25,24 +25,29 @@ PREFILL_ROWS = 64
 
 
 def build_onnx(
-    program: Program, folder: Path, *, ops: str, prefill: bool, watch: Callable[[str], None] = lambda name: None
+    program: Program,
+    folder: Path,
+    *,
+    ops: str,
+    many_rows: Sequence[Pass] = (),
+    watch: Callable[[str], None] = lambda name: None,
 ) -> dict[str, GraphSpec]:
     """Write the graphs and their one data file into `folder`.
 
     Args:
         ops: the table: "contrib" or "standard".
-        prefill: write a graph of its own for many tokens, which rounds the inputs of linears to int8.
+        many_rows: what makes of the program one that is better for many tokens, which gets a graph of its own.
         watch: called with each weight's name before it is written.
     """
     graphs = {}
     with ExternalData(folder / DATA, watch) as data:
         step = _lower(program, ops, data, folder / "model.onnx")
-        graphs["step"] = GraphSpec(step.file, 1, PREFILL_ROWS - 1 if prefill else None)
-        if prefill:
-            rounded = program.copy()
-            for subject in MANY_ROWS:
-                subject(rounded)
-            many = _lower(rounded, ops, data, folder / "prefill.onnx")
+        graphs["step"] = GraphSpec(step.file, 1, PREFILL_ROWS - 1 if many_rows else None)
+        if many_rows:
+            changed = program.copy()
+            for subject in many_rows:
+                subject(changed)
+            many = _lower(changed, ops, data, folder / "prefill.onnx")
             graphs["prefill"] = replace(many, min_rows=PREFILL_ROWS)
     return graphs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from llmc.compiler.calibration.calibrate import ALGORITHMS, Calibration, calibra
 from llmc.compiler.ir.program import Program
 from llmc.passes.move_scales import MoveScales
 from llmc.passes.quantize import Quantize
-from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid, Override, RoundingPlan, Scheme, analyse
+from llmc.passes.rounding_plan import Grid, Override, RoundingPlan, Scheme, analyse
 
-INT4 = replace(SCHEMES_BY_NAME["int4"], linears=Grid("int4", 16))
+INT4 = Scheme("int4", Grid("int4", 16))
 
 
 @pytest.fixture

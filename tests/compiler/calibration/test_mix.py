@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmc.compiler.calibration.mix import Candidate, by_worth, raise_until
+from llmc.compiler.calibration.mix import Candidate, by_worth, spare_until
 
 LOSSES = {"a": 4.0, "b": 3.0, "c": 1.0, "d": 0.5}
 NUMBERS = {"a": 400, "b": 100, "c": 100, "d": 50}
@@ -15,14 +15,14 @@ def test_worth_is_loss_for_each_number() -> None:
 
 def test_no_more_than_needed() -> None:
     order = by_worth(LOSSES, NUMBERS)
-    assert raise_until(order, 8.5) == []
-    assert raise_until(order, 8.4) == ["b"]
-    assert raise_until(order, 1.6) == ["b", "a"]
-    assert raise_until(order, 0.0) == ["b", "a", "c", "d"]
+    assert spare_until(order, 8.5) == []
+    assert spare_until(order, 8.4) == ["b"]
+    assert spare_until(order, 1.6) == ["b", "a"]
+    assert spare_until(order, 0.0) == ["b", "a", "c", "d"]
 
 
 def test_no_more_than_there_is_room_for() -> None:
     order = by_worth(LOSSES, NUMBERS)
-    assert raise_until(order, 0.0, share=0.0) == []
-    assert raise_until(order, 0.0, share=0.4) == ["b", "c", "d"]  # a is too large, those behind it are not
-    assert raise_until([Candidate("x", 1.0, 10)], 0.0, share=1.0) == ["x"]
+    assert spare_until(order, 0.0, share=0.0) == []
+    assert spare_until(order, 0.0, share=0.4) == ["b", "c", "d"]  # a is too large, those behind it are not
+    assert spare_until([Candidate("x", 1.0, 10)], 0.0, share=1.0) == ["x"]

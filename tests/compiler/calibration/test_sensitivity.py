@@ -14,6 +14,9 @@ from llmc.compiler.calibration.sensitivity import sensitivity
 from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import Stage
 from llmc.compiler.ir.weights import parameter
+from llmc.kernels.ops import linear
+from llmc.kernels.ops.quantized import round_activation
+from llmc.passes.match import is_op
 
 TOKENS = inputs(64, 30)[0]
 
@@ -38,14 +41,26 @@ def divergence(program: Program, error: dict[str, Tensor], tokens: Tensor) -> fl
     changed = program.copy()
     for name, part in error.items():
         changed.weights[name] = parameter(program.weights[name].evaluate() + part, name)
-    positions = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)
-    own, other = (torch.log_softmax(p(tokens, positions).double(), -1) for p in (program, changed))
+    return kld(logits(program, tokens), logits(changed, tokens))
+
+
+def logits(program: Program, tokens: Tensor) -> Tensor:
+    return program(tokens, torch.arange(tokens.shape[1]).repeat(len(tokens), 1))
+
+
+def kld(exact: Tensor, changed: Tensor) -> float:
+    own, other = (torch.log_softmax(x.double(), -1) for x in (exact, changed))
     return float((own.exp() * (own - other)).sum(-1).mean())
+
+
+def rounded(x: Tensor) -> Tensor:
+    codes, scale = round_activation(x, "int8")
+    return codes * scale
 
 
 def test_foretold_and_measured(program: Program) -> None:
     errors = noise(program, 0.1)
-    foretold = sensitivity(program, TOKENS, {name: lambda part=part: part for name, part in errors.items()})
+    foretold = sensitivity(program, TOKENS, {name: lambda part=part: part for name, part in errors.items()}).weights
     measured = {name: divergence(program, {name: error}, TOKENS) for name, error in errors.items()}
     for name in errors:
         assert 1 / 3 < foretold[name] / measured[name] < 3
@@ -61,8 +76,25 @@ def test_layers_are_no_borders(program: Program, monkeypatch: pytest.MonkeyPatch
     assert len(module._segments(program)) >= 4
     calls = [node for node in program.nodes if node.op == "call_function"]
     monkeypatch.setattr(module, "_segments", lambda program: [calls])
-    for name, score in sensitivity(program, TOKENS[:2], errors).items():
-        assert score == pytest.approx(cut[name], rel=1e-4)
+    whole = sensitivity(program, TOKENS[:2], errors)
+    for scores, in_pieces in ((whole.weights, cut.weights), (whole.inputs, cut.inputs)):
+        assert scores == pytest.approx(in_pieces, rel=1e-4) and scores.keys() == errors.keys()
+
+
+def test_rounded_inputs_foretold_and_measured(program: Program) -> None:
+    none = {name: lambda shape=program.weights[name].shape: torch.zeros(shape) for name in noise(program, 0.0)}
+    foretold = sensitivity(program, TOKENS, none)
+    assert not any(foretold.weights.values())
+    exact = logits(program, TOKENS)
+    for name, score in foretold.inputs.items():
+        changed = program.copy()
+        for node in changed.nodes:
+            if is_op(node, linear) and node.args[1].target == name:
+                with changed.graph.inserting_before(node):
+                    node.args = (changed.graph.call_function(rounded, node.args[:1]), *node.args[1:])
+        changed.module.recompile()
+        measured = kld(exact, logits(changed, TOKENS))
+        assert 1 / 3 < score / measured < 3, name
 
 
 def test_progress(program: Program) -> None:

@@ -67,6 +67,7 @@ DEFAULTS = {
         ("--fp8", {"quantize": "fp8"}),
         ("--int8 --group-size channel --algo rtn", {"quantize": "int8", "group_size": "channel", "algo": "rtn"}),
         ("--int4 --raise 0.2 --ignore a* --ignore b*", {"quantize": "int4", "raise_share": 0.2, "overrides": KEPT}),
+        ("--int4 --no-round-prompts", {"quantize": "int4", "round_prompts": False}),
         ("--int4 --max-kl 0.02", {"quantize": "int4", "max_kl": 0.02}),
         (
             "--int4 --calib notes.txt --calib-samples 8 --calib-length 64",

@@ -22,7 +22,7 @@ from llmc.compiler.backends.onnx.external import LINE
 from llmc.compiler.config import CompileConfig
 from llmc.kernels.ops.quantized import decode
 from llmc.passes.base import Pass
-from llmc.passes.pipeline import MANY_ROWS, engine_passes
+from llmc.passes.pipeline import engine_passes, many_rows_passes
 from llmc.passes.quantize import Quantize
 from llmc.passes.rounding_plan import Grid, Override, Scheme, analyse
 from llmc.runtimes.derive import derive
@@ -39,7 +39,7 @@ def built(optimized: Program, folder: Path, **options: Any) -> tuple[Program, di
     config = CompileConfig(**options)
     program = run_passes_of(optimized, config)
     folder.mkdir(exist_ok=True)
-    return program, build_onnx(program, folder, ops=config.ops, prefill=config.rounds_prefill)
+    return program, build_onnx(program, folder, ops=config.ops, many_rows=config.many_rows_passes())
 
 
 def run_passes_of(optimized: Program, config: CompileConfig) -> Program:
@@ -67,7 +67,7 @@ def built_of(
 ) -> tuple[Program, dict[str, GraphSpec]]:
     plan = analyse(optimized, Scheme("one", grid), overrides)
     program = passed(optimized, engine_passes([Quantize(plan)], ring=True, fuse=True))
-    return program, build_onnx(program, folder, ops="contrib", prefill=True)
+    return program, build_onnx(program, folder, ops="contrib", many_rows=many_rows_passes())
 
 
 @pytest.mark.parametrize("name", INTEGERS)
@@ -78,7 +78,7 @@ def test_the_graphs_hold_the_same_integers(optimized: Program, tmp_path: Path, n
         "step": ("model.onnx", 1, PREFILL_ROWS - 1),
         "prefill": ("prefill.onnx", PREFILL_ROWS, None),
     }
-    many = passed(program, MANY_ROWS)
+    many = passed(program, many_rows_passes())
     step = initializers(tmp_path / "model.onnx")
     assert len(graphs["prefill"].derived) == 10  # qkv, o, gate, up, down, in two layers
     negative = False
@@ -168,7 +168,7 @@ def test_the_graph_of_many_tokens_computes_what_its_program_does(optimized: Prog
     rows = np.arange(PREFILL_ROWS)
     feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "rows": rows, **caches}
     got = session.run(["logits"], feeds)[0][0]
-    many = passed(program, MANY_ROWS)
+    many = passed(program, many_rows_passes())
     state = [torch.zeros(1, c.heads, c.length, dim) for c in many.caches for dim in (c.key_dim, c.value_dim)]
     given = torch.from_numpy(tokens), torch.zeros(1, dtype=torch.int64), torch.from_numpy(rows)
     want = many.run(*given, *state)[0][0].detach().numpy()
@@ -181,7 +181,7 @@ def test_both_graphs_read_one_file(optimized: Program, tmp_path: Path) -> None:
     _, graphs = built(optimized, tmp_path / "both", quantize="int4")
     program = run_passes_of(optimized, CompileConfig(quantize="int4"))
     (tmp_path / "step").mkdir()
-    build_onnx(program, tmp_path / "step", ops="contrib", prefill=False)
+    build_onnx(program, tmp_path / "step", ops="contrib")
     assert len(graphs["prefill"].derived) == 10
     assert stored(tmp_path / "both") == stored(tmp_path / "step")
     assert sorted(p.name for p in (tmp_path / "step").iterdir()) == ["model.onnx", DATA]
@@ -259,5 +259,5 @@ def test_caches_by_the_names_of_the_graph(optimized: Program) -> None:
 def test_each_weight_is_announced(optimized: Program, tmp_path: Path) -> None:
     seen: list[str] = []
     program = run_passes_of(optimized, CompileConfig())
-    build_onnx(program, tmp_path, ops="contrib", prefill=False, watch=seen.append)
+    build_onnx(program, tmp_path, ops="contrib", watch=seen.append)
     assert set(seen) <= set(program.weights) and len(seen) > 8
