@@ -16,8 +16,12 @@ class Watched(Protocol):
     """An engine that tells what leaves its layers; `WatchedEngine` is one.
 
     Attributes:
-        unclear: why a layer has no such value, by the layer's name.
+        before: the layer that a layer reads from, by the layer's name.
+        unclear: why a layer has no such value.
     """
+
+    @property
+    def before(self) -> Mapping[str, str]: ...
 
     @property
     def unclear(self) -> Mapping[str, str]: ...
@@ -48,7 +52,8 @@ class LayerError:
     Attributes:
         error: root mean square of the difference over all tokens, relative to that of the reference's values.
         median: of single tokens, each relative to its own values: a few tokens with huge ones don't hide the others.
-        added: the same median for the part of the difference that the layer before does not have.
+        added: the same median for the part of the difference that what the layer reads does not have; None where that
+            is no layer's.
     """
 
     name: str
@@ -89,19 +94,17 @@ def measure_layers(
     for i, window in enumerate(windows):
         watch("layers", i, len(windows))
         theirs = reference.windows[i]
-        before: np.ndarray | None = None
+        differences: dict[str, np.ndarray] = {}
         for layer, own in engine.values(window).items():
             total = sums.setdefault(layer, _Sums())
             known = [array for array in theirs.get(layer, []) if array.shape == own.shape]
             if len(known) != 1:
                 total.why = total.why or _why(len(known), own, layer in theirs)
-                before = None
                 continue
             rows = slice(window.first - 1, None)
-            right = known[0][0, rows].reshape(len(window.targets), -1).astype(np.float64)
-            difference = own[0, rows].reshape(right.shape) - right
-            total.add(difference, right, before)
-            before = difference
+            right = known[0][0, rows].reshape(len(window.targets), -1)
+            differences[layer] = own[0, rows].reshape(right.shape) - right
+            total.add(differences[layer], right, differences.get(engine.before.get(layer, "")))
     watch("layers", len(windows), len(windows))
     unclear = {**reference.unclear, **engine.unclear}
     names = sorted({*sums, *engine.unclear}, key=_in_order)
@@ -126,23 +129,28 @@ class _Sums:
     why: str | None = None
 
     def add(self, difference: np.ndarray, reference: np.ndarray, before: np.ndarray | None) -> None:
-        fresh = difference if before is None or before.shape != difference.shape else difference - before
-        lengths = np.linalg.norm(reference, axis=1)
-        self.squares += float(np.square(difference).sum())
-        self.reference_squares += float(np.square(reference).sum())
+        lengths, away = _lengths(reference), _lengths(difference)
+        self.squares += float(np.square(away).sum())
+        self.reference_squares += float(np.square(lengths).sum())
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.shares.append(np.linalg.norm(difference, axis=1) / lengths)
-            self.added.append(np.linalg.norm(fresh, axis=1) / lengths)
+            self.shares.append(away / lengths)
+            if before is not None and before.shape == difference.shape:
+                self.added.append(_lengths(difference - before) / lengths)
 
     def as_error(self, name: str) -> LayerError:
         if self.why is not None:
             return LayerError(name, why=self.why)
         with np.errstate(divide="ignore", invalid="ignore"):
             error = float(np.sqrt(np.float64(self.squares) / self.reference_squares))
-        median, added = (float(np.median(np.concatenate(parts))) for parts in (self.shares, self.added))
-        if not np.isfinite([error, median, added]).all():
+        median = float(np.median(np.concatenate(self.shares)))
+        if not np.isfinite([error, median]).all():
             return LayerError(name, why="what leaves it, or the reference's, is zero or not a number")
-        return LayerError(name, error, median, added)
+        return LayerError(name, error, median, float(np.median(np.concatenate(self.added))) if self.added else None)
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """Of vectors [N, D], in float64."""
+    return np.sqrt(np.square(rows, dtype=np.float64).sum(1))
 
 
 def _why(count: int, own: np.ndarray, is_known: bool) -> str:

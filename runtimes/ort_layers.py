@@ -21,11 +21,13 @@ class WatchedGraph:
     Attributes:
         model: as ONNX Runtime reads it, over the weights of the artifact.
         values: the output that leaves a layer, by the layer's name.
+        before: the layer that another one reads it from.
         unclear: why other layers have none.
     """
 
     model: bytes
     values: Mapping[str, str]
+    before: Mapping[str, str]
     unclear: Mapping[str, str]
 
 
@@ -46,6 +48,10 @@ class WatchedEngine(OrtEngine):
     @property
     def unclear(self) -> dict[str, str]:
         return {layer: why for graph in self.watched.values() for layer, why in graph.unclear.items()}
+
+    @property
+    def before(self) -> dict[str, str]:
+        return {layer: other for graph in self.watched.values() for layer, other in graph.before.items()}
 
     def values(self, window: Window) -> dict[str, np.ndarray]:
         self._pieces.clear()
