@@ -110,9 +110,10 @@ def measure_layers(
     names = sorted({*sums, *engine.unclear}, key=_in_order)
     layers = [LayerError(name, why=unclear[name]) if name in unclear else sums[name].as_error(name) for name in names]
     if not any(layer.error is not None for layer in layers):
+        reason = next((f"{layer.name}: {layer.why}" for layer in layers), "none gives a row for each token")
         raise LlmcError(
             "LAYERS_UNLIKE",
-            f"No layer of the artifact can be compared with the reference's ({layers[0].name}: {layers[0].why}).",
+            f"No layer of the artifact can be compared with the reference's ({reason}).",
             "Give the model that it was compiled from, or measure without --per-layer.",
         )
     return LayerErrors(layers, sum(len(window.targets) for window in windows), len(windows))

@@ -43,11 +43,14 @@ class WatchedEngine(OrtEngine):
     ) -> None:
         self.watched = watched
         self._pieces: list[dict[str, np.ndarray]] = []
+        self._odd: dict[str, str] = {}
         super().__init__(folder, manifest, threads=threads)
 
     @property
     def unclear(self) -> dict[str, str]:
-        return {layer: why for graph in self.watched.values() for layer, why in graph.unclear.items()}
+        """Why layers have no value; what only a run shows is known behind the first call of `values`."""
+        known = {layer: why for graph in self.watched.values() for layer, why in graph.unclear.items()}
+        return known | self._odd
 
     @property
     def before(self) -> dict[str, str]:
@@ -65,14 +68,15 @@ class WatchedEngine(OrtEngine):
     def _run(self, graph: Graph, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool) -> np.ndarray:
         logits = super()._run(graph, tokens, starts, slot, last_only)
         assert isinstance(graph, _Watched)
-        self._pieces.append(graph.seen)
+        rows = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == tokens.shape}
+        for layer in graph.seen.keys() - rows:
+            self._odd[layer] = f"what leaves it has the shape {list(graph.seen[layer].shape)}, no row for each token"
+        self._pieces.append(rows)
         return logits
 
 
 class _Watched(Graph):
-    """Attributes:
-    seen: what left each layer in the last call, [B, S, ...], where it holds a row for each token.
-    """
+    """Keeps what left each layer in the last call, [B, S, ...], under `seen`."""
 
     def __init__(self, folder: Path, spec: GraphSpec, threads: int, vocab_size: int, watched: WatchedGraph) -> None:
         super().__init__(folder, spec, threads, vocab_size, watched.model)
@@ -86,6 +90,5 @@ class _Watched(Graph):
             binding.bind_output(name, "cpu")
         logits = super().run(binding, tokens, mask, last_only)
         values = binding.get_outputs()[-1 - len(self.names) : -1]
-        found = {layer: np.array(value.numpy(), np.float32) for layer, value in zip(self.names, values, strict=True)}
-        self.seen = {layer: value for layer, value in found.items() if value.shape[:2] == tokens.shape}
+        self.seen = {layer: np.array(v.numpy(), np.float32) for layer, v in zip(self.names, values, strict=True)}
         return logits
