@@ -192,7 +192,10 @@ def _show(result: Evaluation, text: Text, per_position: bool, layers: LayerError
 
 def _show_layers(layers: LayerErrors) -> None:
     measured = [layer for layer in layers.layers if layer.why is None]
-    rows = [(layer.name, f"{layer.error:.3g}", f"{layer.median:.3g}", _error(layer.added)) for layer in measured]
+    rows = [
+        (layer.name, f"{layer.error:.3g}", f"{layer.median:.3g}", "" if layer.added is None else f"{layer.added:.3g}")
+        for layer in measured
+    ]
     click.echo()
     sheet.table(["leaves layer", "error", "median token", "added here"], rows)
     for layer in layers.layers:
