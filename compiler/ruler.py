@@ -112,7 +112,7 @@ def _rows(
     known = getattr(source.config, "vocab_size", None) or vocab_size
     if largest := max((int(w.tokens.max()) for w in windows if w.tokens.max() >= known), default=0):
         raise _mismatch(source, f"knows {known} tokens, and the text has number {largest}")
-    weights = _keep(source.weights(module))
+    weights = keep_in_memory(source.weights(module))
     for done, window in enumerate(windows):
         watch("reference", done, len(windows))
         logits = eager_logits(module, weights, torch.from_numpy(window.tokens[None, :-1]))[0, window.first - 1 :]
@@ -129,7 +129,7 @@ def _mismatch(source: Source, why: str) -> LlmcError:
     return LlmcError("REFERENCE_MISMATCH", f"{source.name} {why}.", hint)
 
 
-def _keep(weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
+def keep_in_memory(weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
     """The same weights, values of which stay in memory once they were read, as far as there is room."""
     from .ir.weights import Weight
 

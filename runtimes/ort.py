@@ -36,7 +36,7 @@ class OrtEngine:
         self.vocab_size = int(manifest.model["vocab_size"])
         self.max_seq_len = manifest.max_seq_len
         self.threads = threads or physical_cores()
-        self._graphs: dict[str, _Graph] = {}
+        self._graphs: dict[str, Graph] = {}
         self._ones = np.ones((1, self.max_seq_len), np.int64)
         self._graph(1)
         self.open_slots(slots)
@@ -78,7 +78,7 @@ class OrtEngine:
         pieces = range(0, tokens.shape[1], _PIECE)
         return [self.forward(tokens[:, i : i + _PIECE], starts + i, slots, last_only) for i in pieces]
 
-    def _run(self, graph: _Graph, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool) -> np.ndarray:
+    def _run(self, graph: Graph, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool) -> np.ndarray:
         """Rows in adjacent slots, in one call."""
         batch, length = tokens.shape
         ends = np.asarray(starts) + length
@@ -87,13 +87,16 @@ class OrtEngine:
         binding = graph.binding(slot, batch, self._caches)
         return graph.run(binding, tokens, mask, last_only)
 
-    def _graph(self, length: int) -> _Graph:
+    def _graph(self, length: int) -> Graph:
         """The graph for this many tokens a row."""
         fit = {n: g for n, g in self.manifest.graphs.items() if g.min_rows <= length <= (g.max_rows or length)}
         name = max(fit, key=lambda n: fit[n].min_rows)
         if name not in self._graphs:
-            self._graphs[name] = _Graph(self.folder, fit[name], self.threads, self.vocab_size)
+            self._graphs[name] = self._open(fit[name])
         return self._graphs[name]
+
+    def _open(self, spec: GraphSpec) -> Graph:
+        return Graph(self.folder, spec, self.threads, self.vocab_size)
 
     def _check(self, tokens: np.ndarray, starts: np.ndarray, rows: Sequence[int]) -> None:
         check_fits(starts, tokens.shape[1], self.max_seq_len)
@@ -135,11 +138,13 @@ def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
             first = i
 
 
-class _Graph:
+class Graph:
     """A session, and its bindings by the slots that they reach."""
 
-    def __init__(self, folder: Path, spec: GraphSpec, threads: int, vocab_size: int) -> None:
-        self.session, self._held = open_session(folder, spec, threads)
+    def __init__(
+        self, folder: Path, spec: GraphSpec, threads: int, vocab_size: int, model: bytes | None = None
+    ) -> None:
+        self.session, self._held = open_session(folder, spec, threads, model)
         self.chooses_rows = any(i.name == "rows" for i in self.session.get_overridable_initializers())
         self.vocab_size = vocab_size
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}

@@ -19,12 +19,19 @@ from .memory import give_back_memory
 # How long a thread that has nothing to do looks out for more before it sleeps: longer than what lies between two ops
 # or two tokens, but no longer, for it takes the core from the other graph's threads and from the caller.
 _SPIN_US = 300
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # ONNX's numbers for what numpy has no name for: an array of it is one of bytes.
 _FLOAT8 = {"float8_e4m3fn": 17, "float8_e5m2": 19}
 
 
-def open_session(folder: Path, spec: GraphSpec, threads: int) -> tuple[ort.InferenceSession, list[Any]]:
-    """A session, and what has to live as long as it does."""
+def open_session(
+    folder: Path, spec: GraphSpec, threads: int, model: bytes | None = None
+) -> tuple[ort.InferenceSession, list[Any]]:
+    """A session, and what has to live as long as it does.
+
+    Args:
+        model: the graph, where it is not the one in its file; its weights are in the artifact all the same.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -32,7 +39,10 @@ def open_session(folder: Path, spec: GraphSpec, threads: int) -> tuple[ort.Infer
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     held: list[Any] = []
     if spec.derived:
-        session = _open_derived(folder, spec, options, threads, held)
+        session = _open_derived(folder, spec, options, threads, held, model)
+    elif model is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
+        session = _open(model, options, spec)
     else:
         session = _open(str(folder / spec.file), options, spec)
     give_back_memory()
@@ -40,7 +50,12 @@ def open_session(folder: Path, spec: GraphSpec, threads: int) -> tuple[ort.Infer
 
 
 def _open_derived(
-    folder: Path, spec: GraphSpec, options: ort.SessionOptions, threads: int, held: list[Any]
+    folder: Path,
+    spec: GraphSpec,
+    options: ort.SessionOptions,
+    threads: int,
+    held: list[Any],
+    model: bytes | None,
 ) -> ort.InferenceSession:
     """With its matrices in a file, the session maps one after the other while it packs them and holds none twice."""
     files = {name: _mapped(folder / name) for name in {stored.file for stored in spec.stored}}
@@ -52,8 +67,8 @@ def _open_derived(
         except OSError:  # there is no room for a file; there may be in memory
             arrays |= {derived.name: derive(folder, derived) for derived in spec.derived}
         held += _put_in(arrays, elements, options)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", made)
-        session = _open((folder / spec.file).read_bytes(), options, spec)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, made)
+        session = _open((folder / spec.file).read_bytes() if model is None else model, options, spec)
     if hasattr(mmap, "MADV_DONTNEED"):
         for file in files.values():  # what was packed is not read again, and the rest comes back from the file
             file.madvise(mmap.MADV_DONTNEED)

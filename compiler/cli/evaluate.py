@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...runtimes.evaluate import Estimate, Evaluation, Reference
+    from ...runtimes.evaluate_layers import LayerErrors
+    from ...runtimes.ort_layers import WatchedGraph
     from ...runtimes.texts import Text
     from ...runtimes.windows import Window
 
+# Over some thousand tokens a layer's error is known well enough; what leaves all layers is in memory for a window.
+_LAYER_WINDOWS = 4
 _PERCENTILES = ("p1", "p5", "p10", "p90", "p95", "p99")
 
 
@@ -48,6 +52,11 @@ _PERCENTILES = ("p1", "p5", "p10", "p90", "p95", "p99")
 )
 @click.option("--per-position", is_flag=True, help="Show the divergence by the number of tokens before.")
 @click.option(
+    "--per-layer",
+    is_flag=True,
+    help=f"Show how far what leaves each layer is from the reference's, in the first {_LAYER_WINDOWS} windows.",
+)
+@click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the divergence as SVG, too."
 )
 @json_option
@@ -60,6 +69,7 @@ def evaluate(
     stride: int | None,
     max_tokens: int,
     per_position: bool,
+    per_layer: bool,
     plot: Path | None,
     as_json: bool,
     threads: int | None,
@@ -69,8 +79,8 @@ def evaluate(
 
     A model's own predictions are kept for the next time, 2 bytes for each token of the text and of the vocabulary.
     """
-    if reference is None and (per_position or plot):
-        raise click.UsageError("--per-position and --plot show a divergence: give a --reference, too.")
+    if reference is None and (per_position or per_layer or plot):
+        raise click.UsageError("--per-position, --per-layer and --plot compare: give a --reference, too.")
     if plot and not plot.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
     with steps(f"Reading {source}") as watch:
@@ -86,24 +96,26 @@ def evaluate(
         text = read_text(source)
         tokenizer = Tokenizer(artifact)
         tokens = tokenizer.encode(text.content, add_special_tokens=False)[:max_tokens]
+        watched = _watched(artifact) if per_layer else None
         windows = cut_windows(tokens, manifest.max_seq_len, window, stride, opening(tokenizer))
         # Before the engine is there: both are large.
         other = _reference(reference, windows, int(manifest.model["vocab_size"]), watch) if reference else None
         watch(f"Loading {artifact}", 0, 0)
         result = measure(load(artifact, threads=threads), windows, other, watch)
+        other = None
+        layers = _layers(artifact, watched, reference, windows, threads, watch) if watched and reference else None
     if plot:
         plot.write_text(svg(result, f"{manifest.model['name']}, {artifact.name} against {reference}"), encoding="utf-8")
     if as_json:
         by_position = {"per_position": result.by_position()} if per_position else {}
-        print_json(result.as_dict() | {"text": {"sha256": text.sha256, "source": text.source}} | by_position)
+        by_layer = {"per_layer": layers.as_dict()} if layers else {}
+        print_json(result.as_dict() | {"text": {"sha256": text.sha256, "source": text.source}} | by_position | by_layer)
     else:
-        _show(result, text, per_position)
+        _show(result, text, per_position, layers)
 
 
 def _reference(given: str, windows: list[Window], vocab_size: int, watch: Callable[[str, int, int], None]) -> Reference:
-    from ...runtimes.manifest import MANIFEST
-
-    if (Path(given) / MANIFEST).is_file():
+    if _is_artifact(given):
         from ...runtimes.evaluate import EngineReference
         from ...runtimes.load import load
 
@@ -113,7 +125,44 @@ def _reference(given: str, windows: list[Window], vocab_size: int, watch: Callab
     return reference_of(given, windows, vocab_size, watch=watch)
 
 
-def _show(result: Evaluation, text: Text, per_position: bool) -> None:
+def _is_artifact(given: str) -> bool:
+    from ...runtimes.manifest import MANIFEST
+
+    return (Path(given) / MANIFEST).is_file()
+
+
+def _watched(artifact: Path) -> dict[str, WatchedGraph]:
+    """What has no layers to be watched is refused before any work."""
+    from ...runtimes.artifact import open_artifact
+    from ..backends.onnx.borders import watch_layers
+
+    return watch_layers(artifact, open_artifact(artifact))
+
+
+def _layers(
+    artifact: Path,
+    watched: dict[str, WatchedGraph],
+    reference: str,
+    windows: list[Window],
+    threads: int | None,
+    watch: Callable[[str, int, int], None],
+) -> LayerErrors:
+    from ...runtimes.artifact import read_manifest
+    from ...runtimes.evaluate_layers import measure_layers
+    from ...runtimes.ort_layers import WatchedEngine
+    from ..layer_values import artifact_layers, model_layers
+
+    windows = windows[:_LAYER_WINDOWS]
+    if _is_artifact(reference):
+        known = artifact_layers(Path(reference), windows, watch=watch)
+    else:
+        names = dict.fromkeys(name for graph in watched.values() for name in graph.values)
+        known = model_layers(reference, names, windows, watch=watch)
+    engine = WatchedEngine(artifact, read_manifest(artifact), watched, threads=threads)
+    return measure_layers(engine, known, windows, watch)
+
+
+def _show(result: Evaluation, text: Text, per_position: bool, layers: LayerErrors | None) -> None:
     rows = [_row("perplexity", result.perplexity)]
     if result.ratio and result.kld and result.same_top1 and result.same_top5 and result.probability_change:
         kld, change = result.kld, result.probability_change
@@ -134,9 +183,28 @@ def _show(result: Evaluation, text: Text, per_position: bool) -> None:
         ]
         click.echo()
         sheet.table(["tokens before", "tokens", "KL divergence"], found)
+    if layers:
+        _show_layers(layers)
     click.echo()
-    windows = f"{result.windows:,} window{'s'[: result.windows > 1]}"
-    click.echo(f"{result.tokens:,} tokens in {windows} of {text.source} (sha256 {text.sha256[:12]})")
+    where = f"{_count(result.tokens, result.windows)} of {text.source} (sha256 {text.sha256[:12]})"
+    click.echo(f"{where}; layers over {_count(layers.tokens, layers.windows)}" if layers else where)
+
+
+def _show_layers(layers: LayerErrors) -> None:
+    measured = [layer for layer in layers.layers if layer.why is None]
+    rows = [
+        (layer.name, f"{layer.error:.3g}", f"{layer.median:.3g}", "" if layer.added is None else f"{layer.added:.3g}")
+        for layer in measured
+    ]
+    click.echo()
+    sheet.table(["leaves layer", "error", "median token", "added here"], rows)
+    for layer in layers.layers:
+        if layer.why is not None:
+            sheet.paragraph(f"{layer.name} is not measured: {layer.why}.")
+
+
+def _count(tokens: int, windows: int) -> str:
+    return f"{tokens:,} tokens in {windows:,} window{'s'[: windows > 1]}"
 
 
 def _row(name: str, measured: Estimate) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,28 @@ def eager_logits(module: nn.Module, weights: Mapping[str, Weight], tokens: Tenso
     positions = torch.arange(tokens.shape[1]).repeat(tokens.shape[0], 1)
     with torch.no_grad(), _ReadWhenUsed(module, weights):
         return LogitsOf(module)(tokens, positions).float()
+
+
+def eager_layers(
+    module: nn.Module, weights: Mapping[str, Weight], tokens: Tensor, names: Iterable[str]
+) -> dict[str, list[Tensor]]:
+    """What the modules of these names give for whole sequences, each time that they are called: tensors of floats."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str, output: Any) -> None:
+        leaves = pytree.tree_leaves(output)
+        found[name] += [x.float() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+
+    handles = [
+        module.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+        for name in found
+    ]
+    try:
+        eager_logits(module, weights, tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 class _ReadWhenUsed(TorchDispatchMode):

@@ -285,8 +285,13 @@ def by_layer(program: Program) -> Iterator[tuple[str, list[fx.Node]]]:
 
 
 def layer_of(node: fx.Node) -> str:
-    """The part of `where` up to its first number: `model.layers.0`; empty outside of repeated layers."""
-    parts = where(node).split(".")
+    """The repeated layer that this node came from; empty outside of them."""
+    return layer_in(where(node))
+
+
+def layer_in(path: str) -> str:
+    """The part of a module's path up to its first number: `model.layers.0`; empty if there is none."""
+    parts = path.split(".")
     for index, part in enumerate(parts):
         if part.isdigit():
             return ".".join(parts[: index + 1])

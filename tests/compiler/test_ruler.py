@@ -196,7 +196,7 @@ def test_weights_are_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatc
             return super().evaluate()
 
     monkeypatch.setattr(ruler, "_free_memory", lambda: free)
-    kept = ruler._keep({"w": Counted(weight.source)})
+    kept = ruler.keep_in_memory({"w": Counted(weight.source)})
     values = [kept["w"].evaluate() for _ in range(2)]
     assert count == reads
     assert torch.equal(values[0], values[1]) and torch.equal(values[0], torch.arange(30.0))
