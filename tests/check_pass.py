@@ -52,8 +52,9 @@ def samples(program: Program, batch: int, length: int) -> list[Tensor]:
     starts = torch.randint(0, program.max_seq_len - length + 1, (batch,), generator=generator)
     values = {"tokens": tokens, "positions": positions, "starts": starts, "rows": torch.tensor(ROWS)}
     for cache in program.caches:
-        for name, dim in ((cache.keys, cache.key_dim), (cache.values, cache.value_dim)):
-            values[name] = torch.randn(batch, cache.heads, cache.length, dim, generator=generator).to(cache.dtype)
+        for part in cache.tensors:
+            numbers = torch.randn(batch, cache.heads, cache.length, part.width, generator=generator)
+            values[part.name] = (50 * numbers).to(part.dtype) if part.dtype == torch.int8 else numbers.to(part.dtype)
     return [values[str(node.target)] for node in program.inputs]
 
 
