@@ -91,9 +91,7 @@ def optimizing_passes(dropped: Sequence[str] = ()) -> list[Pass]:
     return [*PIPELINE[:canonical], *drop, *PIPELINE[canonical:], CheckRows()]
 
 
-def engine_passes(
-    rounding: Sequence[Pass], *, ring: bool, fuse: bool, cache_codes: str | None = None
-) -> list[Pass]:
+def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool, cache_codes: str | None = None) -> list[Pass]:
     """optimized -> cached: what an engine rounds, and what it keeps.
 
     Args:

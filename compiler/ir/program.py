@@ -100,8 +100,8 @@ class Cache:
 class Program:
     """A model on its way to an engine. It runs at every stage: `program(tokens, positions)`.
 
-    With a cache it takes `(tokens, starts, *caches)` and `run` gives `(logits, *caches)`, in the order
-    of `caches` and of the tensors of each. `rows` [R] stand behind `starts` where the caller chooses the rows of the logits.
+    With a cache it takes `(tokens, starts, *caches)` and `run` gives `(logits, *caches)`, in the order of `caches` and
+    of the tensors of each. `rows` [R] stand behind `starts` where the caller chooses the rows of the logits.
 
     Attributes:
         module: the graph; a weight is a `get_attr` node whose target is its name, held here as a meta tensor.

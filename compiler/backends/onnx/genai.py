@@ -20,7 +20,10 @@ def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
     caches = program.caches
     first = caches[0]
     uniform = all(
-        not c.ring and c.key_scales is None and (c.heads, c.key_dim, c.value_dim) == (first.heads, first.key_dim, first.key_dim) for c in caches
+        not c.ring
+        and c.key_scales is None
+        and (c.heads, c.key_dim, c.value_dim) == (first.heads, first.key_dim, first.key_dim)
+        for c in caches
     )
     if not uniform:
         return None

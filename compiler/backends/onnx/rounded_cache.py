@@ -34,7 +34,7 @@ def attend(
     slopes: Value | None,
     ring: bool,
 ) -> tuple[str, ...]:
-    """Only slots up to the longest row's last are expanded, so a call costs what is held, not what there is room for."""
+    """Slots up to the longest row's last are expanded: a call costs what is held, not what there is room for."""
     shared = ("cache", str(k_cache), str(k), str(v), ring)
     if shared not in g.memo:
         kept = _kept_in_ring if ring else _kept
@@ -55,8 +55,9 @@ _Kept = tuple[tuple[str, str], tuple[str, str, str, str]]
 def _kept(g: Lowering, *kinds: _Kind) -> _Kept:
     looked_at, codes, scales = [], [], []
     for cache, old_scales, new in kinds:
-        for old, added, written in zip((cache, old_scales), _rounded(g, new, cache.dtype), (codes, scales), strict=True):
-            written.append(g.op("TensorScatter", old, added, g.starts, axis=2))
+        new_codes, new_scales = _rounded(g, new, cache.dtype)
+        codes.append(g.op("TensorScatter", cache, new_codes, g.starts, axis=2))
+        scales.append(g.op("TensorScatter", old_scales, new_scales, g.starts, axis=2))
         looked_at.append(_expanded(g, _held(g, codes[-1]), _held(g, scales[-1]), cache, g.total))
     return (looked_at[0], looked_at[1]), (*codes, *scales)  # type: ignore[return-value]
 
@@ -96,8 +97,8 @@ def _rounded(g: Lowering, x: Value, codes: torch.dtype) -> tuple[Value, Value]:
 def _e4m3_bytes(g: Lowering, x: Value) -> Value:
     """The bytes of the nearest E4M3 numbers, halves to the even one.
 
-    Numbers from 2**(n - 6) on lie 2**(n - 9) apart, the smallest ones as those with n = 0, and a byte counts the numbers
-    up to its own: eight for each n. A logarithm that is off where n changes names the same number by the other n.
+    Numbers from 2**(n - 6) on lie 2**(n - 9) apart, those below as those with n = 0, and a byte counts the numbers up
+    to its own: eight for each n. A logarithm that is off where n changes names the same number by the other n.
     """
 
     def constant(value: float) -> Value:
