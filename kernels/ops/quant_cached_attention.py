@@ -48,9 +48,10 @@ def quant_cached_attention(
     """
     new_k, new_k_scales = round_rows(k, k_cache.dtype)
     new_v, new_v_scales = round_rows(v, v_cache.dtype)
-    rounded = (new_k, new_k_scales), (new_v, new_v_scales), (k_cache, k_scales), (v_cache, v_scales)
+    pairs = (new_k, new_k_scales), (new_v, new_v_scales), (k_cache, k_scales), (v_cache, v_scales)
+    k, v, k_old, v_old = (rows_of(*pair).to(accumulator(q.dtype)) for pair in pairs)
     out = attend_over(
-        q, *(rows_of(*each).to(accumulator(q.dtype)) for each in rounded), starts, scale,
+        q, k, v, k_old, v_old, starts, scale,
         window=window, chunk=chunk, softcap=softcap, sinks=sinks, slopes=slopes, ring=ring,
     )  # fmt: skip
     return (
