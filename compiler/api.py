@@ -96,6 +96,7 @@ def compile(
     prune_algo: str | None = None,
     drop_layers: int = 0,
     kv_cache: str = "ring",
+    kv_cache_dtype: str = "auto",
     max_seq_len: int | None = None,
     ops: str = "contrib",
     dump_ir: str | Path | None = None,
@@ -108,8 +109,8 @@ def compile(
     Args:
         model: a hub id, a folder of safetensors, a GGUF file, a module in memory, or "demo".
         output: the artifact's folder; an older artifact there is replaced when the new one is complete.
-        target, dtype, quantize, algo, group_size, overrides, raise_share, round_prompts, max_kl, prune,
-            prune_algo, drop_layers, kv_cache, max_seq_len, ops: see `CompileConfig`.
+        target, dtype, quantize, algo, group_size, overrides, raise_share, round_prompts, max_kl, prune, prune_algo,
+            drop_layers, kv_cache, kv_cache_dtype, max_seq_len, ops: see `CompileConfig`.
         calib, calib_samples, calib_length: see `CalibrationText`.
         dump_ir: a folder for the program before and after each pass, as Python.
         verify: False leaves the gate out.
@@ -131,6 +132,7 @@ def compile(
         prune_algo=prune_algo,
         drop_layers=drop_layers,
         kv_cache=kv_cache,
+        kv_cache_dtype=kv_cache_dtype,
         max_seq_len=max_seq_len,
         ops=ops,
     )

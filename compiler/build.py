@@ -23,6 +23,7 @@ from .ir.program import Program
 from .phases import Phases
 from .pruning import Pruning
 from .quantization import Quantization
+from .rounded_keys import with_rounded_keys
 from .verify import check_apart, gate_failed, make_reference
 
 
@@ -32,7 +33,8 @@ class Written:
 
     Attributes:
         program: as it was lowered.
-        rounded: the program over rounded or pruned weights, without a cache; None where it is the model's.
+        rounded: the program over rounded or pruned weights, keys and values, without a cache; None where it is the
+            model's.
         manifest: all but its files.
     """
 
@@ -61,7 +63,8 @@ class Build:
 
     def write(self, rounding: Quantization | None) -> Written:
         """Write an artifact of the program with these weights rounded."""
-        program, rounded = self.program.copy(), [self.program] if self.pruning else []
+        codes = self.config.cache_codes
+        program, rounded = self.program.copy(), [self.program] if self.pruning or codes else []
 
         def keep_rounded(subject: Pass, result: PassResult) -> None:
             if isinstance(subject, Quantize):
@@ -83,7 +86,10 @@ class Build:
             manifest = describe(
                 self.source, self.module, program, self.config, rounding, self.pruning, graphs, self.identity
             )
-        return Written(program, rounded[-1] if rounded else None, rounding, manifest)
+        held_to = rounded[-1] if rounded else None
+        if held_to is not None and codes is not None:
+            held_to = with_rounded_keys(held_to, codes)
+        return Written(program, held_to, rounding, manifest)
 
     def check(self, written: Written, recapture: Callable[[], Program]) -> None:
         """The gate: raise what is wrong with the artifact, or leave what was measured beside it.
@@ -97,7 +103,7 @@ class Build:
                 self.source,
                 self.module,
                 written.program,
-                precision=limits_row(precision, bool(self.pruning)),
+                precision=limits_row(precision, bool(self.pruning), self.config.cache_codes),
                 rounded=written.rounded,
             )
             reference.save(self.writer.folder)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import LlmcError
+from ..kernels.ops.quantized import CACHE_CODES
 from ..passes.base import Pass
 from ..passes.pipeline import engine_passes, many_rows_passes
 from ..passes.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
@@ -16,6 +17,7 @@ from .calibration.tokens import CalibrationText
 TARGETS = ("ort",)
 OPS = ("contrib", "standard")
 KV_CACHES = ("ring", "static")
+KV_CACHE_DTYPES = ("auto", *CACHE_CODES)
 # Which algorithm rounds where none is asked for: the first is the default.
 ALGOS = {
     "int8": ("smoothquant", "rtn", "awq", "gptq"),
@@ -47,6 +49,8 @@ class CompileConfig:
             False: through those of a single token, which are exacter and slower.
         max_kl: the divergence from the model, in nats a token, that the artifact must stay under as it is measured.
         kv_cache: "ring" lets layers with a sliding window keep that window only, "static" keeps all positions.
+        kv_cache_dtype: what keys and values are kept as: "int8" or "fp8" with a scale for each head of each token, or
+            "auto", the dtype computed in.
         max_seq_len: the longest sequence to serve; the model's own where None, 2048 at most.
         ops: "contrib", ONNX Runtime's own, or "standard", those of the ONNX standard alone.
     """
@@ -65,6 +69,7 @@ class CompileConfig:
     prune_algo: str | None = None
     drop_layers: int = 0
     kv_cache: str = "ring"
+    kv_cache_dtype: str = "auto"
     max_seq_len: int | None = None
     ops: str = "contrib"
 
@@ -72,6 +77,7 @@ class CompileConfig:
         self._one_of("target", TARGETS)
         self._one_of("ops", OPS)
         self._one_of("kv_cache", KV_CACHES)
+        self._one_of("kv_cache_dtype", KV_CACHE_DTYPES)
         if self.quantize is not None:
             self._one_of("quantize", tuple(SCHEMES_BY_NAME))
             if self.algo is not None:
@@ -157,9 +163,16 @@ class CompileConfig:
         """Whether many tokens at once go through integer kernels that the step graph does without."""
         return self.ops == "contrib" and self.quantize == "int4" and self.round_prompts
 
+    @property
+    def cache_codes(self) -> str | None:
+        """What keys and values are rounded to, None where they are not."""
+        return None if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
+
     def engine_passes(self, rounding: Sequence[Pass] = ()) -> list[Pass]:
         """What turns an optimized program into one that a back end lowers, in order, `rounding` in its place."""
-        return engine_passes(rounding, ring=self.kv_cache == "ring", fuse=self.ops == "contrib")
+        return engine_passes(
+            rounding, ring=self.kv_cache == "ring", fuse=self.ops == "contrib", cache_codes=self.cache_codes
+        )
 
     def many_rows_passes(self, exact: Collection[str] = ()) -> list[Pass]:
         """What makes a lowered program's better half for many tokens; none where one graph serves them all.

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..errors import LlmcError
 from ..kernels.ops import op_of
+from ..kernels.ops.quantized import CACHE_CODES
 from ..passes.base import Pass, PassResult
 from ..passes.pipeline import run_pipeline
 from .api import DTYPES, capture
+from .config import KV_CACHE_DTYPES
 from .inspect.layers import count_ops
 from .ir.program import Miss, Program, layer_of, where
 from .ir.stages import Stage
@@ -71,6 +74,7 @@ class Plan:
 
     model: str
     dtype: str
+    kv_cache_dtype: str
     max_seq_len: int
     max_batch_size: int
     coverage: Coverage
@@ -104,6 +108,7 @@ def plan(
     model: str | Path | nn.Module,
     *,
     dtype: str = "fp32",
+    kv_cache_dtype: str = "auto",
     max_seq_len: int | None = None,
     max_batch_size: int = 1,
     watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
@@ -113,6 +118,12 @@ def plan(
     Raises:
         LlmcError: as `capture` and the passes do; such a model can't be compiled.
     """
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise LlmcError(
+            "CONFIG_INVALID",
+            f"Kv_cache_dtype is {kv_cache_dtype!r}.",
+            f"Choose one of {', '.join(KV_CACHE_DTYPES)}.",
+        )
     program = capture(model, dtype=dtype, max_seq_len=max_seq_len, until=Stage.CAPTURED)
     run_pipeline(program, Stage.CANONICAL, watch=watch)
     weights = {name: weight for name, weight in program.weights.items() if not weight.is_constant}
@@ -120,11 +131,12 @@ def plan(
     return Plan(
         model=program.source,
         dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
         max_seq_len=program.max_seq_len,
         max_batch_size=max_batch_size,
         coverage=_coverage(program),
         groups=_groups(program, weights),
-        kv_cache=tuple(_kv_layers(program, DTYPES[dtype])),
+        kv_cache=tuple(_kv_layers(program, DTYPES[dtype] if kv_cache_dtype == "auto" else CACHE_CODES[kv_cache_dtype])),
         largest_tensor=largest,
         largest_tensor_bytes=weights[largest].nbytes,
         peak_bytes=_resident_bytes() + 2 * weights[largest].nbytes,
@@ -134,7 +146,8 @@ def plan(
             "fp32, bf16": "4 and 2 bytes a parameter",
             "int8": f"1 byte a number of a matrix + {SCALE_BYTES} a row; 4 for each other",
             "int4": f"1/2 byte a number of a matrix + {SCALE_BYTES} for each {INT4_GROUP} of a row; 4 for each other",
-            "kv cache": "kv heads x (key dim + value dim) x bytes a number, for each attention with keys of its own",
+            "kv cache": "kv heads x (key dim + value dim) x bytes a number, for each attention with keys of its own"
+            + ("" if kv_cache_dtype == "auto" else f"; {SCALE_BYTES} a scale, of each key and of each value"),
         },
     )
 
@@ -201,7 +214,7 @@ def _is(node: fx.Node, name: str) -> bool:
 
 
 def _kv_layers(program: Program, dtype: torch.dtype) -> Iterable[KvLayer]:
-    """One for each pair of keys and values; layers that share them share their cache."""
+    """One for each pair of keys and values, kept as `dtype`; layers that share them share their cache."""
     seen = set()
     for node in program.nodes:
         defined = op_of(node.target)
@@ -212,7 +225,8 @@ def _kv_layers(program: Program, dtype: torch.dtype) -> Iterable[KvLayer]:
         if (call["k"], call["v"]) in seen:
             continue
         seen.add((call["k"], call["v"]))
-        per_token = k.shape[1] * (k.shape[3] + v.shape[3]) * dtype.itemsize
+        scales = 2 * SCALE_BYTES if dtype in CACHE_CODES.values() else 0
+        per_token = k.shape[1] * ((k.shape[3] + v.shape[3]) * dtype.itemsize + scales)
         yield KvLayer(where(node), int(per_token), call["window"] or call["chunk"])
 
 

@@ -27,8 +27,8 @@ from ..passes.rounding_plan import Grid, Override
 # What a recipe may say beside its weights: keywords of `compile`.
 CHOICES: dict[str, tuple[type, ...]] = {
     "algo": (str,), "calib": (str,), "calib_length": (int,), "calib_samples": (int,), "drop_layers": (int,),
-    "group_size": (int, str), "kv_cache": (str,), "max_kl": (float, int), "max_seq_len": (int,), "ops": (str,),
-    "prune": (str, float), "prune_algo": (str,), "quantize": (str,),
+    "group_size": (int, str), "kv_cache": (str,), "kv_cache_dtype": (str,), "max_kl": (float, int),
+    "max_seq_len": (int,), "ops": (str,), "prune": (str, float), "prune_algo": (str,), "quantize": (str,),
     "raise_share": (float, int), "round_prompts": (bool,),
 }  # fmt: skip
 _GRID = {field.name for field in dataclasses.fields(Grid)}

@@ -44,7 +44,7 @@ def make_reference(
 
     Args:
         program: made from the model; says how long sequences and how wide logits are.
-        rounded: the program over rounded weights, without a cache.
+        rounded: the program over what is rounded alike, without a cache.
     """
     import torch
 
@@ -156,7 +156,8 @@ def _reference_of(model: Any, engine: Any) -> Reference:
     source = find_source(model)
     program = capture(model, max_seq_len=engine.max_seq_len, until=Stage.CAPTURED)
     precision = (engine.manifest.quantization or {}).get("precision", "fp32")
-    row = limits_row(precision, engine.manifest.pruning is not None)
+    rounded_cache = next((cache.dtype for cache in engine.manifest.caches if cache.scales), None)
+    row = limits_row(precision, engine.manifest.pruning is not None, rounded_cache)
     return make_reference(source, source.build(torch.float32), program, precision=row)
 
 

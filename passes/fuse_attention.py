@@ -9,7 +9,7 @@ from torch import fx
 
 from ..compiler.ir.program import Miss, Program
 from ..compiler.ir.stages import Stage
-from ..kernels.ops import cached_attention, fused_attention, rope
+from ..kernels.ops import cached_attention, fused_attention, quant_cached_attention, rope
 from .base import Rewrite, miss
 from .insert_kv_cache import InsertKvCache
 from .match import arguments, is_call, is_op, same_shape, shape
@@ -34,13 +34,16 @@ class FuseAttention(Rewrite):
     this order.
 
     Left alone: 1. a ring, whose slots are not positions; 2. chunks and slopes, which the fused op does not know;
-    3. keys and values of different or odd sizes, which fused kernels don't take; 4. heads that are not joined to rows.
+    3. keys and values of different or odd sizes, which fused kernels don't take; 4. heads that are not joined to rows;
+    5. rounded keys and values: fused kernels know scales that don't change from token to token only.
     """
 
     needs = Stage.CACHED
     after = (InsertKvCache,)
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
+        if is_op(node, quant_cached_attention):
+            return miss("its keys and values are rounded token by token", node)
         if not is_op(node, cached_attention):
             return None
         call = cached_attention.bind(node.args, dict(node.kwargs))

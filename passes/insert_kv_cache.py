@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from ..compiler.ir.program import Cache, Program, where
 from ..compiler.ir.stages import Stage
 from ..errors import LlmcError
-from ..kernels.ops import attention, cached_attention
+from ..kernels.ops import attention, cached_attention, quant_cached_attention
+from ..kernels.ops.quantized import CACHE_CODES
 from .base import Fuel, Pass, PassResult
 from .match import is_op, shape
 
@@ -29,18 +30,24 @@ class InsertKvCache(Pass):
     A layer that looks back `window` positions gets a ring of so many slots where that is less than `max_seq_len`.
     Attentions of the same keys and values share a cache.
 
+    With codes, keys and values are rounded, and each cache brings its scales:
+              out, keys, values, key_scales, value_scales = quant_cached_attention(
+                  q, k, v, keys.0, values.0, key_scales.0, value_scales.0, starts, scale)
+
     Refused: 1. attention that is not causal; 2. a bias on the scores, which is made for a whole sequence; 3. keys
     that are not one for each token; 4. a program without attention. All or nothing, so fuel does not stop it.
 
     Args:
         ring: False gives every layer slots for all positions.
+        codes: what keys and values are rounded to, "int8" or "fp8"; None keeps them as they are.
     """
 
     needs = Stage.OPTIMIZED
     reaches = Stage.CACHED
 
-    def __init__(self, ring: bool = True) -> None:
+    def __init__(self, ring: bool = True, codes: str | None = None) -> None:
         self.ring = ring
+        self.codes = None if codes is None else CACHE_CODES[codes]
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
         found = [node for node in program.nodes if is_op(node, attention)]
@@ -50,7 +57,7 @@ class InsertKvCache(Pass):
         for node, call in calls.items():
             _check(program, node, call)
         starts = _replace_positions(program)
-        held: dict[Any, tuple[int, fx.Node, fx.Node]] = {}
+        held: dict[Any, tuple[int, list[fx.Node]]] = {}
         results: list[fx.Node] = []
         caches: list[Cache] = []
         for node in found:
@@ -61,18 +68,20 @@ class InsertKvCache(Pass):
             key = (call["k"], call["v"], ring and window)
             is_new = key not in held
             if is_new:
-                cache = _new_cache(call, len(caches), min(length, window or length) if ring else length, ring, window)
-                held[key] = (len(caches), *self._inputs(program, cache))
+                size = min(length, window or length) if ring else length
+                cache = _new_cache(call, len(caches), size, ring, window, self.codes)
+                held[key] = len(caches), _inputs(program, cache)
                 caches.append(cache)
-            number, keys, values = held[key]
+            number, inputs = held[key]
             caches[number] = _seen_by(caches[number], window)
             rest = {n: call[n] for n in ("window", "chunk", "softcap", "sinks", "slopes") if call[n] is not None}
             with program.graph.inserting_before(node):
                 new = program.call(
-                    cached_attention, call["q"], call["k"], call["v"], keys, values, starts, call["scale"], **rest,
+                    quant_cached_attention if self.codes else cached_attention,
+                    call["q"], call["k"], call["v"], *inputs, starts, call["scale"], **rest,
                     **({"ring": True} if ring else {}), like=node,
                 )  # fmt: skip
-                parts = [program.item(new, i) for i in range(3)]
+                parts = [program.item(new, i) for i in range(1 + len(inputs))]
             program.replace(node, parts[0])
             if is_new:
                 results += parts[1:]
@@ -81,15 +90,15 @@ class InsertKvCache(Pass):
         program.caches = tuple(caches)
         return PassResult(len(found))
 
-    @staticmethod
-    def _inputs(program: Program, cache: Cache) -> tuple[fx.Node, fx.Node]:
-        batch = program.inputs[0].meta["val"].shape[0]
-        made = []
-        for name, dim in ((cache.keys, cache.key_dim), (cache.values, cache.value_dim)):
-            with program.fake_mode:
-                value = torch.empty(batch, cache.heads, cache.length, dim, dtype=cache.dtype)
-            made.append(program.add_input(name, value, after=program.inputs[-1]))
-        return made[0], made[1]
+
+def _inputs(program: Program, cache: Cache) -> list[fx.Node]:
+    batch = program.inputs[0].meta["val"].shape[0]
+    made = []
+    for part in cache.tensors:
+        with program.fake_mode:
+            value = torch.empty(batch, cache.heads, cache.length, part.width, dtype=part.dtype)
+        made.append(program.add_input(part.name, value, after=program.inputs[-1]))
+    return made
 
 
 def _check(program: Program, node: fx.Node, call: dict[str, Any]) -> None:
@@ -116,7 +125,9 @@ def _reach(call: dict[str, Any]) -> int | None:
     return min(limits, default=None)
 
 
-def _new_cache(call: dict[str, Any], number: int, length: int, ring: bool, window: int | None) -> Cache:
+def _new_cache(
+    call: dict[str, Any], number: int, length: int, ring: bool, window: int | None, codes: torch.dtype | None
+) -> Cache:
     k, v = call["k"].meta["val"], call["v"].meta["val"]
     return Cache(
         keys=f"keys_{number}",
@@ -127,7 +138,9 @@ def _new_cache(call: dict[str, Any], number: int, length: int, ring: bool, windo
         length=length,
         ring=ring,
         window=window,
-        dtype=k.dtype,
+        dtype=codes or k.dtype,
+        key_scales=f"key_scales_{number}" if codes else None,
+        value_scales=f"value_scales_{number}" if codes else None,
     )
 
 

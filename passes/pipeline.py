@@ -91,17 +91,18 @@ def optimizing_passes(dropped: Sequence[str] = ()) -> list[Pass]:
     return [*PIPELINE[:canonical], *drop, *PIPELINE[canonical:], CheckRows()]
 
 
-def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool) -> list[Pass]:
+def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool, cache_codes: str | None = None) -> list[Pass]:
     """optimized -> cached: what an engine rounds, and what it keeps.
 
     Args:
         rounding: what puts rounded weights in place, of a plan for this very program.
         ring: layers with a sliding window keep that window only.
         fuse: for a back end whose attention takes rotation and heads with it.
+        cache_codes: what keys and values are rounded to, "int8" or "fp8"; None: they are not.
     """
     return [
         *rounding,
-        InsertKvCache(ring),
+        InsertKvCache(ring, cache_codes),
         ChooseRows(),
         RaiseRows(),
         *([FuseAttention()] if fuse else []),

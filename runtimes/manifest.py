@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from ..errors import LlmcError
 
@@ -30,8 +30,32 @@ class ModelSpec(TypedDict):
 
 
 @dataclass(frozen=True)
+class ScalesSpec:
+    """The scales of a cache that is rounded, float32, one for each head of each position: as the cache, inputs and
+    the outputs that alias them."""
+
+    key: str
+    value: str
+    present_key: str
+    present_value: str
+
+
+class CacheTensor(NamedTuple):
+    """One of the tensors that make a cache, [slots, heads, length, width]."""
+
+    past: str
+    present: str
+    width: int
+    dtype: str
+
+
+# Bytes of a number of a cache. An "fp8" is an E4M3 number, which a graph takes as a byte.
+_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+
+
+@dataclass(frozen=True)
 class CacheSpec:
-    """One layer's cache: two inputs, and the outputs that alias them."""
+    """One layer's cache: inputs, and the outputs that alias them."""
 
     key: str
     value: str
@@ -43,12 +67,26 @@ class CacheSpec:
     value_dim: int
     length: int
     """Slots along the sequence."""
-    dtype: Literal["fp32", "fp16", "bf16"]
+    dtype: Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+    """Of the numbers; "int8" and "fp8" are codes, which `scales` belong to."""
+    scales: ScalesSpec | None = None
+
+    @property
+    def tensors(self) -> list[CacheTensor]:
+        """What a runtime keeps from call to call."""
+        made = [
+            CacheTensor(self.key, self.present_key, self.key_dim, self.dtype),
+            CacheTensor(self.value, self.present_value, self.value_dim, self.dtype),
+        ]
+        if scales := self.scales:
+            made.append(CacheTensor(scales.key, scales.present_key, 1, "fp32"))
+            made.append(CacheTensor(scales.value, scales.present_value, 1, "fp32"))
+        return made
 
     @property
     def nbytes(self) -> int:
         """Bytes of one sequence's slots."""
-        return self.heads * (self.key_dim + self.value_dim) * self.length * (4 if self.dtype == "fp32" else 2)
+        return self.heads * self.length * sum(part.width * _ITEM[part.dtype] for part in self.tensors)
 
 
 # The file, made when a graph is opened, in which the graph looks for its derived matrices.

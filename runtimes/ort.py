@@ -17,6 +17,8 @@ from .ort_session import open_session
 # Tokens of a row that go through in one call. Attention computes the scores of all pairs of a call, also of those that
 # the mask takes away, so half as many tokens twice are less work; matmuls are at their best from here on.
 _PIECE = 256
+# What a graph takes the numbers of a cache as.
+_NUMBERS = {"fp32": np.float32, "int8": np.int8, "fp8": np.uint8}
 
 
 class OrtEngine:
@@ -125,8 +127,8 @@ class OrtEngine:
 
 
 def _room(spec: CacheSpec, slots: int) -> list[np.ndarray]:
-    """Zeros for the keys and the values of so many sequences."""
-    return [np.zeros((slots, spec.heads, spec.length, dim), np.float32) for dim in (spec.key_dim, spec.value_dim)]
+    """Zeros for what a cache keeps of so many sequences."""
+    return [np.zeros((slots, spec.heads, spec.length, part.width), _NUMBERS[part.dtype]) for part in spec.tensors]
 
 
 def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
@@ -161,11 +163,10 @@ class Graph:
         if key not in self._bindings:
             made = self._bindings[key] = self.session.io_binding()
             for spec, arrays in caches:
-                pairs = ((spec.key, spec.present_key), (spec.value, spec.present_value))
-                for array, (past, present) in zip(arrays, pairs, strict=True):
+                for array, part in zip(arrays, spec.tensors, strict=True):
                     rows = array[slot : slot + batch]
-                    made.bind_input(past, "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
-                    made.bind_output(present, "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+                    made.bind_input(part.past, "cpu", 0, array.dtype, rows.shape, rows.ctypes.data)
+                    made.bind_output(part.present, "cpu", 0, array.dtype, rows.shape, rows.ctypes.data)
         return self._bindings[key]
 
     def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, last_only: bool) -> np.ndarray:

@@ -84,8 +84,8 @@ def optimized(attend: Attend, value_dim: int = VALUE_DIM) -> Program:
     return capture(module, first=[RemoveNoOps()], stage=Stage.OPTIMIZED, max_seq_len=MAX_SEQ_LEN)
 
 
-def cached(attend: Attend, ring: bool = True, value_dim: int = DIM) -> Program:
+def cached(attend: Attend, ring: bool = True, value_dim: int = DIM, codes: str | None = None) -> Program:
     """The program with a cache, by default of keys and values of one size."""
     program = optimized(attend, value_dim)
-    InsertKvCache(ring)(program)
+    InsertKvCache(ring, codes)(program)
     return program

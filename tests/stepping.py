@@ -30,9 +30,9 @@ class Stepping:
     def __init__(self, program: Program, slots: int) -> None:
         self.program = program
         self.caches = [
-            torch.zeros(slots, cache.heads, cache.length, dim)
+            torch.zeros(slots, cache.heads, cache.length, part.width, dtype=part.dtype)
             for cache in program.caches
-            for dim in (cache.key_dim, cache.value_dim)
+            for part in cache.tensors
         ]
 
     def forward(self, tokens: Tensor, starts: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from . import sheet
 from .progress import steps
 from .pruning_options import pruning_options, pruning_sheet, warn_of_zeros
 from .rounding_options import choices, rounding_options, warn_of_float8
-from .verb import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json
+from .verb import Verb, dtype_option, json_option, kv_cache_dtype_option, max_seq_len_option, model_argument, print_json
 
 if TYPE_CHECKING:
     from ..api import Artifact
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     type=click.Choice(["ring", "static"]),
     help="ring: layers with a sliding window keep that window only; static: all positions.  [default: ring]",
 )
+@kv_cache_dtype_option
 @max_seq_len_option
 @click.option(
     "--ops",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,18 +76,20 @@ def _show(manifest: Manifest) -> None:
     sheet.table(
         ["graph", "file", "tokens at a time"], [[name, g.file, _range(g.min_rows, g.max_rows)] for name, g in graphs]
     )
-    sheet.heading("Caches of one sequence")
+    sheet.heading(f"Caches of one sequence, {sheet.size(sum(cache.nbytes for cache in manifest.caches))}")
     sheet.table(
         ["layers", "kind", "positions", "heads", "key and value", "dtype", "size"],
         [
-            [many, c.kind, c.length, c.heads, f"{c.key_dim} and {c.value_dim}", c.dtype, sheet.size(many * c.nbytes)]
-            for c, many in _alike(manifest.caches).items()
+            [many, *shown, sheet.size(many * nbytes)]
+            for (*shown, nbytes), many in Counter(map(_as_shown, manifest.caches)).items()
         ],
     )
 
 
-def _alike(caches: list[CacheSpec]) -> Counter[CacheSpec]:
-    return Counter(replace(cache, key="", value="", present_key="", present_value="") for cache in caches)
+def _as_shown(cache: CacheSpec) -> tuple[str | int, str | int, str | int, str | int, str | int, int]:
+    dims = f"{cache.key_dim} and {cache.value_dim}"
+    dtype = f"{cache.dtype} with scales" if cache.scales else cache.dtype
+    return cache.kind, cache.length, cache.heads, dims, dtype, cache.nbytes
 
 
 def _range(least: int, most: int | None) -> str:

@@ -9,7 +9,7 @@ import click
 
 from . import sheet
 from .progress import progress
-from .verb import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json
+from .verb import Verb, dtype_option, json_option, kv_cache_dtype_option, max_seq_len_option, model_argument, print_json
 
 if TYPE_CHECKING:
     from ...passes.base import Pass, PassResult
@@ -28,8 +28,16 @@ if TYPE_CHECKING:
     help="Most sequences at a time.",
 )
 @dtype_option
+@kv_cache_dtype_option
 @json_option
-def plan(model: str, max_seq_len: int | None, max_batch_size: int, dtype: str, as_json: bool) -> None:
+def plan(
+    model: str,
+    max_seq_len: int | None,
+    max_batch_size: int,
+    dtype: str,
+    kv_cache_dtype: str | None,
+    as_json: bool,
+) -> None:
     """Say what compiling MODEL would take, before any weight is read: coverage, memory, disk."""
     with progress(f"Capturing {model}") as now:
         from ..plan import plan as make_plan
@@ -37,7 +45,14 @@ def plan(model: str, max_seq_len: int | None, max_batch_size: int, dtype: str, a
         def watch(subject: Pass, result: PassResult) -> None:
             now(f"After {subject.name}: {result.matches} matches")
 
-        made = make_plan(model, dtype=dtype, max_seq_len=max_seq_len, max_batch_size=max_batch_size, watch=watch)
+        made = make_plan(
+            model,
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype or "auto",
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
+            watch=watch,
+        )
     if as_json:
         print_json(_document(made))
     else:
@@ -81,6 +96,7 @@ def _show(made: Plan) -> None:
     sheet.facts(
         [
             ("layers with a cache", str(len(made.kv_cache))),
+            ("kept as", made.dtype if made.kv_cache_dtype == "auto" else f"{made.kv_cache_dtype} with scales"),
             ("a position", sheet.size(made.kv_bytes_per_token)),
             (
                 "full",

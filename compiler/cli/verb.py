@@ -37,6 +37,12 @@ max_seq_len_option = click.option(
     metavar="N",
     help="Longest sequence to serve.  [default: the model's, 2048 at most]",
 )
+kv_cache_dtype_option = click.option(
+    "--kv-cache-dtype",
+    type=click.Choice(["auto", "int8", "fp8"]),
+    help="What keys and values are kept as: 8 bits with a scale for each head of each token, or the dtype computed in."
+    "  [default: auto]",
+)
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["fp32", "fp16", "bf16"]),

@@ -43,8 +43,23 @@ class PassRecord:
 
 
 @dataclass(frozen=True)
+class CacheTensor:
+    """One of the tensors that make a cache, [B, heads, length, width].
+
+    Attributes:
+        name: of the program's input.
+        role: what it holds: "key", "value", "key_scale" or "value_scale".
+    """
+
+    name: str
+    role: str
+    width: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Cache:
-    """The keys and values that one attention keeps: two inputs of the program, and the two outputs that follow them.
+    """The keys and values that one attention keeps: inputs of the program, and as many outputs that follow them.
 
     A back end makes output and input one piece of memory; in the program they are two values.
 
@@ -52,6 +67,8 @@ class Cache:
         keys, values: names of the inputs.
         ring: slots are used again after `length` positions; otherwise position p lies in slot p.
         window: how many positions back anybody looks, None for all.
+        dtype: of the numbers, or of the codes of rounded ones, which have a scale for each head of each token.
+        key_scales, value_scales: names of the inputs with the scales; None where nothing is rounded.
     """
 
     keys: str
@@ -63,14 +80,28 @@ class Cache:
     ring: bool
     window: int | None
     dtype: torch.dtype
+    key_scales: str | None = None
+    value_scales: str | None = None
+
+    @property
+    def tensors(self) -> tuple[CacheTensor, ...]:
+        """What it consists of, in the order of the program's inputs and outputs."""
+        numbers = (
+            CacheTensor(self.keys, "key", self.key_dim, self.dtype),
+            CacheTensor(self.values, "value", self.value_dim, self.dtype),
+        )
+        if self.key_scales is None or self.value_scales is None:
+            return numbers
+        scales = ((self.key_scales, "key_scale"), (self.value_scales, "value_scale"))
+        return *numbers, *(CacheTensor(name, role, 1, torch.float32) for name, role in scales)
 
 
 @dataclass(eq=False)
 class Program:
     """A model on its way to an engine. It runs at every stage: `program(tokens, positions)`.
 
-    With a cache it takes `(tokens, starts, *caches)` and `run` gives `(logits, *caches)`, keys before values,
-    in the order of `caches`. `rows` [R] stand behind `starts` where the caller chooses the rows of the logits.
+    With a cache it takes `(tokens, starts, *caches)` and `run` gives `(logits, *caches)`, in the order of `caches` and
+    of the tensors of each. `rows` [R] stand behind `starts` where the caller chooses the rows of the logits.
 
     Attributes:
         module: the graph; a weight is a `get_attr` node whose target is its name, held here as a meta tensor.

@@ -80,7 +80,7 @@ _ON_SIZES = frozenset(
 
 _DIALECT = frozenset(all_ops()) - {"round_weight"}  # that is for weights, not for programs
 _QUANTIZED = frozenset({"quant_linear", "quant_embedding"})
-_CACHED = frozenset({"cached_attention", "fused_attention", "take_rows"})
+_CACHED = frozenset({"cached_attention", "fused_attention", "quant_cached_attention", "take_rows"})
 _FUSED = frozenset({"add_rms_norm"})
 
 SPEC: dict[Stage, Spec] = {}

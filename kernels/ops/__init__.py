@@ -11,6 +11,7 @@ from .linear import linear, quant_linear
 from .moe import moe
 from .norms import add_rms_norm, layer_norm, rms_norm
 from .op import all_ops, op_of
+from .quant_cached_attention import quant_cached_attention
 from .rope import rope
 from .rounding import round_weight
 
@@ -26,6 +27,7 @@ __all__ = [
     "linear",
     "moe",
     "op_of",
+    "quant_cached_attention",
     "quant_embedding",
     "quant_linear",
     "rms_norm",

@@ -19,8 +19,53 @@ def _held(lengths: Tensor, slots: Tensor, ring: bool) -> Tensor:
     return last - (last - slots) % slots.shape[0]
 
 
-def _written(cache: Tensor, new: Tensor, source: Tensor) -> Tensor:
-    """The cache in which each slot takes the new token that `source` [B, MAX] names, or keeps what it held."""
+def attend_over(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_old: Tensor,
+    v_old: Tensor,
+    starts: Tensor,
+    scale: float,
+    *,
+    window: int | None,
+    chunk: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
+    ring: bool,
+) -> Tensor:
+    """What `cached_attention` gives for new tokens beside those that slots hold; nothing is written."""
+    size = k_old.shape[2]
+    reach = min((limit for limit in (window, chunk) if limit is not None), default=None)
+    if ring and (reach is None or reach > size):
+        raise ValueError(f"a ring of {size} slots can't serve window={window}, chunk={chunk}")
+    slots = torch.arange(size, device=q.device)
+    new = starts.unsqueeze(1) + torch.arange(q.shape[2], device=q.device)  # [B, S]
+    old = _held(starts, slots, ring)  # [B, MAX]
+
+    keys = torch.cat((old, new), 1).unsqueeze(1)  # [B, 1, MAX + S]
+    queries = new.unsqueeze(2)
+    filled = torch.cat(((old >= 0) & (old < starts.unsqueeze(1)), torch.ones_like(new, dtype=torch.bool)), 1)
+    seen = visible(queries, keys, window=window, chunk=chunk)
+    assert seen is not None
+    return attend(
+        q,
+        torch.cat((k_old, k), 2),
+        torch.cat((v_old, v), 2),
+        scale=scale,
+        seen=seen & filled.unsqueeze(1),
+        distance=keys - queries,
+        softcap=softcap,
+        sinks=sinks,
+        slopes=slopes,
+    )
+
+
+def write(cache: Tensor, new: Tensor, starts: Tensor, ring: bool) -> Tensor:
+    """The cache with new tokens [B, Hk, S, ...] in their slots; those that get none keep what they held."""
+    slots = torch.arange(cache.shape[2], device=cache.device)
+    source = _held(starts + new.shape[2], slots, ring) - starts.unsqueeze(1)  # which new token a slot takes, [B, MAX]
     takes = (source >= 0) & (source < new.shape[2])
     index = torch.where(takes, source, 0)[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
     return torch.where(takes[:, None, :, None], new.gather(2, index), cache)
@@ -61,30 +106,9 @@ def cached_attention(
         starts: [B] int64, how many positions each row holds; new token i is position starts + i.
         window: as in `attention`, and so are `chunk`, `softcap`, `sinks` and `slopes`.
     """
-    size = k_cache.shape[2]
-    reach = min((limit for limit in (window, chunk) if limit is not None), default=None)
-    if ring and (reach is None or reach > size):
-        raise ValueError(f"a ring of {size} slots can't serve window={window}, chunk={chunk}")
-    slots = torch.arange(size, device=q.device)
-    new = starts.unsqueeze(1) + torch.arange(q.shape[2], device=q.device)  # [B, S]
-    old = _held(starts, slots, ring)  # [B, MAX]
     k, v = k.to(k_cache.dtype), v.to(v_cache.dtype)
-
-    keys = torch.cat((old, new), 1).unsqueeze(1)  # [B, 1, MAX + S]
-    queries = new.unsqueeze(2)
-    filled = torch.cat(((old >= 0) & (old < starts.unsqueeze(1)), torch.ones_like(new, dtype=torch.bool)), 1)
-    seen = visible(queries, keys, window=window, chunk=chunk)
-    assert seen is not None
-    out = attend(
-        q,
-        torch.cat((k_cache, k), 2),
-        torch.cat((v_cache, v), 2),
-        scale=scale,
-        seen=seen & filled.unsqueeze(1),
-        distance=keys - queries,
-        softcap=softcap,
-        sinks=sinks,
-        slopes=slopes,
-    )
-    source = _held(starts + q.shape[2], slots, ring) - starts.unsqueeze(1)
-    return out, _written(k_cache, k, source), _written(v_cache, v, source)
+    out = attend_over(
+        q, k, v, k_cache, v_cache, starts, scale,
+        window=window, chunk=chunk, softcap=softcap, sinks=sinks, slopes=slopes, ring=ring,
+    )  # fmt: skip
+    return out, write(k_cache, k, starts, ring), write(v_cache, v, starts, ring)

@@ -6,6 +6,8 @@ A weight is rounded by one of these schemes, in groups of consecutive inputs tha
     int4   uint8 [O, I/2]     (code - zero) * scale, codes 0..15, zero 8 when symmetric; low nibble first
     fp8    float8_e4m3fn [O, I]   code * scale; fp8_e5m2 alike
     nf4    uint8 [O, I/2]     NF4[code] * scale; low nibble first
+
+Keys and values that a cache keeps in 8 bits are rounded row by row, as activations are: int8 codes -127..127 or E4M3.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ NF4 = (
 
 # Below every number that matters and above 57344 times the smallest float32: the scale of a row of zeros.
 SMALLEST_ABSMAX = 2.0**-100
+
+# What a cache keeps codes of keys and values as.
+CACHE_CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
@@ -116,6 +121,18 @@ def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) 
         return torch.round(x / scale).clamp(-128.0, 127.0), scale
     # Clamped here, because whether the cast itself saturates depends on the version of torch.
     return (x / scale).clamp(-largest, largest).to(FLOAT8[activation]).to(x.dtype), scale
+
+
+def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows [..., D] as a cache keeps them: codes of one of `CACHE_CODES`, and their scales, float32 [..., 1]."""
+    (scheme,) = (name for name, codes in CACHE_CODES.items() if codes == dtype)
+    codes, scales = round_activation(x.float(), scheme)
+    return codes.to(dtype), scales
+
+
+def rows_of(codes: Tensor, scales: Tensor) -> Tensor:
+    """The rows that codes and scales stand for, float32."""
+    return codes.to(scales.dtype) * scales
 
 
 def nonzero(scales: Tensor) -> Tensor:

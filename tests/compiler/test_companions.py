@@ -28,6 +28,7 @@ TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
         ("speaking", {}, GRAPHS | GATE | CONFIGS | TOKENIZER | {"genai_config.json"}),
         ("speaking", {"quantize": "int4"}, GRAPHS | GATE | CONFIGS | TOKENIZER | {"genai_config.json", "prefill.onnx"}),
         ("gemma3_text", {}, GRAPHS | GATE | CONFIGS),  # a ring, which onnxruntime-genai can't drive
+        ("speaking", {"kv_cache_dtype": "int8"}, GRAPHS | GATE | CONFIGS | TOKENIZER),  # nor scales of caches
         ("gemma3_text", {"kv_cache": "static", "ops": "standard"}, GRAPHS | GATE | CONFIGS | {"genai_config.json"}),
     ],
 )

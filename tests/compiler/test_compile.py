@@ -18,12 +18,13 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
-from llmc.compiler.backends.onnx import build
+from llmc.compiler.backends.onnx import build, rounded_cache
+from llmc.compiler.backends.onnx.lower import Lowering
 from llmc.compiler.cli.main import main
 from llmc.runtimes.artifact import open_artifact
-from llmc.runtimes.selfcheck import Reference
+from llmc.runtimes.selfcheck import Reference, limits_row
 
-# fp32, weights on 8 and 4 bits, activations too; both tables; rings, slopes, learned positions.
+# fp32, weights on 8 and 4 bits, activations and caches too; both tables; rings, slopes, learned positions.
 MADE: list[tuple[str, dict[str, Any]]] = [
     ("speaking", {}),
     ("speaking", {"quantize": "int4"}),
@@ -32,6 +33,9 @@ MADE: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", {}),
     ("gpt2", {"quantize": "w8a8", "ops": "standard"}),
     ("bloom", {"quantize": "int8"}),
+    ("bloom", {"kv_cache_dtype": "int8"}),
+    ("speaking", {"kv_cache_dtype": "int8", "quantize": "int4"}),
+    ("gemma3_text", {"kv_cache_dtype": "fp8", "ops": "standard"}),
 ]
 
 
@@ -39,7 +43,8 @@ MADE: list[tuple[str, dict[str, Any]]] = [
 def test_the_gate_passes_and_passes_again(model: str, options: dict[str, Any]) -> None:
     folder = artifact(model, **options)
     report = json.loads((folder / "verify.json").read_text())
-    assert report["passed"] and report["precision"] == options.get("quantize", "fp32")
+    assert report["passed"]
+    assert report["precision"] == limits_row(options.get("quantize", "fp32"), False, options.get("kv_cache_dtype"))
     again = llmc.Artifact(folder, open_artifact(folder), {}).verify()
     assert again.passed and [c.name for c in again.checks] == [c["name"] for c in report["checks"]]
 
@@ -88,6 +93,29 @@ def test_a_wrong_artifact_never_exists(tmp_path: Path, monkeypatch: pytest.Monke
     assert "the ONNX graphs" in caught.value.what  # not a pass, says who looked for it
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+EXPANDED = rounded_cache._expanded
+
+
+def scales_too_large(g: Lowering, codes: str, scales: str, *rest: Any) -> str:
+    return EXPANDED(g, codes, g.op("Mul", scales, g.constant(1.1, torch.float32)), *rest)
+
+
+def scales_of_another_head(g: Lowering, codes: str, scales: str, *rest: Any) -> str:
+    parts = (g.op("Slice", scales, *map(g.constant, ([start], [end], [1]))) for start, end in ((1, 99), (0, 1)))
+    return EXPANDED(g, codes, g.op("Concat", *parts, axis=1), *rest)
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+@pytest.mark.parametrize("expanded", [scales_too_large, scales_of_another_head])
+def test_a_wrong_scale_in_a_cache_is_refused(
+    tmp_path: Path, codes: str, expanded: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounded_cache, "_expanded", expanded)
+    with pytest.raises(LlmcError) as caught:
+        llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype=codes)
+    assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what
 
 
 # A process that is stopped --------------------------------------------------------------------------------------------

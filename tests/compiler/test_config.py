@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import llmc
 from llmc import LlmcError
@@ -23,6 +24,7 @@ from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid
         ({"target": "abacus"}, "CONFIG_INVALID", "target is 'abacus'"),
         ({"ops": "exotic"}, "CONFIG_INVALID", "ops is 'exotic'"),
         ({"kv_cache": "none"}, "CONFIG_INVALID", "kv_cache is 'none'"),
+        ({"kv_cache_dtype": "int4"}, "CONFIG_INVALID", "kv_cache_dtype is 'int4'"),
         ({"quantize": "int3"}, "CONFIG_INVALID", "quantize is 'int3'"),
         ({"quantize": "int4", "group_size": 48}, "CONFIG_INVALID", "group_size is 48"),
         ({"quantize": "w8a8", "group_size": 64}, "CONFIG_INVALID", "group_size belongs to int8, int4 and nf4"),
@@ -98,7 +100,9 @@ def test_which_passes() -> None:
     assert kinds().index(MoveScales) < kinds().index(InsertKvCache)
     assert FuseAttention in kinds() and FuseAttention not in kinds(ops="standard")
     (cache,) = (p for p in CompileConfig(kv_cache="static").engine_passes() if isinstance(p, InsertKvCache))
-    assert not cache.ring
+    assert not cache.ring and cache.codes is None
+    (cache,) = (p for p in CompileConfig(kv_cache_dtype="fp8").engine_passes() if isinstance(p, InsertKvCache))
+    assert cache.ring and cache.codes == torch.float8_e4m3fn
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compiled(out: Path, **options: float) -> llmc.compiler.api.Artifact:  # type: ignore[name-defined]
-    return llmc.compile(
-        speaking_model(), out, quantize="int4", calib_samples=4, calib_length=60, **options
-    )
+    return llmc.compile(speaking_model(), out, quantize="int4", calib_samples=4, calib_length=60, **options)
 
 
 def measured(out: Path) -> float:

@@ -80,6 +80,20 @@ def test_a_window_limits_the_cache_of_its_layer(tmp_path: Path) -> None:
     assert made.kv_bytes == 3 * token * (config.sliding_window + 100)
 
 
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_rounded_keys_and_values_have_scales(tmp_path: Path, codes: str) -> None:
+    config = save("gemma3_text", tmp_path).config
+    made = plan(tmp_path, max_seq_len=100, kv_cache_dtype=codes)
+    token = config.num_key_value_heads * 2 * (config.head_dim + 4)
+    assert [layer.bytes_per_token for layer in made.kv_cache] == [token, token]
+    assert made.kv_bytes == token * (config.sliding_window + 100) and "scale" in made.formulas["kv cache"]
+
+
+def test_an_unknown_cache_dtype_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="CONFIG_INVALID"):
+        plan(tmp_path / "no such model", kv_cache_dtype="int4")
+
+
 def test_keys_and_values_may_differ_in_width(tmp_path: Path) -> None:
     config = save("deepseek_v3", tmp_path).config
     (layer, _) = plan(tmp_path, dtype="fp16").kv_cache

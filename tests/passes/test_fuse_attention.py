@@ -261,3 +261,10 @@ def test_other_attention_is_left_alone(name: str) -> None:
     check_pass(
         FuseAttention(), cached(attend_by(function), ring), matches=0, gone={"llmc.fused_attention"}, miss=reason
     )
+
+
+def test_5_rounded_keys_and_values_are_left_alone() -> None:
+    program = cached(attend_by(with_()), False, codes="int8")
+    check_pass(
+        FuseAttention(), program, matches=0, there={"llmc.quant_cached_attention"}, miss="rounded token by token"
+    )

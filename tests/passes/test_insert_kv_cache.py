@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from llmc.compiler.ir.program import Cache, Program
 from llmc.compiler.ir.stages import Stage
+from llmc.compiler.rounded_keys import with_rounded_keys
 from llmc.errors import LlmcError
 from llmc.kernels.ops import attention, embedding, rope
+from llmc.kernels.ops.quantized import CACHE_CODES
 from llmc.passes.insert_kv_cache import InsertKvCache
 
 WINDOW = 5
@@ -60,10 +63,10 @@ def run_in_chunks(program: Program, tokens: Tensor) -> Tensor:
     caches = [[], []]  # type: ignore[var-annotated]
     for row in range(2):
         for cache in program.caches:
-            for dim in (cache.key_dim, cache.value_dim):
-                caches[row].append(torch.full((1, cache.heads, cache.length, dim), 1e3))  # nobody may look at it
+            for part in cache.tensors:  # nobody may look at it
+                caches[row].append(torch.full((1, cache.heads, cache.length, part.width), 1e2).to(part.dtype))
     _, *caches[1] = program.run(tokens[1:, :AHEAD], torch.tensor([0]), *caches[1])
-    held = [torch.cat(pair) for pair in zip(*caches, strict=True)]
+    held = [torch.cat([x.view(torch.uint8) for x in pair]).view(pair[0].dtype) for pair in zip(*caches, strict=True)]
     logits = torch.zeros(2, LENGTH, VOCAB)
     starts = torch.tensor([0, AHEAD])
     for count in CHUNKS:
@@ -118,6 +121,36 @@ def test_a_few_tokens_at_a_time_give_what_all_at_once_do(name: str) -> None:
     got, want = run_in_chunks(program, tokens), before(tokens, torch.arange(LENGTH).repeat(2, 1))
     for row, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
         torch.testing.assert_close(got[row, start:end], want[row, start:end], atol=1e-5, rtol=0)
+    check_rerun(program)
+
+
+# Of the codes: a sum in another order may move a number across the middle between two.
+ROUNDED = {"int8": 5e-3, "fp8": 3e-2}
+
+
+@pytest.mark.parametrize("codes", ROUNDED)
+@pytest.mark.parametrize("name", ["plain", "rings", "all of it in rings", "shared, a window in one layer"])
+def test_a_cache_of_codes_gives_what_rounded_keys_and_values_do(name: str, codes: str) -> None:
+    attend, caches = VARIANTS[name]
+    before = optimized(attend)
+    program = before.copy()
+    assert InsertKvCache(codes=codes)(program).matches == 2
+    scaled = [
+        replace(c, dtype=CACHE_CODES[codes], key_scales=f"key_scales_{i}", value_scales=f"value_scales_{i}")
+        for i, c in enumerate(caches)
+    ]
+    assert program.caches == tuple(scaled) and program.ops()["llmc.quant_cached_attention"] == 2
+    assert not {"llmc.attention", "llmc.cached_attention"} & program.ops().keys()
+    names = [part.name for c in program.caches for part in c.tensors]
+    assert [str(n.target) for n in program.inputs] == ["tokens", "starts", *names]
+    assert {n.meta["val"].dtype for n in program.inputs[2:]} == {CACHE_CODES[codes], torch.float32}
+
+    tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    got, positions = run_in_chunks(program, tokens), torch.arange(LENGTH).repeat(2, 1)
+    want, unrounded = with_rounded_keys(before, codes)(tokens, positions), before(tokens, positions)
+    for row, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
+        torch.testing.assert_close(got[row, start:end], want[row, start:end], atol=ROUNDED[codes], rtol=0)
+        assert (got[row, start:end] - unrounded[row, start:end]).abs().max() > 2e-4, "nothing was rounded"
     check_rerun(program)
 
 

@@ -11,7 +11,7 @@ import pytest
 from artifacts import manifest
 
 from llmc import LlmcError
-from llmc.runtimes.manifest import FORMAT, FileSpec, Manifest
+from llmc.runtimes.manifest import FORMAT, FileSpec, Manifest, ScalesSpec
 
 WHOLE = replace(manifest(), files={"model.onnx": FileSpec("0" * 64, 5), "a/b": FileSpec("1" * 64, 0)})
 
@@ -31,6 +31,21 @@ def test_a_caches_bytes() -> None:
     cache = WHOLE.caches[0]
     assert cache.nbytes == 3 * (64 + 32) * 128 * 4
     assert replace(cache, dtype="bf16").nbytes == cache.nbytes // 2
+    rounded = replace(cache, dtype="int8", scales=ScalesSpec("ks", "vs", "pks", "pvs"))
+    assert rounded.nbytes == 3 * (64 + 32 + 2 * 4) * 128 == replace(rounded, dtype="fp8").nbytes
+
+
+def test_rounded_caches_there_and_back() -> None:
+    cache = replace(WHOLE.caches[0], dtype="fp8", scales=ScalesSpec("ks", "vs", "pks", "pvs"))
+    rounded = replace(WHOLE, caches=[cache])
+    assert Manifest.from_json(rounded.to_json()) == rounded
+    assert [part[:3] for part in cache.tensors] == [
+        ("past_key_values.0.key", "present.0.key", 64),
+        ("past_key_values.0.value", "present.0.value", 32),
+        ("ks", "pks", 1),
+        ("vs", "pvs", 1),
+    ]
+    assert [part.dtype for part in cache.tensors] == ["fp8", "fp8", "fp32", "fp32"]
 
 
 def refused(change: Callable[[dict[str, Any]], object]) -> LlmcError:

@@ -21,11 +21,13 @@ from llmc.runtimes import ort
 from llmc.runtimes.cores import physical_cores
 from llmc.runtimes.engine import Engine
 
-# Every layer keeps all positions; most layers keep a window of 6; the standard's ops, which see the whole cache.
+# Every layer keeps all positions; most layers keep a window of 6; the standard's ops, which see the whole cache; codes.
 ARTIFACTS = {
     "static": ("speaking", {}),
     "ring": ("gemma3_text", {}),
     "standard": ("gemma3_text", {"ops": "standard", "kv_cache": "static"}),
+    "int8 cache": ("speaking", {"kv_cache_dtype": "int8"}),
+    "fp8 rings": ("gemma3_text", {"kv_cache_dtype": "fp8"}),
 }
 LENGTH = 40
 
@@ -57,8 +59,10 @@ def whole(engine: Engine, tokens: np.ndarray) -> np.ndarray:
     return np.stack(logits)
 
 
-def close(got: np.ndarray, want: np.ndarray) -> None:
-    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
+def close(engine: Engine, got: np.ndarray, want: np.ndarray) -> None:
+    """The same but for the order of sums, which may move a key or value across the middle between two codes."""
+    rounded = any(cache.scales for cache in engine.manifest.caches)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-2 if rounded else 2e-5)
 
 
 @pytest.mark.parametrize("sizes", [(1,) * LENGTH, (3, 20, 1, 16), (25, 15), (15, 25)])
@@ -66,7 +70,7 @@ def test_a_prompt_in_pieces(engine: Engine, tokens: np.ndarray, whole: np.ndarra
     engine.open_slots(1)
     start = 0
     for size in sizes:
-        close(run(engine, tokens[0, start : start + size], start), whole[0, start : start + size])
+        close(engine, run(engine, tokens[0, start : start + size], start), whole[0, start : start + size])
         start += size
     assert start == LENGTH
 
@@ -82,18 +86,18 @@ def test_rows_at_different_starts_in_any_slots(
     for _ in range(15):
         logits = engine.forward(tokens[[0, 1, 2], held][:, None], held, np.array(slots), last_only=True)
         assert logits.shape == (3, 1, 96)
-        close(logits[:, 0], whole[[0, 1, 2], held])
+        close(engine, logits[:, 0], whole[[0, 1, 2], held])
         held += 1
     several = np.stack([tokens[row, start : start + 3] for row, start in enumerate(held)])
     logits = engine.forward(several, held, np.array(slots))
-    close(logits, np.stack([whole[row, start : start + 3] for row, start in enumerate(held)]))
+    close(engine, logits, np.stack([whole[row, start : start + 3] for row, start in enumerate(held)]))
 
 
 def test_slots_are_the_first_ones_if_none_are_named(engine: Engine, tokens: np.ndarray, whole: np.ndarray) -> None:
     engine.open_slots(3)
     engine.forward(tokens[:2, :9], np.zeros(2, np.int64))
-    close(engine.forward(tokens[:2, 9:10], np.full(2, 9))[:, 0], whole[:2, 9])
-    close(run(engine, tokens[1, 9:10], 9, slot=1), whole[1, 9:10])
+    close(engine, engine.forward(tokens[:2, 9:10], np.full(2, 9))[:, 0], whole[:2, 9])
+    close(engine, run(engine, tokens[1, 9:10], 9, slot=1), whole[1, 9:10])
 
 
 def test_going_back_and_on_otherwise(engine: Engine, tokens: np.ndarray, whole: np.ndarray) -> None:
@@ -101,15 +105,15 @@ def test_going_back_and_on_otherwise(engine: Engine, tokens: np.ndarray, whole: 
     engine.open_slots(1)
     run(engine, tokens[0, :11])
     run(engine, tokens[1, 11:12], 11)
-    close(run(engine, tokens[0, 11:13], 11), whole[0, 11:13])
-    close(run(engine, tokens[2, :5]), whole[2, :5])
+    close(engine, run(engine, tokens[0, 11:13], 11), whole[0, 11:13])
+    close(engine, run(engine, tokens[2, :5]), whole[2, :5])
 
 
 def test_opening_slots_anew(engine: Engine, tokens: np.ndarray, whole: np.ndarray) -> None:
     for count in (2, 1, 4):
         engine.open_slots(count)
         assert engine.slots == count
-        close(run(engine, tokens[count - 1], slot=count - 1), whole[count - 1])
+        close(engine, run(engine, tokens[count - 1], slot=count - 1), whole[count - 1])
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 33])
@@ -118,7 +122,7 @@ def test_the_last_row_only(engine: Engine, tokens: np.ndarray, whole: np.ndarray
     for last_only, count in ((True, 1), (False, length), (True, 1)):
         logits = engine.forward(tokens[:2, :length], np.zeros(2, np.int64), last_only=last_only)
         assert logits.shape == (2, count, 96) and logits.dtype == np.float32
-        close(logits, whole[:2, length - count : length])
+        close(engine, logits, whole[:2, length - count : length])
 
 
 def test_long_calls_go_in_pieces(
@@ -134,7 +138,7 @@ def test_long_calls_go_in_pieces(
             run(engine, tokens[row, : starts[row]], 0, slots[row])
         logits = engine.forward(given, starts, slots, last_only)
         assert logits.shape == want.shape
-        close(logits, want)
+        close(engine, logits, want)
 
 
 def test_what_is_refused_changes_nothing(engine: Engine, tokens: np.ndarray, whole: np.ndarray) -> None:
@@ -150,14 +154,14 @@ def test_what_is_refused_changes_nothing(engine: Engine, tokens: np.ndarray, who
         with pytest.raises(LlmcError) as caught:
             engine.forward(given, np.array(starts), np.array(slots))
         assert caught.value.code == code and caught.value.hint
-    close(run(engine, tokens[0, 20:22], 20), whole[0, 20:22])
+    close(engine, run(engine, tokens[0, 20:22], 20), whole[0, 20:22])
 
 
 def test_the_last_position_is_served(engine: Engine) -> None:
     engine.open_slots(1)
     sequence = np.arange(engine.max_seq_len) % 60 + 3
     logits = run(engine, sequence)
-    close(run(engine, sequence[-1:], engine.max_seq_len - 1), logits[-1:])
+    close(engine, run(engine, sequence[-1:], engine.max_seq_len - 1), logits[-1:])
 
 
 # Of one artifact ------------------------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def test_the_last_row_of_a_graph_that_gives_all(tmp_path: Path) -> None:
     every = engine.forward(tokens, start)
     last = engine.forward(tokens, start, last_only=True)
     assert last.shape == (1, 1, engine.vocab_size) and every.shape[1] == 7
-    close(last, every[:, -1:])
+    close(engine, last, every[:, -1:])
 
 
 def test_threads() -> None:

@@ -18,7 +18,7 @@ from compiled import artifact
 import llmc
 from llmc import LlmcError
 from llmc.runtimes.engine import Engine
-from llmc.runtimes.selfcheck import LIMITS, Check, Reference, check
+from llmc.runtimes.selfcheck import CACHE_LIMITS, LIMITS, Check, Reference, check, limits_row
 
 Arguments = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -126,6 +126,26 @@ def test_rounded_weights_are_held_to_both() -> None:
     # An error against the same weights counts, whatever the one against the model is.
     other = replace(reference, rounded=reference.rounded * np.float32(0.6))
     assert [c.ok for c in check(engine, other).checks] == [True, False] * 3
+
+
+@pytest.mark.parametrize("codes", CACHE_LIMITS)
+def test_a_rounded_cache_is_held_to_rounded_keys_and_values(codes: str) -> None:
+    folder = artifact("speaking", kv_cache_dtype=codes)
+    reference, engine = Reference.read(folder), llmc.load(folder, threads=1)
+    report = check(engine, reference)
+    assert report.passed and report.precision == f"fp32, {codes} cache" and len(report.checks) == 6
+    model, alike = report.checks[0], report.checks[1]
+    assert (model.limit, alike.limit) == (CACHE_LIMITS[codes].model, CACHE_LIMITS[codes].rounded)
+    assert alike.measured < model.measured / 5
+    for call in (later, forgets_the_last, mixes_up_rows_of_a_step, forgets_what_came_before_a_piece):
+        assert not check(Wrong(engine, call, same), reference).passed
+
+
+def test_limits_of_rounded_caches_are_the_wider_of_both() -> None:
+    assert LIMITS[limits_row("fp32", False, "int8")] == CACHE_LIMITS["int8"]
+    assert LIMITS[limits_row("int4", False, "fp8")] == LIMITS["int4"]
+    assert LIMITS[limits_row("fp32", True, "fp8")] == replace(CACHE_LIMITS["fp8"], model=2.0)
+    assert limits_row("int4", False) == "int4" and limits_row("int4", True) == "pruned int4"
 
 
 def test_a_reference_as_it_was_saved(reference: Reference, tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import onnx
+import torch
 
 from ....errors import LlmcError
+from ....kernels.ops.quantized import CACHE_CODES
 from ....passes.base import Pass
-from ....runtimes.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, StoredSpec
+from ....runtimes.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, ScalesSpec, StoredSpec
 from ...ir.program import Cache, Program
 from .contrib import CONTRIB
 from .external import ExternalData
@@ -18,6 +21,8 @@ from .lower import Derived, Lowering, Table
 from .standard import STANDARD
 
 DATA = "model.onnx.data"
+# How the manifest calls the codes of rounded caches.
+_ROUNDED: dict[torch.dtype, Literal["int8", "fp8"]] = {CACHE_CODES["int8"]: "int8", CACHE_CODES["fp8"]: "fp8"}
 TABLES: dict[str, Table] = {"contrib": CONTRIB, "standard": STANDARD}
 # From how many tokens in one call on rounding the inputs pays. Below, a matmul mostly waits for weights, and a short
 # prompt is answered before the second graph would have been opened.
@@ -68,7 +73,17 @@ def _cache_spec(i: int, cache: Cache) -> CacheSpec:
         key_dim=cache.key_dim,
         value_dim=cache.value_dim,
         length=cache.length,
-        dtype="fp32",
+        dtype=_ROUNDED.get(cache.dtype, "fp32"),
+        scales=_scales(i) if cache.key_scales else None,
+    )
+
+
+def _scales(i: int) -> ScalesSpec:
+    return ScalesSpec(
+        key=f"past_key_values.{i}.key_scale",
+        value=f"past_key_values.{i}.value_scale",
+        present_key=f"present.{i}.key_scale",
+        present_value=f"present.{i}.value_scale",
     )
 
 

@@ -10,7 +10,9 @@ from ...ir.program import Program
 
 
 def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
-    """The config, or None for a program that onnxruntime-genai can't drive: it keeps every position of every layer.
+    """The config, or None for a program that onnxruntime-genai can't drive.
+
+    It keeps every position of every layer, in the dtype computed in, and knows no scales of caches.
 
     Args:
         folder: holds the artifact's config.json and generation_config.json.
@@ -18,7 +20,10 @@ def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
     caches = program.caches
     first = caches[0]
     uniform = all(
-        not c.ring and (c.heads, c.key_dim, c.value_dim) == (first.heads, first.key_dim, first.key_dim) for c in caches
+        not c.ring
+        and c.key_scales is None
+        and (c.heads, c.key_dim, c.value_dim) == (first.heads, first.key_dim, first.key_dim)
+        for c in caches
     )
     if not uniform:
         return None

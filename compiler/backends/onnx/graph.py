@@ -34,6 +34,7 @@ ELEMENT = {
     torch.int16: TensorProto.INT16,
     torch.int8: TensorProto.INT8,
     torch.uint8: TensorProto.UINT8,
+    torch.uint32: TensorProto.UINT32,
     torch.bool: TensorProto.BOOL,
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from ....errors import LlmcError
 from ....kernels.ops import op_of
+from ....kernels.ops.quantized import FLOAT8
 from ....runtimes.manifest import DERIVED_FILE
 from ...ir.program import Program, layer_of, op_name, where
 from ...ir.weights import Weight
@@ -29,6 +30,11 @@ BATCH, LENGTH, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 PAST, PRESENT = "past_sequence_length", "present_sequence_length"
 # Integers of so many values lie in the graph itself, where shape inference reads them.
 SMALL = 1024
+
+
+def stored_as(dtype: torch.dtype) -> torch.dtype:
+    """How a cache of a dtype lies in memory: float8 as bytes, for ONNX Runtime moves no float8."""
+    return torch.uint8 if dtype in FLOAT8.values() else dtype
 
 
 @dataclass(frozen=True)
@@ -195,12 +201,11 @@ class Lowering(Graph):
             self.initializers["rows"] = numpy_helper.from_array(np.array([-1]), "rows")
             rows.shape = tuple(rest[0].meta["val"].shape)
         for i, cache in enumerate(self.program.caches):
-            for kind, name, dim in (("key", cache.keys, cache.key_dim), ("value", cache.values, cache.value_dim)):
-                (node,) = self.program.graph.find_nodes(op="placeholder", target=name)
-                length = cache.length if cache.ring else PAST
-                shape: list[int | str] = [BATCH, cache.heads, length, dim]
-                self._values[node] = self.input(f"past_key_values.{i}.{kind}", cache.dtype, shape)
-                self._values[node].shape = tuple(node.meta["val"].shape)
+            for part in cache.tensors:
+                (node,) = self.program.graph.find_nodes(op="placeholder", target=part.name)
+                shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PAST, part.width]
+                value = self.input(f"past_key_values.{i}.{part.role}", stored_as(part.dtype), shape)
+                self._values[node] = Value(value, part.dtype, node.meta["val"].shape)
 
     def _make_outputs(self) -> None:
         (end,) = self.program.graph.find_nodes(op="output")
@@ -208,11 +213,10 @@ class Lowering(Graph):
         # One, as without `rows`: that is how onnxruntime-genai sees that only the last token's logits come out.
         rows = 1 if "rows" in self.initializers else LENGTH
         self.output(self._values[logits], "logits", torch.float32, [BATCH, rows, logits.meta["val"].shape[2]])
-        for i, node in enumerate(caches):
-            cache = self.program.caches[i // 2]
-            kind, dim = ("key", cache.key_dim) if i % 2 == 0 else ("value", cache.value_dim)
-            shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PRESENT, dim]
-            self.output(self._values[node], f"present.{i // 2}.{kind}", cache.dtype, shape)
+        parts = ((i, cache, part) for i, cache in enumerate(self.program.caches) for part in cache.tensors)
+        for node, (i, cache, part) in zip(caches, parts, strict=True):
+            shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PRESENT, part.width]
+            self.output(self._values[node], f"present.{i}.{part.role}", stored_as(part.dtype), shape)
 
     def _lower(self, node: fx.Node) -> None:
         self.node, self.scope = node, where(node) or layer_of(node)

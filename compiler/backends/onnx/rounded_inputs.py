@@ -23,7 +23,7 @@ def rounded_input(g: Lowering, x: Value, activation: str, x_scale: Value | None)
     key = (activation, str(x), str(x_scale))
     if key not in g.memo:
         largest = torch.finfo(FLOAT8[activation]).max
-        scale = _row_scale(g, x, largest) if x_scale is None else x_scale
+        scale = row_scale(g, x, largest) if x_scale is None else x_scale
         ends = g.constant(-largest, x.dtype), g.constant(largest, x.dtype)
         within = g.op("Clip", g.op("Div", x, scale), *ends)
         codes = Value(g.op("Cast", within, to=_ELEMENTS[activation]), FLOAT8[activation], x.shape)
@@ -36,7 +36,7 @@ def integer_input(g: Lowering, x: Value, x_scale: Value | None) -> tuple[Value, 
     key = ("int8", str(x), str(x_scale))
     if key not in g.memo:
         if x_scale is None:
-            scale, one = _row_scale(g, x, 127.0), g.constant(1.0, x.dtype)
+            scale, one = row_scale(g, x, 127.0), g.constant(1.0, x.dtype)
             codes = g.op("QuantizeLinear", g.op("Div", x, scale), one, g.constant(128, torch.uint8))
         else:
             scale = x_scale
@@ -45,7 +45,7 @@ def integer_input(g: Lowering, x: Value, x_scale: Value | None) -> tuple[Value, 
     return g.memo[key]
 
 
-def _row_scale(g: Lowering, x: Value, largest: float) -> Value:
+def row_scale(g: Lowering, x: Value, largest: float) -> Value:
     """By which each row's number farthest from zero becomes the grid's farthest."""
     farthest = g.op("ReduceMax", g.op("Abs", x), g.constant([-1]), keepdims=1)
     above_zero = g.op("Max", farthest, g.constant(SMALLEST_ABSMAX, x.dtype))

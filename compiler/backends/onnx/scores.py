@@ -26,12 +26,34 @@ def attend(
 ) -> tuple[str, str, str]:
     """New tokens enter the cache first and attention reads it whole; in a ring it reads what was there, and the new
     tokens beside it, for they may take the slots of positions that earlier ones of them still see."""
-    size = int(k_cache.shape[2])
     shared = ("cache", str(k_cache), str(k), str(v), ring)
     if shared not in g.memo:
         g.memo[shared] = _kept(g, k, v, k_cache, v_cache, ring)
-    keys, values, all_keys, all_values = g.memo[shared]
-    at = _key_positions(g, size, ring)
+    keys, values, *looked_at = g.memo[shared]
+    at = key_positions(g, int(k_cache.shape[2]), ring)
+    kv_heads = int(k_cache.shape[1])
+    return weigh(g, q, *looked_at, at, kv_heads, scale, window, chunk, softcap, sinks, slopes), keys, values
+
+
+def weigh(
+    g: Lowering,
+    q: Value,
+    keys: str,
+    values: str,
+    at: str,
+    kv_heads: int,
+    scale: float,
+    window: int | None,
+    chunk: int | None,
+    softcap: float | None,
+    sinks: Value | None,
+    slopes: Value | None,
+) -> str:
+    """The values, weighed by the softmax of the scores.
+
+    Args:
+        at: the position of each key, as `key_positions` says them.
+    """
     mask = _mask(g, at, window, chunk)
     if slopes is not None or sinks is not None:
         mask = _bias(g, mask)
@@ -39,9 +61,8 @@ def attend(
         mask = g.op("Add", mask, _alibi(g, at, slopes))
     if sinks is None:
         # The standard caps scores before it masks them, and so does the meaning.
-        return g.op("Attention", q, all_keys, all_values, mask, scale=scale, softcap=softcap), keys, values
-    kv_heads = int(k_cache.shape[1])
-    return _with_sinks(g, q, all_keys, all_values, kv_heads, mask, scale, softcap, sinks), keys, values
+        return g.op("Attention", q, keys, values, mask, scale=scale, softcap=softcap)
+    return _with_sinks(g, q, keys, values, kv_heads, mask, scale, softcap, sinks)
 
 
 def _kept(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, ring: bool) -> tuple[str, str, str, str]:
@@ -54,12 +75,12 @@ def _kept(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, ring:
         keys, values = (g.op("TensorScatter", old, new, g.starts, axis=2) for old, new in pairs)
         return keys, values, keys, values
     all_keys, all_values = (g.op("Concat", old, new, axis=2) for old, new in pairs)
-    slots = _ring_slots(g, int(k_cache.shape[2]), all_keys, all_values)
-    keys, values = (_written_round(g, old, new, slots) for old, new in pairs)
+    slots = ring_slots(g, int(k_cache.shape[2]), all_keys, all_values)
+    keys, values = (written_round(g, old, new, slots) for old, new in pairs)
     return keys, values, all_keys, all_values
 
 
-def _ring_slots(g: Lowering, size: int, all_keys: str, all_values: str) -> str:
+def ring_slots(g: Lowering, size: int, all_keys: str, all_values: str) -> str:
     """Where in a ring each row's first new token goes, [B].
 
     The cache is written in the memory that it is read from, so it must be read before: the zero that is added here
@@ -75,14 +96,15 @@ def _ring_slots(g: Lowering, size: int, all_keys: str, all_values: str) -> str:
     return g.op("Add", g.memo[key], g.op("Sub", *batches))
 
 
-def _written_round(g: Lowering, cache: Value, new: Value, slots: str) -> str:
+def written_round(g: Lowering, cache: Value, new: Value, slots: str) -> str:
+    """A ring with the new tokens in it, of more tokens than slots the last ones."""
     size = int(cache.shape[2])
     # A slice from -size on takes all where there are fewer.
     last = g.op("Slice", new, g.constant([-size]), g.constant([2**31]), g.constant([2]))
     return g.op("TensorScatter", cache, last, slots, axis=2, mode="circular")
 
 
-def _key_positions(g: Lowering, size: int, ring: bool) -> str:
+def key_positions(g: Lowering, size: int, ring: bool) -> str:
     """The position of each key, [B, 1, T] or [1, 1, T]; those that hold nothing are past every query or negative."""
     key = ("keys", size, ring)
     if key not in g.memo:

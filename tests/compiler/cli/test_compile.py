@@ -74,6 +74,7 @@ DEFAULTS = {
             {"quantize": "int4", "calib": "notes.txt", "calib_samples": 8, "calib_length": 64},
         ),
         ("--dtype bf16 --kv-cache static --max-seq-len 99", {"dtype": "bf16", "kv_cache": "static", "max_seq_len": 99}),
+        ("--kv-cache-dtype int8", {"kv_cache_dtype": "int8"}),
         ("--ops standard --dump-ir ir", {"ops": "standard", "dump_ir": Path("ir")}),
         ("--no-verify --trust-remote-code", {"verify": False, "trust_remote_code": True}),
     ],

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from artifacts import write
+from artifacts import manifest, write
 from click.testing import CliRunner, Result
 from speaking import write_speaking
 
 from llmc.compiler.cli.main import main
+from llmc.runtimes.manifest import ScalesSpec
 
 
 @pytest.fixture
@@ -39,6 +41,17 @@ def test_everything_about_it_is_shown(folder: Path) -> None:
     ):
         assert f"\n{line}\n" in f"\n{text}"
     assert any(line.startswith("model.onnx ") and " 5 B" in line for line in text.splitlines())
+
+
+def test_a_rounded_cache(tmp_path: Path) -> None:
+    cache = manifest().caches[0]
+    scaled = replace(cache, dtype="int8", scales=ScalesSpec("ks", "vs", "pks", "pvs"))
+    write(tmp_path / "out", caches=[scaled, replace(scaled, key="other", scales=ScalesSpec("a", "b", "c", "d"))])
+    text = inspect(tmp_path / "out").stdout
+    # 3 heads of 64 and 32 bytes and two scales of 4, 128 positions, two layers
+    assert "\nCaches of one sequence, 79.9 kB\n" in text
+    assert "     2  static        128      3  64 and 32      int8 with scales  79.9 kB" in text
+    assert json.loads(inspect(tmp_path / "out", "--json").stdout)["cache_bytes"] == 2 * 3 * (64 + 32 + 8) * 128
 
 
 def test_the_document(folder: Path) -> None:

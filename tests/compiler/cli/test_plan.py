@@ -41,6 +41,13 @@ def test_the_report_names_everything_that_is_asked_of_a_plan(llama: str) -> None
         assert line in result.stdout
 
 
+def test_keys_and_values_in_8_bits(llama: str) -> None:
+    result = plan(llama, "--max-seq-len", "32", "--max-batch-size", "4", "--kv-cache-dtype", "int8")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "kept as              int8 with scales" in result.stdout
+    assert "full                 20.5 kB for 4 x 32 positions" in result.stdout  # 2 x 2 heads x (16 + 16 + 2 x 4) each
+
+
 def test_a_refused_model(mamba: str) -> None:
     result = plan(mamba, "--json")
     assert result.exit_code == 3

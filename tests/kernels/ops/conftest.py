@@ -24,7 +24,7 @@ def seed() -> None:
 def _close(actual: Any, expected: Any) -> None:
     for got, exact in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         exact = torch.as_tensor(exact, dtype=torch.float64)
-        within = TOL[got.dtype] if got.is_floating_point() else {"rtol": 0.0, "atol": 0.0}
+        within = TOL.get(got.dtype, {"rtol": 0.0, "atol": 0.0})  # codes and indices are right or wrong
         torch.testing.assert_close(got.double(), exact, **within)
 
 

@@ -256,6 +256,19 @@ def test_caches_by_the_names_of_the_graph(optimized: Program) -> None:
     }
 
 
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_rounded_caches_by_the_names_of_the_graph(optimized: Program, tmp_path: Path, codes: str) -> None:
+    program = run_passes_of(optimized, CompileConfig(kv_cache_dtype=codes))
+    specs = cache_specs(program)
+    assert {spec.dtype for spec in specs} == {codes}
+    build_onnx(program, tmp_path, ops="contrib", prefill=False)
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    names = [part.past for spec in specs for part in spec.tensors], [p.present for s in specs for p in s.tensors]
+    assert [i.name for i in graph.input if i.name.startswith("past")] == names[0]
+    assert [o.name for o in graph.output if o.name.startswith("present")] == names[1]
+    assert names[0][2:4] == ["past_key_values.0.key_scale", "past_key_values.0.value_scale"]
+
+
 def test_each_weight_is_announced(optimized: Program, tmp_path: Path) -> None:
     seen: list[str] = []
     program = run_passes_of(optimized, CompileConfig())

@@ -57,3 +57,8 @@ def test_tokens(tmp_path: Path, generation: dict[str, Any], ids: tuple[Any, ...]
 @pytest.mark.parametrize(("ring", "value_dim"), [(True, DIM), (False, VALUE_DIM)])
 def test_models_that_it_cannot_drive(tmp_path: Path, ring: bool, value_dim: int) -> None:
     assert genai_config(cached(attend, ring, value_dim), write(tmp_path)) is None
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_it_knows_no_scales_of_caches(tmp_path: Path, codes: str) -> None:
+    assert genai_config(cached(attend, ring=False, codes=codes), write(tmp_path)) is None
