@@ -39,11 +39,12 @@ def attend(
     if shared not in g.memo:
         kept = _kept_in_ring if ring else _kept
         g.memo[shared] = kept(g, (k_cache, k_scales, k), (v_cache, v_scales, v))
-    looked_at, written = g.memo[shared]
+    (keys, values), written = g.memo[shared]
     at = key_positions(g, int(k_cache.shape[2]), ring)
     if not ring:
         at = _held(g, at)
-    return weigh(g, q, *looked_at, at, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks, slopes), *written
+    out = weigh(g, q, keys, values, at, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks, slopes)
+    return out, *written
 
 
 # Codes and scales of keys or of values, and the new ones as they came.
@@ -59,7 +60,7 @@ def _kept(g: Lowering, *kinds: _Kind) -> _Kept:
         codes.append(g.op("TensorScatter", cache, new_codes, g.starts, axis=2))
         scales.append(g.op("TensorScatter", old_scales, new_scales, g.starts, axis=2))
         looked_at.append(_expanded(g, _held(g, codes[-1]), _held(g, scales[-1]), cache, g.total))
-    return (looked_at[0], looked_at[1]), (*codes, *scales)  # type: ignore[return-value]
+    return (looked_at[0], looked_at[1]), (*codes, *scales)
 
 
 def _kept_in_ring(g: Lowering, *kinds: _Kind) -> _Kept:

@@ -29,10 +29,11 @@ def attend(
     shared = ("cache", str(k_cache), str(k), str(v), ring)
     if shared not in g.memo:
         g.memo[shared] = _kept(g, k, v, k_cache, v_cache, ring)
-    keys, values, *looked_at = g.memo[shared]
+    keys, values, all_keys, all_values = g.memo[shared]
     at = key_positions(g, int(k_cache.shape[2]), ring)
     kv_heads = int(k_cache.shape[1])
-    return weigh(g, q, *looked_at, at, kv_heads, scale, window, chunk, softcap, sinks, slopes), keys, values
+    out = weigh(g, q, all_keys, all_values, at, kv_heads, scale, window, chunk, softcap, sinks, slopes)
+    return out, keys, values
 
 
 def weigh(

@@ -261,7 +261,7 @@ def test_rounded_caches_by_the_names_of_the_graph(optimized: Program, tmp_path: 
     program = run_passes_of(optimized, CompileConfig(kv_cache_dtype=codes))
     specs = cache_specs(program)
     assert {spec.dtype for spec in specs} == {codes}
-    build_onnx(program, tmp_path, ops="contrib", prefill=False)
+    build_onnx(program, tmp_path, ops="contrib")
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
     names = [part.past for spec in specs for part in spec.tensors], [p.present for s in specs for p in s.tensors]
     assert [i.name for i in graph.input if i.name.startswith("past")] == names[0]
