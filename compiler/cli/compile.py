@@ -102,6 +102,11 @@ def _show(artifact: Artifact, verified: bool) -> None:
         [
             ("artifact", f"{artifact.path}: {manifest.model['name']}, {manifest.target}, {scheme}"),
             *([("weights", sheet.weights(manifest.quantization))] if manifest.quantization else []),
+            *(
+                [("divergence", sheet.kept_under(limit))]
+                if (limit := (manifest.quantization or {}).get("max_kl"))
+                else []
+            ),
             *([("pruned", pruning_sheet(manifest.pruning))] if manifest.pruning else []),
             ("size", f"{sheet.size(sum(file.bytes for file in files))} in {len(files)} files"),
             ("gate", "passed" if verified else "left out (--no-verify)"),

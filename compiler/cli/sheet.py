@@ -74,6 +74,14 @@ def size(nbytes: float) -> str:
     return f"{nbytes:,.1f} TB"
 
 
+def kept_under(max_kl: dict[str, float]) -> str:
+    """What came of `--max-kl`, as the manifest says: `0.018 nats a token over 8,192 tokens, the smallest of ...`."""
+    return (
+        f"{max_kl['measured']:.2g} nats a token over {max_kl['tokens']:,} tokens, two standard errors among them; the "
+        f"smallest under {max_kl['limit']:g} of {max_kl['trials']} artifacts that were tried"
+    )
+
+
 def weights(quantization: dict[str, Any]) -> str:
     """What became of a model's weights, as its manifest says: `gptq: 90 int4 in groups of 64, 30 int8 by channel`."""
     most_first = sorted(quantization["weights"].items(), key=lambda entry: (-entry[1], entry[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,16 @@ def test_the_summary(asked: dict[str, Any]) -> None:
         'To run it: llmc run out "Write two sentences about the sea."',
     ]
     assert "gate         left out (--no-verify)" in compile("--no-verify").stdout
+
+
+def test_the_summary_says_what_a_limit_of_divergence_came_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    manifest = write(tmp_path / "made")
+    kept = {"limit": 0.02, "measured": 0.01849, "tokens": 8192, "trials": 5}
+    manifest = replace(manifest, quantization=(manifest.quantization or {}) | {"max_kl": kept})
+    made = types.SimpleNamespace(path=Path("out"), manifest=manifest, report=REPORT)
+    monkeypatch.setattr(api, "compile", lambda *arguments, **options: made)
+    (line,) = (line for line in compile("--int4").stdout.splitlines() if line.startswith("divergence"))
+    assert "0.018 nats a token over 8,192 tokens" in line and "under 0.02 of 5 artifacts" in line
 
 
 def test_the_document(asked: dict[str, Any]) -> None:
