@@ -94,7 +94,8 @@ def _document(artifact: Artifact) -> dict[str, Any]:
 
 def _show(artifact: Artifact, verified: bool) -> None:
     manifest, report = artifact.manifest, artifact.report
-    scheme = (manifest.quantization or {}).get("scheme", "not quantized")
+    rounding = manifest.quantization or {}
+    scheme, max_kl = rounding.get("scheme", "not quantized"), rounding.get("max_kl")
     seconds = report["seconds"]
     phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
     files = manifest.files.values()
@@ -102,11 +103,7 @@ def _show(artifact: Artifact, verified: bool) -> None:
         [
             ("artifact", f"{artifact.path}: {manifest.model['name']}, {manifest.target}, {scheme}"),
             *([("weights", sheet.weights(manifest.quantization))] if manifest.quantization else []),
-            *(
-                [("divergence", sheet.kept_under(limit))]
-                if (limit := (manifest.quantization or {}).get("max_kl"))
-                else []
-            ),
+            *([("divergence", sheet.kept_under(max_kl))] if max_kl else []),
             *([("pruned", pruning_sheet(manifest.pruning))] if manifest.pruning else []),
             ("size", f"{sheet.size(sum(file.bytes for file in files))} in {len(files)} files"),
             ("gate", "passed" if verified else "left out (--no-verify)"),
