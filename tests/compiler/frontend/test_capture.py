@@ -153,8 +153,8 @@ def test_a_forward_of_three_tensors_is_refused() -> None:
 
 
 def test_attention_outside_the_registry_is_captured_as_the_model_spells_it() -> None:
-    model = tiny_model("gptj")
-    program = trace(model, {}, "gptj", 64)
+    model = tiny_model("bloom")
+    program = trace(model, {}, "bloom", 64)
     assert program.ops()["aten.softmax"] and not program.ops()["llmc.attention"]
     tokens, positions = torch.randint(3, 70, (2, 12)), torch.arange(12).expand(2, -1)
     want = model(input_ids=tokens, position_ids=positions).logits

@@ -142,4 +142,4 @@ class _Calls(torch.nn.Module):
 def test_the_dialect_is_all_exported():
     assert {name: getattr(ops, name) for name in ops.all_ops()} == ops.all_ops()
     assert set(ops.__all__) == {*ops.all_ops(), "all_ops", "op_of"}
-    assert len(ops.all_ops()) == 15
+    assert len(ops.all_ops()) == 16
