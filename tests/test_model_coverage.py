@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from model_coverage import LIMIT, MAX_SEQ_LEN, REFUSALS, cover, difference
 from torch import fx
 from zoo.tiny import tiny_model, tiny_model_types
@@ -49,11 +50,16 @@ def test_is_equal_to_eager_or_refused_for_a_reason(model_type: str) -> None:
 def test_every_type_stands_in_the_table_and_at_least_120_are_captured() -> None:
     rows = [line.split("|")[1:3] for line in _page().splitlines() if line.startswith("| ")][1:]
     status = {name.strip(): state.strip() for name, state in rows}
-    # The table is of the newest transformers that is supported; an older one lists fewer types.
-    assert set(tiny_model_types()) <= set(status)
+    # An older transformers than the table's lists fewer types, a newer one more: those wait for `make coverage`.
+    if _numbers(transformers.__version__) <= _numbers(_page().partition("transformers ")[2].split(",")[0]):
+        assert set(tiny_model_types()) <= set(status)
     assert sum(state != "refused" for state in status.values()) >= 120
     refusals = [line.split("`")[1] for line in _page().splitlines() if "| refused |" in line]
     assert set(refusals) <= REFUSALS, "an internal error is no refusal"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
 def _page() -> str:
