@@ -23,7 +23,7 @@ ALGOS = {
     "int8": ("smoothquant", "rtn", "awq", "gptq"),
     "int4": ("gptq", "rtn", "awq", "smoothquant"),
     "w8a8": ("smoothquant", "rtn", "gptq"),
-    "fp8": ("rtn", "smoothquant"),
+    "fp8": ("gptq", "rtn", "smoothquant"),
     "nf4": ("rtn", "awq", "gptq"),
 }
 

@@ -36,6 +36,7 @@ CANDIDATES = [
     _llmc("w8a8-gptq", 8, "--quantize w8a8 --algo gptq"),
     _llmc("w8a8-static", 8, f"--config {HERE / 'w8a8-static.json'}"),
     _llmc("fp8", 8, "--fp8"),
+    _llmc("fp8-rtn", 8, "--fp8 --algo rtn"),
     _llmc("fp8-smoothquant", 8, "--fp8 --algo smoothquant"),
     _llmc("int4", 4, "--int4"),
     _llmc("int4-exact-prompts", 4, "--int4 --no-round-prompts"),

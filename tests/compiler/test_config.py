@@ -31,7 +31,7 @@ from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid
         ({"quantize": "int4", "group_size": "channel"}, "SCHEME_INVALID", "int4 has groups of 'channel'"),
         ({"group_size": 64}, "CONFIG_INVALID", "group_size belongs to"),
         ({"algo": "gptq"}, "CONFIG_INVALID", "nothing is quantized"),
-        ({"quantize": "fp8", "algo": "gptq"}, "CONFIG_INVALID", "algo is 'gptq'"),
+        ({"quantize": "w8a8", "algo": "awq"}, "CONFIG_INVALID", "algo is 'awq'"),
         ({"quantize": "int8", "raise_share": 0.5}, "CONFIG_INVALID", "raise_share is 0.5"),
         ({"quantize": "int4", "raise_share": 2.0}, "CONFIG_INVALID", "raise_share is 2.0"),
         ({"quantize": "int8", "max_kl": 0.1}, "CONFIG_INVALID", "max_kl is 0.1"),
@@ -77,7 +77,7 @@ def test_schemes() -> None:
 
 def test_algorithms() -> None:
     defaults = {name: CompileConfig(quantize=name).algorithm for name in SCHEMES_BY_NAME}
-    assert defaults == {"int8": "smoothquant", "int4": "gptq", "w8a8": "smoothquant", "fp8": "rtn", "nf4": "rtn"}
+    assert defaults == {"int8": "smoothquant", "int4": "gptq", "w8a8": "smoothquant", "fp8": "gptq", "nf4": "rtn"}
     assert CompileConfig(quantize="int4", algo="awq").algorithm == "awq"
     assert not CompileConfig(quantize="int4", algo="rtn").raises and CompileConfig(quantize="int4").raises
     assert not CompileConfig(quantize="int4", raise_share=0.0).raises
