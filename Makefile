@@ -24,8 +24,9 @@ types: $(READY)
 	mkdir -p .cache/types && ln -sfn $(ROOT) .cache/types/llmc
 	cd .cache/types && $(BIN)/mypy --config-file $(ROOT)/pyproject.toml --cache-dir $(ROOT)/.mypy_cache -p llmc
 
+# One thread a process: there is a process for each core, and threads that share one wait for each other.
 unit: $(READY)
-	$(BIN)/pytest -q -n auto --dist worksteal --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal --durations=10
 
 # Compiles a real model, holds it against transformers, and asks it something.
 DEMO := .cache/demo
