@@ -65,6 +65,7 @@ def inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
     # An input that is always zero matters nothing; one on the diagonal keeps it from mattering elsewhere.
     diagonal[diagonal == 0] = 1.0
     mean = diagonal.mean()
+    assert mean.isfinite()  # or no damping would be enough
     while True:
         diagonal += damping * mean
         lower, failed = torch.linalg.cholesky_ex(ordered)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...errors import LlmcError
 from ..ir.program import Program
 
 # Texts that pass an op together hold about so many tokens.
@@ -33,8 +34,20 @@ class Stream:
         self._weights: dict[str, Tensor] = {}
 
     def inputs(self, node: fx.Node) -> list[Tensor]:
-        """A value in all batches, [tokens, channels] each."""
-        return [values[node].flatten(0, -2) for values in self.values]
+        """A value in all batches, [tokens, channels] each; all of it finite, and its squares and their sum, too.
+
+        Raises:
+            LlmcError: MODEL_NOT_FINITE.
+        """
+        found: list[Tensor] = [values[node].flatten(0, -2) for values in self.values]
+        # No sum of products of these is larger, so nothing that is made of them is infinite.
+        if not sum(float(part.float().square().sum()) for part in found) < torch.finfo(torch.float32).max:
+            raise LlmcError(
+                "MODEL_NOT_FINITE",
+                f"On the calibration text what the model computes is NaN, infinite or almost so (at {node.name}).",
+                "Check the checkpoint's weights, or round without calibration: --algo rtn.",
+            )
+        return found
 
     def replace(self, node: fx.Node, change: Callable[[Tensor], Tensor]) -> None:
         """Change a value in all batches."""

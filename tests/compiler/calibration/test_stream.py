@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from check_pass import inputs
@@ -12,6 +14,8 @@ import llmc
 from llmc.compiler.calibration.stream import Stream
 from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import Stage
+from llmc.compiler.ir.weights import constant
+from llmc.errors import LlmcError
 from llmc.kernels.ops import linear
 from llmc.passes.match import is_op
 
@@ -89,3 +93,13 @@ def test_a_weight_may_be_replaced(program: Program) -> None:
 
     stream.run(before, until=user)
     assert not seen[0].any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e25])
+def test_what_is_not_finite_is_refused(program: Program, value: float) -> None:
+    """GPTQ would look for a matrix that can be factored for ever; 1e25 is finite, but its square isn't."""
+    spoiled = program.copy()
+    name = next(name for name in spoiled.weights if name.endswith("up_proj.weight") or "gate_up" in name)
+    spoiled.weights[name] = constant(spoiled.weights[name].evaluate().float() * 0 + value, name)
+    with pytest.raises(LlmcError, match="MODEL_NOT_FINITE"):
+        flowing(spoiled, inputs(2, 8)[0])
