@@ -29,8 +29,8 @@ def find_cheapest(
 ) -> tuple[Trial | None, list[Trial]]:
     """The trial with the fewest raised that stays under a limit, and all trials; None if even all raised don't.
 
-    More raised is taken to be better. What their losses foretell chooses the trials, scaled by what was measured;
-    between one that keeps the limit and one that doesn't the search goes on until they are neighbours.
+    More raised is taken to be better. What their losses foretell chooses the trials, scaled by what was measured; and
+    between one that keeps the limit and one that doesn't, on the line through both, until they are neighbours.
 
     Args:
         candidates: those that are worth it most first.
@@ -40,6 +40,7 @@ def find_cheapest(
     fails, keeps = -1, len(candidates) + 1
     trials: list[Trial] = []
     best: Trial | None = None
+    worse: Trial | None = None
     guess = _first_under(left, limit)
     while len(trials) < MOST_TRIALS and keeps - fails > 1:
         trial = Trial(guess, measure(guess))
@@ -47,14 +48,17 @@ def find_cheapest(
         if trial.measured <= limit:
             keeps, best = guess, trial
         else:
-            fails = guess
+            fails, worse = guess, trial
         if fails == len(candidates):
             break
-        # What no candidate is to blame for stays; the rest was foretold too high or too low.
-        scale = trial.measured / max(left[guess], 1e-12)
-        wanted = _first_under(left, limit / max(scale, 1e-12)) if left[guess] > 0 else guess
-        if best is None and len(trials) >= 3:
+        if best and worse:
+            # Something is left even if all are raised, which no candidate is to blame for.
+            share = (limit - best.measured) / (worse.measured - best.measured)
+            wanted = _first_under(left, left[keeps] + share * (left[fails] - left[keeps]))
+        elif best is None and len(trials) >= 3:
             wanted = len(candidates)  # is it possible at all?
+        else:
+            wanted = _first_under(left, left[guess] * limit / max(trial.measured, 1e-12))
         guess = min(max(wanted, fails + 1), keeps - 1)
     return best, trials
 

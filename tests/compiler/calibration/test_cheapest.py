@@ -39,6 +39,21 @@ def test_a_floor_that_no_candidate_is_to_blame_for() -> None:
     assert best is not None and best.measured <= 0.05 and best.raised <= cheapest(truth, 0.05) + 1
 
 
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.3])
+def test_a_floor_that_is_half_the_limit(power: float) -> None:
+    """The way back from all raised is no step by step: trials would be over before it comes to anything."""
+
+    many = [Candidate(f"w{i}", 0.001 * 0.985**i, 10) for i in range(120)]
+    left = [sum(one.loss for one in many[i:]) for i in range(121)]
+
+    def truth(count: int) -> float:
+        return 0.01 + (20 * left[count]) ** power / 20
+
+    best, _ = find_cheapest(many, 0.02, truth)
+    assert best is not None and best.measured <= 0.02
+    assert best.raised <= next(count for count in range(121) if truth(count) <= 0.02) + 2
+
+
 def test_out_of_reach() -> None:
     best, trials = find_cheapest(CANDIDATES, 0.001, lambda count: 0.01 + FORETOLD[count])
     assert best is None and trials[-1].raised == 40
