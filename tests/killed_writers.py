@@ -34,6 +34,7 @@ def killed_at_every_moment(out: Path) -> list[str]:
         out.parent.mkdir()
         write(out, "old")
         if not killed(out, moment):
+            assert identity(out) == "new"
             return found
         found.append(identity(out) if out.exists() else "")
         try:
@@ -42,6 +43,8 @@ def killed_at_every_moment(out: Path) -> list[str]:
                 raise ZeroDivisionError
         except ZeroDivisionError:
             assert os.listdir(out.parent) == [out.name]
+        else:
+            raise AssertionError("the writer hid an error")
     raise AssertionError("a writer that is always killed")
 
 

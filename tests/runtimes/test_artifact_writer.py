@@ -14,6 +14,7 @@ from pathlib import Path
 import killed_writers as killed_writers_script
 import pytest
 from artifacts import FILES, fill, manifest, write
+from killed_writers import identity
 
 from llmc import LlmcError
 from llmc.runtimes import artifact_writer, hashing
@@ -30,10 +31,6 @@ def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if not request.param:
         monkeypatch.setattr(artifact_writer, "_exchange", lambda one, other: False)
     return request.param
-
-
-def identity(folder: Path) -> str:
-    return open_artifact(folder).model["identity"]
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ def test_a_floor_that_no_candidate_is_to_blame_for() -> None:
 @pytest.mark.parametrize("power", [0.7, 1.0, 1.3])
 def test_a_floor_that_is_half_the_limit(power: float) -> None:
     """The way back from all raised is no step by step: trials would be over before it comes to anything."""
-
     many = [Candidate(f"w{i}", 0.001 * 0.985**i, 10) for i in range(120)]
     left = [sum(one.loss for one in many[i:]) for i in range(121)]
 
