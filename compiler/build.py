@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..passes.base import Pass, PassResult
-from ..passes.pipeline import Dump, run_passes
+from ..passes.pipeline import Dump, few_rows_passes, many_rows_passes, run_passes
 from ..passes.quantize import Quantize
 from ..runtimes.artifact_writer import ArtifactWriter
 from ..runtimes.manifest import Manifest
@@ -79,7 +79,7 @@ class Build:
                 program,
                 self.writer.folder,
                 ops=self.config.ops,
-                many_rows=self.config.many_rows_passes(rounding.exact if rounding else ()),
+                **self._by_rows(rounding),
                 watch=lambda name: self.phases.watch("write", next(names, 0), len(program.weights)),
             )
             save_companions(self.source, program, self.writer.folder)
@@ -90,6 +90,14 @@ class Build:
         if held_to is not None and codes is not None:
             held_to = with_rounded_keys(held_to, codes)
         return Written(program, held_to, rounding, manifest)
+
+    def _by_rows(self, rounding: Quantization | None) -> dict[str, list[Pass]]:
+        """What makes of a lowered program one for few tokens and one for many; nothing where one graph serves all."""
+        rounds = self.config.rounds_prefill
+        if rounding is None or not (rounds or (rounding.rounds_rows and self.config.ops == "contrib")):
+            return {}
+        many_rows = many_rows_passes(rounding=rounds, exact=rounding.exact)
+        return {"few_rows": few_rows_passes(), "many_rows": many_rows}
 
     def check(self, written: Written, recapture: Callable[[], Program]) -> None:
         """The gate: raise what is wrong with the artifact, or leave what was measured beside it.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import LlmcError
 from ..kernels.ops.quantized import CACHE_CODES
 from ..passes.base import Pass
-from ..passes.pipeline import engine_passes, many_rows_passes
+from ..passes.pipeline import engine_passes
 from ..passes.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
 from .calibration.prune import PRUNE_ALGOS
 from .calibration.sparsity import Sparsity
@@ -160,7 +160,7 @@ class CompileConfig:
 
     @property
     def rounds_prefill(self) -> bool:
-        """Whether many tokens at once go through integer kernels that the step graph does without."""
+        """Whether many tokens at once go through integer kernels though the scheme leaves inputs as they are."""
         return self.ops == "contrib" and self.quantize == "int4" and self.round_prompts
 
     @property
@@ -173,14 +173,6 @@ class CompileConfig:
         return engine_passes(
             rounding, ring=self.kv_cache == "ring", fuse=self.ops == "contrib", cache_codes=self.cache_codes
         )
-
-    def many_rows_passes(self, exact: Collection[str] = ()) -> list[Pass]:
-        """What makes a lowered program's better half for many tokens; none where one graph serves them all.
-
-        Args:
-            exact: weights whose inputs are not rounded.
-        """
-        return many_rows_passes(exact) if self.rounds_prefill else []
 
     def _one_of(self, name: str, choices: Sequence[str]) -> None:
         if getattr(self, name) not in choices:

@@ -75,6 +75,12 @@ class Quantization:
         return "w8a8" if any(grid.activation != "none" for grid in grids) else "int8"
 
     @property
+    def rounds_rows(self) -> bool:
+        """Whether inputs of linears are rounded to int8 by a scale of each row."""
+        grids = (choice.grid for choice in self._plan.weights.values())
+        return any(grid.activation == "int8" and not grid.static for grid in grids if grid)
+
+    @property
     def passes(self) -> list[Pass]:
         """What applies the decisions to the program that they were made for, or to another capture of it."""
         found = self.calibration

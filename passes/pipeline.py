@@ -31,11 +31,11 @@ from .match_rope import MatchRope
 from .merge_gate_up import MergeGateUp
 from .merge_qkv import MergeQkv
 from .precompute_positions import PrecomputePositions
-from .quantize import RoundActivations
 from .raise_rows import RaiseRows
 from .read_positions import ReadPositions
 from .remove_dead_code import RemoveDeadCode
 from .remove_no_ops import RemoveNoOps
+from .round_activations import RoundActivations, RoundInKernels
 from .share_weights import ShareWeights
 from .unmerge_linears import UnmergeLinears
 from .use_one_name import UseOneName
@@ -109,13 +109,19 @@ def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool, cache_cod
     ]
 
 
-def many_rows_passes(exact: Collection[str] = ()) -> list[Pass]:
+def few_rows_passes() -> list[Pass]:
+    """cached -> cached: the same for a token or a few, whose matmuls wait for weights."""
+    return [RoundInKernels()]
+
+
+def many_rows_passes(*, rounding: bool = True, exact: Collection[str] = ()) -> list[Pass]:
     """cached -> cached: the same for many tokens at once, whose matmuls wait for arithmetic and not for weights.
 
     Args:
-        exact: weights whose inputs are not rounded.
+        rounding: whether inputs are rounded that the program leaves as they are.
+        exact: weights whose inputs are not rounded all the same.
     """
-    return [RoundActivations(exact), UnmergeLinears()]
+    return [*([RoundActivations(exact)] if rounding else []), UnmergeLinears()]
 
 
 def check_order(passes: Sequence[Pass], done: Program | None = None) -> None:

@@ -1,8 +1,8 @@
-"""Weights on fewer bits: a plan applied to a program, and the inputs of its linears rounded where many rows want it."""
+"""Weights on fewer bits: a plan applied to a program."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -15,7 +15,7 @@ from ..kernels.ops import embedding, linear, quant_embedding, quant_linear, roun
 from ..kernels.ops.quantized import dequantize
 from .base import Fuel, Pass, PassResult, miss
 from .match import is_op
-from .rounding_plan import Choice, RoundingPlan, is_head
+from .rounding_plan import Choice, RoundingPlan
 
 # On the node of a weight's codes: the name that the weight had.
 ROUNDED_FROM = "rounded_from"
@@ -118,42 +118,3 @@ def round_plainly(weight: Weight, choice: Choice) -> Rounded:
     codes, scales, *rest = (Call(round_weight.overload, given, output=i) for i in range(4))
     zeros, multiples = (part if part.numel else None for part in rest)
     return Rounded(codes, scales, zeros, multiples)
-
-
-class RoundActivations(Pass):
-    """Round the inputs of linears over integer weights too, for integer kernels are the fastest for many rows.
-
-    Example:  y = quant_linear(x, codes, scales, scheme="int4", activation="none")
-    Becomes:  y = quant_linear(x, codes, scales, scheme="int4", activation="int8")
-
-    Left alone: 1. the head, which sees one row; 2. matrices with scales of their own for each group, which are no
-    matrix of integers times one scale a row; 3. those whose inputs are to stay exact.
-
-    Args:
-        exact: weights, by the names that they had before they were rounded.
-    """
-
-    needs = Stage.CACHED
-    after = (Quantize,)
-
-    def __init__(self, exact: Collection[str] = ()) -> None:
-        self.exact = exact
-
-    def run(self, program: Program, fuel: Fuel) -> PassResult:
-        matches, misses = 0, []
-        for node in program.nodes:
-            if not is_op(node, quant_linear) or is_head(program, node) or fuel.empty:
-                continue
-            call = quant_linear.bind(node.args, dict(node.kwargs))
-            if call["activation"] != "none" or call["scheme"] not in ("int8", "int4"):
-                continue
-            if call["scales"].meta["val"].shape[1] != 1:
-                misses.append(miss("its groups have scales of their own", node))
-                continue
-            if call["weight"].meta.get(ROUNDED_FROM) in self.exact:
-                misses.append(miss("its inputs are worth more than speed", node))
-                continue
-            program.replace_with(node, quant_linear, *(call | {"activation": "int8"}).values())
-            matches += 1
-            fuel.burn()
-        return PassResult(matches, misses)

@@ -18,7 +18,7 @@ from llmc.compiler.config import CompileConfig
 from llmc.kernels.ops import all_ops
 from llmc.passes.base import Pass
 from llmc.passes.move_scales import MoveScales
-from llmc.passes.pipeline import Reach, many_rows_passes, optimizing_passes
+from llmc.passes.pipeline import Reach, few_rows_passes, many_rows_passes, optimizing_passes
 from llmc.passes.prune import Prune
 from llmc.passes.quantize import Quantize
 from llmc.passes.rounding_plan import RoundingPlan
@@ -196,7 +196,7 @@ PASSES = pass_classes()
 def test_every_pass_stands_in_a_list() -> None:
     rounding = [MoveScales({}), Quantize(RoundingPlan("none", {}))]
     engine = CompileConfig(quantize="int8").engine_passes(rounding)
-    listed = [*optimizing_passes(["a"]), Prune({}), *engine, *many_rows_passes()]
+    listed = [*optimizing_passes(["a"]), Prune({}), *engine, *few_rows_passes(), *many_rows_passes()]
     assert {type(subject) for subject in listed} == set(PASSES.values())
     kinds = [type(subject) for subject in listed if not isinstance(subject, Reach)]
     assert len(kinds) == len(set(kinds))

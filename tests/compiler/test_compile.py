@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -21,6 +22,7 @@ from llmc import LLM, LlmcError, SamplingParams
 from llmc.compiler.backends.onnx import build, rounded_cache
 from llmc.compiler.backends.onnx.lower import Lowering
 from llmc.compiler.cli.main import main
+from llmc.passes.rounding_plan import Grid, Override
 from llmc.runtimes.artifact import open_artifact
 from llmc.runtimes.selfcheck import Reference, limits_row
 
@@ -32,6 +34,7 @@ MADE: list[tuple[str, dict[str, Any]]] = [
     ("gemma3_text", {"kv_cache": "static", "ops": "standard"}),
     ("gpt2", {}),
     ("gpt2", {"quantize": "w8a8", "ops": "standard"}),
+    ("speaking", {"quantize": "w8a8"}),
     ("bloom", {"quantize": "int8"}),
     ("bloom", {"kv_cache_dtype": "int8"}),
     ("speaking", {"kv_cache_dtype": "int8", "quantize": "int4"}),
@@ -47,6 +50,28 @@ def test_the_gate_passes_and_passes_again(model: str, options: dict[str, Any]) -
     assert report["precision"] == limits_row(options.get("quantize", "fp32"), False, options.get("kv_cache_dtype"))
     again = llmc.Artifact(folder, open_artifact(folder), {}).verify()
     assert again.passed and [c.name for c in again.checks] == [c["name"] for c in report["checks"]]
+
+
+STATIC = (Override("*.layers.*", Grid("int8", activation="int8", static=True)),)
+# Which ops multiply the weights of layers, by graph.
+EXPANDS, INTEGERS = "MatMulNBits", "MatMulIntegerToFloat"
+GRAPHS: list[tuple[dict[str, Any], dict[str, set[str]]]] = [
+    ({"quantize": "int8"}, {"step": {EXPANDS}}),
+    ({"quantize": "int4"}, {"step": {EXPANDS}, "prefill": {EXPANDS, INTEGERS}}),
+    ({"quantize": "w8a8"}, {"step": {EXPANDS}, "prefill": {EXPANDS, INTEGERS}}),
+    ({"quantize": "w8a8", "overrides": STATIC}, {"step": {EXPANDS, INTEGERS}}),
+]
+
+
+@pytest.mark.parametrize(("options", "graphs"), GRAPHS)
+def test_few_tokens_and_many_have_graphs_of_their_own(options: dict[str, Any], graphs: dict[str, set[str]]) -> None:
+    """Where inputs are rounded by row; the head's kernel expands codes in each."""
+    folder = artifact("speaking", **options)
+    found = {}
+    for name, spec in open_artifact(folder).graphs.items():
+        ops = {node.op_type for node in onnx.load(folder / spec.file, load_external_data=False).graph.node}
+        found[name] = ops & {EXPANDS, INTEGERS}
+    assert found == graphs
 
 
 @pytest.mark.parametrize("model_type", ["speaking", "gemma3_text", "gpt2"])

@@ -28,9 +28,10 @@ from llmc.passes.match_rope import MatchRope
 from llmc.passes.merge_qkv import MergeQkv
 from llmc.passes.pipeline import PIPELINE, Dump, Reach, check_order, run_passes, run_pipeline
 from llmc.passes.precompute_positions import PrecomputePositions
-from llmc.passes.quantize import Quantize, RoundActivations
+from llmc.passes.quantize import Quantize
 from llmc.passes.raise_rows import RaiseRows
 from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.round_activations import RoundActivations
 from llmc.passes.rounding_plan import RoundingPlan
 from llmc.passes.use_one_name import UseOneName
 

@@ -19,7 +19,7 @@ from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_line
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match import is_op
-from llmc.passes.quantize import Quantize, RoundActivations, Rounded
+from llmc.passes.quantize import Quantize, Rounded
 from llmc.passes.remove_no_ops import RemoveNoOps
 from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Choice, Grid, RoundingPlan, Scheme, analyse
 
@@ -175,7 +175,9 @@ def test_a_rounded_embedding_of_four_bits_has_its_multiples() -> None:
 
 def test_w8a8_rounds_the_inputs_of_linears_but_not_of_the_head() -> None:
     """Rows of the embedding lie on the grid of their largest magnitude: rounding them again changes nothing."""
-    given = one_layer_model("int8 a channel")
+    given = model("int8 a channel", False, lambda m, x, p: linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head))
+    for name in ("embed", "head"):
+        given.weights[name] = parameter(on_grid(given.weights[name].evaluate(), Grid("int8")), name)
     plan = analyse(given, Scheme("one", Grid("int8", activation="int8"), Grid("int8")))
     program = check_pass(Quantize(plan), given, matches=3, gone=LINEARS, there=ROUNDED)
     assert [call["activation"] for call in quant_calls(program)] == ["int8", "none"]
@@ -274,63 +276,3 @@ def test_what_is_no_weight_of_a_linear_alone_is_left(name: str) -> None:
     program = check_pass(quantize(given, scheme("int8")), given, matches=matches, miss=reason)
     kept = program.ops()["llmc.linear"] + program.ops()["llmc.embedding"] + program.ops()["llmc.moe"]
     assert kept == 1
-
-
-# Activations --------------------------------------------------------------------------------------------------------
-
-
-def one_layer_model(name: str, where: str = "layers.0") -> Program:
-    """A linear over rows of the embedding, and a head."""
-
-    def compute(m: Model, x: Tensor, positions: Tensor) -> Tensor:
-        return linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head)
-
-    program = model(name, False, compute)
-    for name in ("embed", "head"):  # on the grid of int8 with one scale a row, on which their rows stay
-        rows = program.weights[name].evaluate()
-        program.weights[name] = parameter(on_grid(rows, Grid("int8")), name)
-    for node in program.nodes:
-        if is_op(node, linear) and "up" in str(node.args[1]):
-            node.meta["where"] = where
-    return program
-
-
-def one_layer(grid: Grid) -> Program:
-    program = one_layer_model("int8 a channel")
-    Quantize(analyse(program, Scheme("one", grid, Grid("int8"))))(program)
-    program.stage = Stage.CACHED
-    return program
-
-
-@pytest.mark.parametrize("grid", [Grid("int8"), Grid("int4", 16), Grid("int4", 16, symmetric=False)])
-def test_inputs_of_linears_are_rounded(grid: Grid) -> None:
-    before = one_layer(grid)
-    program = check_pass(RoundActivations(), before, matches=1, atol=1e-4)
-    (was, _), (layer, head) = quant_calls(before), quant_calls(program)
-    assert (layer["activation"], head["activation"]) == ("int8", "none"), "the head sees one row"
-    same = [name for name in layer if name not in ("activation", "x")]
-    assert [str(layer[name]) for name in same] == [str(was[name]) for name in same]
-
-
-LEFT_AS_THEY_ARE = {
-    "inputs that are rounded already": (Grid("int8", activation="int8"), None),
-    "floats": (Grid("fp8"), None),
-    "levels": (Grid("nf4", 16), None),
-    "groups with scales of their own": (Grid("int8", 16), "scales of their own"),
-}
-
-
-@pytest.mark.parametrize("name", LEFT_AS_THEY_ARE)
-def test_what_integer_kernels_do_not_take_is_left(name: str) -> None:
-    grid, reason = LEFT_AS_THEY_ARE[name]
-    check_pass(RoundActivations(), one_layer(grid), matches=0, miss=reason)
-
-
-def test_what_is_to_stay_exact_is_left() -> None:
-    program = one_layer(Grid("int8"))
-    check_pass(RoundActivations(["layers.0.up"]), program, matches=0, miss="worth more than speed")
-    assert RoundActivations(["layers.0"])(program).matches == 1
-
-
-def test_activations_burn_fuel() -> None:
-    assert RoundActivations()(one_layer(Grid("int8")), Fuel(0)).matches == 0

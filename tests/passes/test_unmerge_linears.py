@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from llmc.compiler.ir.program import Program
 from llmc.compiler.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
-from llmc.passes.quantize import Quantize, RoundActivations
+from llmc.passes.quantize import Quantize
+from llmc.passes.round_activations import RoundActivations
 from llmc.passes.rounding_plan import Grid, Scheme, analyse
 from llmc.passes.unmerge_linears import UnmergeLinears
 from llmc.passes.use_one_name import UseOneName

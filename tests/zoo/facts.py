@@ -38,6 +38,13 @@ EXTRA: dict[str, dict[str, Any]] = {
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
+    "dory": {  # layers before, within and behind the loop; vectors kept as multiples of a scale that noise would drown
+        "num_hidden_layers": 4,
+        "layer_types": _ATTENTION_PAIR * 2,
+        "n_input_layers": 1,
+        "n_output_layers": 1,
+        "initializer_range": 1.0,
+    },
     "gemma4_text": {"global_head_dim": 64},
     "gemma4_unified_text": {"global_head_dim": 64},
     "dots3_note_text": {

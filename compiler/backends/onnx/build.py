@@ -34,6 +34,7 @@ def build_onnx(
     folder: Path,
     *,
     ops: str,
+    few_rows: Sequence[Pass] = (),
     many_rows: Sequence[Pass] = (),
     watch: Callable[[str], None] = lambda name: None,
 ) -> dict[str, GraphSpec]:
@@ -41,18 +42,16 @@ def build_onnx(
 
     Args:
         ops: the table: "contrib" or "standard".
-        many_rows: what makes of the program one that is better for many tokens, which gets a graph of its own.
+        few_rows: what makes of the program one that is better for a few tokens.
+        many_rows: what makes of it one that is better for many, which gets a graph of its own.
         watch: called with each weight's name before it is written.
     """
     graphs = {}
     with ExternalData(folder / DATA, watch) as data:
-        step = _lower(program, ops, data, folder / "model.onnx")
+        step = _lower(_changed(program, few_rows), ops, data, folder / "model.onnx")
         graphs["step"] = GraphSpec(step.file, 1, PREFILL_ROWS - 1 if many_rows else None)
         if many_rows:
-            changed = program.copy()
-            for subject in many_rows:
-                subject(changed)
-            many = _lower(changed, ops, data, folder / "prefill.onnx")
+            many = _lower(_changed(program, many_rows), ops, data, folder / "prefill.onnx")
             graphs["prefill"] = replace(many, min_rows=PREFILL_ROWS)
     return graphs
 
@@ -85,6 +84,13 @@ def _scales(i: int) -> ScalesSpec:
         present_key=f"present.{i}.key_scale",
         present_value=f"present.{i}.value_scale",
     )
+
+
+def _changed(program: Program, passes: Sequence[Pass]) -> Program:
+    changed = program.copy() if passes else program
+    for subject in passes:
+        subject(changed)
+    return changed
 
 
 def _lower(program: Program, ops: str, data: ExternalData, path: Path) -> GraphSpec:

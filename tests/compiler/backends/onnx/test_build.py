@@ -39,7 +39,9 @@ def built(optimized: Program, folder: Path, **options: Any) -> tuple[Program, di
     config = CompileConfig(**options)
     program = run_passes_of(optimized, config)
     folder.mkdir(exist_ok=True)
-    return program, build_onnx(program, folder, ops=config.ops, many_rows=config.many_rows_passes())
+    return program, build_onnx(
+        program, folder, ops=config.ops, many_rows=many_rows_passes() if config.rounds_prefill else ()
+    )
 
 
 def run_passes_of(optimized: Program, config: CompileConfig) -> Program:
