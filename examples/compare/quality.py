@@ -25,7 +25,7 @@ from quality_make import Made, make, parameters
 from quality_plot import Point, svg
 from quality_report import ENGINES, Row, reason_of, table
 from quality_ruler import Ruler, fingerprint, write_whole
-from quality_speed import Workload, run_peer, run_rounds, speed_key
+from quality_speed import Workload, graphs_of, run_peer, run_rounds, speed_key
 from quality_variants import CANDIDATES, UNQUANTIZED
 from report import around_section, replace_section
 
@@ -105,7 +105,12 @@ def _fail(row: Row, error: Exception) -> None:
 def _measure_speed(
     rows: list[Row], made: dict[str, Made], workload: Workload, args: argparse.Namespace, cache: Path
 ) -> None:
-    by_name = {row.candidate.name: row for row in rows}
+    first: dict[str, str] = {}
+    for row in rows:
+        name, engine = row.candidate.name, row.candidate.engine
+        same = first.setdefault(graphs_of(made[name].folder) if engine == "llmc" else name, name)
+        row.timed_as = "" if same == name else same
+    by_name = {row.candidate.name: row for row in rows if not row.timed_as}
     parts = {
         name: fingerprint(row.candidate.engine, made[name].folder, [f"peer_{row.candidate.engine}.py", "protocol.py"])
         for name, row in by_name.items()
@@ -123,8 +128,8 @@ def _measure_speed(
         )
 
     found = run_rounds(list(by_name), args.rounds, log, measure, lambda name, error: _fail(by_name[name], error))
-    for name, results in found.items():
-        by_name[name].rounds = results
+    for row in rows:
+        row.rounds = found.get(row.timed_as or row.candidate.name, ())
 
 
 def _text(rows: list[Row], ruler: Ruler, workload: Workload, args: argparse.Namespace) -> str:

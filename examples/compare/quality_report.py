@@ -21,6 +21,7 @@ class Row:
     Attributes:
         evaluation: the layout of `llmc eval --json`.
         rounds: what each round of the speed protocol gave.
+        timed_as: another candidate, with the same graphs, whose rounds they are.
     """
 
     candidate: Candidate
@@ -29,6 +30,7 @@ class Row:
     cost: Cost | None = None
     evaluation: Mapping[str, Any] | None = None
     rounds: Sequence[Mapping[str, Any]] = ()
+    timed_as: str = ""
     failed: str = ""
 
     def speed(self, test: str) -> float | None:
@@ -79,7 +81,8 @@ def _cells(row: Row) -> list[str]:
         cells += [_estimate(row.evaluation["same_top1"], ".4f")]
     else:
         cells += [""] * 5
-    cells += [_number(row.speed(test), ".0f") for test in ("tg", "pp")]
+    form = "({:.0f})" if row.timed_as else "{:.0f}"
+    cells += ["" if (speed := row.speed(test)) is None else form.format(speed) for test in ("tg", "pp")]
     if not row.cost:
         return [*cells, "", ""]
     about = "" if row.cost.quiet else "~"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 from quality_ruler import write_whole
 
 
@@ -24,6 +25,18 @@ class Workload:
 
     def options(self) -> list[str]:
         return [f"--{name}={value}" for name, value in vars(self).items()]
+
+
+def graphs_of(folder: Path) -> str:
+    """Names what an artifact's graphs compute, whatever numbers they compute with."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.onnx")):
+        graph = onnx.load(path, load_external_data=False).graph
+        for node in graph.node:
+            digest.update(node.SerializeToString(deterministic=True))
+        for weight in graph.initializer:
+            digest.update(repr((weight.name, weight.data_type, list(weight.dims))).encode())
+    return digest.hexdigest()[:16]
 
 
 def speed_key(parts: Mapping[str, str], workload: Workload, quiet: bool) -> str:

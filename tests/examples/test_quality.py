@@ -146,6 +146,15 @@ def test_the_table_shows_the_smallest_first_and_why_one_failed():
     assert lines[2] == ["onnxruntime-genai", "nf4", *[""] * 11, "no | here"]
 
 
+def test_a_speed_that_another_was_timed_for_stands_in_brackets():
+    from quality_report import table
+
+    row = _rows()[1]
+    row.timed_as = "Q4_0"
+    (_, _, line) = _cells(table([row], 512, 128))
+    assert line[9:11] == ["(30)", "(600)"]
+
+
 def test_a_table_without_failures_has_no_column_for_them():
     from quality_report import table
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from compiled import artifact
 from safetensors.torch import save_file
 
 import llmc
@@ -227,6 +228,16 @@ def test_a_run_of_speeds_is_known_by_who_takes_part_and_how():
     others = [({"a": "1"}, usual, True), ({"a": "1", "b": "3"}, usual, True), ({"a": "1", "b": "2"}, usual, False)]
     others.append(({"a": "1", "b": "2"}, Workload(512, 128, 1, 3), True))
     assert len({key, *(speed_key(*other) for other in others)}) == 5
+
+
+def test_graphs_are_the_same_whatever_their_numbers():
+    from quality_speed import graphs_of
+
+    int8, nearest = artifact("speaking", quantize="int8"), artifact("speaking", quantize="int8", algo="rtn")
+    assert (int8 / "model.onnx.data").read_bytes() != (nearest / "model.onnx.data").read_bytes()
+    assert graphs_of(int8) == graphs_of(nearest)
+    others = [artifact("speaking", quantize="int4"), artifact("speaking", quantize="int8", group_size="channel")]
+    assert len({graphs_of(int8), *map(graphs_of, others)}) == 3
 
 
 def test_rounds_go_around_and_go_on_where_they_were_stopped(tmp_path):

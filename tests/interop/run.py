@@ -32,6 +32,7 @@ CASES = {"fp32": ("transformers", "genai", "optimum"), "int8": ("genai",), "int4
 
 
 def main() -> int:
+    CACHE.mkdir(parents=True, exist_ok=True)
     failed = []
     for scheme, runtimes in CASES.items():
         folder = CACHE / f"demo-{scheme}"
