@@ -49,8 +49,9 @@ class Scorer:
         self.llm = llm
         self.text_tokenizer: Tokenizer = llm.tokenizer
         self._opening = opening(llm.tokenizer)
-        # Something that the first token can be given by: what opens a text, else what ends the one before.
-        self._prefix = (self._opening or list(llm.tokenizer.eos_ids))[:1]
+        # Something that the first token can be given by: what begins a text, else what ends the one before.
+        begins = self._opening if llm.tokenizer.bos_id is None else [llm.tokenizer.bos_id]
+        self._prefix = (begins or list(llm.tokenizer.eos_ids))[:1]
 
     def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Of (context, continuation) each: the continuation's log probability, and whether greedy decoding makes it."""

@@ -58,6 +58,11 @@ class Tokenizer:
         own = self._tokenizer.token_to_id(self._special.get("eos_token", ""))
         return () if own is None else (own,)
 
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, whether or not `encode` puts it there."""
+        return self._tokenizer.token_to_id(self._special.get("bos_token", ""))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; those that open a sequence come with it if asked for."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

@@ -97,6 +97,18 @@ def test_what_opens_no_text_is_given_by_what_ends_one(tokenizer: Tokenizer, monk
     assert [value for value, _ in found] == pytest.approx([expected([EOS], b"cd"), expected(b"ab", b"cd")], rel=1e-6)
 
 
+def test_a_text_that_nothing_opens_is_given_by_what_could(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tokenizer.folder / "tokenizer_config.json").write_text('{"bos_token": "<begin>"}')
+    tokenizer = Tokenizer(tokenizer.folder)
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text, add_special_tokens=True: encode(text, False))
+    scorer = Scorer(LLM(ToyEngine(RULE, V, ROOM), tokenizer))
+    (found,) = scorer.loglikelihood_rolling(requests(("cd",)))
+    assert found == pytest.approx(expected([BOS], b"cd"), rel=1e-6)
+
+
 @pytest.mark.parametrize("length", [0, 1, 2, ROOM, ROOM + 1, 2 * ROOM, 2 * ROOM + 7])
 def test_a_rolling_text_is_scored_once_with_all_the_context_there_is_room_for(scorer: Scorer, length: int) -> None:
     text = [random % 90 + 33 for random in range(length)]
