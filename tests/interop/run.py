@@ -1,7 +1,8 @@
 """The demo in other runtimes: the same greedy tokens for every prompt. `make interop` runs it.
 
 transformers runs the model that the artifact was made from, in this environment; the others run the artifact's own
-folder, each in an environment of its own under .cache/interop, with the pins of its requirements file here.
+folder, each in an environment of its own under .cache/interop, with the pins of its requirements file here. lm-eval
+asks the artifact what it asks the model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import llmc
 from llmc.compiler.frontend.demo import demo_path
@@ -48,6 +50,7 @@ def main() -> int:
                 if mine != other:
                     place = next(i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
                     failed.append(f"{scheme} in {runtime}: {prompt!r} goes on differently from token {place + 1} on")
+    failed += differing_answers(CACHE / "demo-fp32", demo_path())
     for line in failed:
         print(line)
     return 1 if failed else 0
@@ -62,10 +65,33 @@ def greedy(llm: llmc.LLM, prompts: list[list[int]]) -> list[list[int]]:
 
 def other_greedy(runtime: str, model: Path, prompts: list[list[int]]) -> list[list[int]]:
     """What another runtime generates."""
-    command = [environment(runtime), HERE / f"with_{runtime}.py", model, json.dumps(prompts), str(COUNT)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return said_by(runtime, model, json.dumps(prompts), str(COUNT))
+
+
+def differing_answers(folder: Path, model: Path) -> list[str]:
+    """Where lm-eval hears another answer from an artifact than from its model."""
+    pairs = list(zip(*said_by("lm_eval", folder, model), strict=True))
+    different = [f"lm_eval: {mine} of the artifact, {its} of the model" for mine, its in pairs if not same(mine, its)]
+    print(
+        f"fp32  lm_eval       the same answers to {len(pairs) - len(different)} of {len(pairs)} questions", flush=True
+    )
+    return different
+
+
+def same(mine: Any, its: Any) -> bool:
+    """A text; a log probability; or one, and whether it is the likeliest."""
+    if isinstance(mine, list):
+        return mine[1] == its[1] and same(mine[0], its[0])
+    return mine == its if isinstance(mine, str) else abs(mine - its) < 1e-3
+
+
+def said_by(runtime: str, *arguments: str | Path) -> Any:
+    """The last line that a runtime's script prints."""
+    done = subprocess.run(
+        [environment(runtime), HERE / f"with_{runtime}.py", *arguments], capture_output=True, text=True
+    )
     if done.returncode:
-        raise SystemExit(f"{runtime} does not run {model}:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{runtime} does not run {arguments[0]}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -78,7 +104,8 @@ def environment(runtime: str) -> Path:
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists() or ready.read_text() != requirements.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
+        # From here, for one of them names this checkout.
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True, cwd=HERE)
         ready.write_text(requirements.read_text())
     return python
 
