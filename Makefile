@@ -51,9 +51,10 @@ compare: $(READY)
 quality: $(READY)
 	$(BIN)/python examples/compare/quality.py --cache .cache/compare --write docs/quantization.md --plot docs/images/kld.svg
 
-# Prints how long capture takes and how much memory it holds; asserts nothing.
+# Prints how long capture and the matmuls of a step take; asserts nothing.
 bench: $(READY)
 	$(BIN)/python examples/bench_capture.py
+	$(BIN)/python examples/bench_matmul.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

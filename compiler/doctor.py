@@ -23,6 +23,9 @@ _PACKAGES: tuple[tuple[str, ...], ...] = (
     ("tensorrt-rtx", "tensorrt"),
     ("triton",),
 )
+_CAPTURE = ("torch", "transformers", "safetensors", "gguf")
+# `config.TARGETS`, which can't be asked without torch.
+_SERVED = ("ort",)
 # What /proc/cpuinfo calls the instruction sets that decide how fast a kernel is.
 _INSTRUCTIONS = {
     "avx2": "AVX2", "avx512f": "AVX512", "avx_vnni": "AVX-VNNI", "avx512_vnni": "AVX512-VNNI",
@@ -178,11 +181,19 @@ def _targets(packages: dict[str, Package], cuda: bool) -> tuple[Target, ...]:
     ort = "onnxruntime-gpu" if "onnxruntime-gpu" in packages else "onnxruntime"
     trt = "tensorrt" if "tensorrt" in packages else "tensorrt-rtx"
     no_gpu = Answer(False, "torch sees no CUDA device")
-    captures = needs("torch", "transformers", "safetensors", "gguf")
-    # No back end exists yet: what a target needs here is said, but all that this version does for it is to capture.
     return tuple(
-        Target(name, captures, needs(package), needs(package) if cuda or not on_gpu else no_gpu, ("capture",))
-        for name, package, on_gpu in (("ort", ort, False), ("trt", trt, True), ("triton", "triton", True))
+        Target(
+            name,
+            capture=needs(*_CAPTURE),
+            compile=needs(*_CAPTURE, runtime, *writers),
+            run=needs(runtime) if cuda or not on_gpu else no_gpu,
+            this_llmc=("capture", "compile", "run") if name in _SERVED else ("capture",),
+        )
+        for name, runtime, writers, on_gpu in (
+            ("ort", ort, ("onnx",), False),
+            ("trt", trt, (), True),
+            ("triton", "triton", (), True),
+        )
     )
 
 

@@ -7,6 +7,7 @@ from importlib import metadata
 import pytest
 
 from llmc.compiler import doctor
+from llmc.compiler.config import TARGETS
 from llmc.compiler.doctor import Package, examine, read_cpu
 
 # Two sockets of two cores of two threads.
@@ -73,7 +74,7 @@ def test_a_version_that_does_not_fit_fails_capture(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_a_gpu_only_ort_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions(monkeypatch, onnxruntime="1.31.0", tensorrt_rtx="1.7.1.116", triton="3.7.0", **CAPTURE)
+    versions(monkeypatch, onnxruntime="1.31.0", onnx="1.23.2", tensorrt_rtx="1.7.1.116", triton="3.7.0", **CAPTURE)
     monkeypatch.setattr(doctor, "_gpus", lambda: ())
     report = examine()
     assert report.healthy
@@ -86,8 +87,22 @@ def test_without_a_gpu_only_ort_can_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(t.run.can for t in examine().targets)
 
 
-def test_no_more_is_claimed_than_capture() -> None:
-    assert {t.this_llmc for t in examine().targets} == {("capture",)}
+def test_what_an_artifact_is_written_with_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, onnxruntime="1.31.0", **CAPTURE)
+    ort = {t.name: t for t in examine().targets}["ort"]
+    assert ort.run.can
+    assert "onnx is missing" in ort.compile.reason
+
+
+def test_a_machine_that_only_runs_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions(monkeypatch, onnxruntime="1.31.0", onnx="1.23.2")
+    ort = {t.name: t for t in examine().targets}["ort"]
+    assert ort.run.can
+    assert "torch is missing" in ort.compile.reason
+
+
+def test_targets_are_claimed_that_can_be_compiled_for() -> None:
+    assert {t.name for t in examine().targets if "compile" in t.this_llmc} == set(TARGETS)
 
 
 def test_the_driver_is_read_from_the_kernel_module(monkeypatch: pytest.MonkeyPatch) -> None:
