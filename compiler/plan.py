@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from .inspect.layers import count_ops
 from .ir.program import Miss, Program, layer_of, where
 from .ir.stages import Stage
 from .ir.weights import Weight
+from .output_size import FORMULAS, output_bytes
 
-# Of the estimates below; a rounded matrix keeps a scale in float32 for each row (int8) or group of a row (int4).
-INT4_GROUP = 64
+# Each key and each value in a cache of 8 bits has a scale of its own.
 SCALE_BYTES = 4
 
 
@@ -67,7 +66,7 @@ class Plan:
 
     Attributes:
         groups: the weights by purpose, each tensor counted once, however many ops share it.
-        output_bytes: the size of all weights by precision.
+        output_bytes: the size of all weights, by what they may be rounded to.
         peak_bytes: of memory while compiling.
         formulas: how the estimates are made, by the name of what they estimate.
     """
@@ -140,12 +139,11 @@ def plan(
         largest_tensor=largest,
         largest_tensor_bytes=weights[largest].nbytes,
         peak_bytes=_resident_bytes() + 2 * weights[largest].nbytes,
-        output_bytes=_output_bytes(weights.values()),
+        output_bytes=output_bytes(program),
         formulas={
-            "peak": "this process as it is now + 2 x the largest tensor (what is read, and what is made of it)",
-            "fp32, bf16": "4 and 2 bytes a parameter",
-            "int8": f"1 byte a number of a matrix + {SCALE_BYTES} a row; 4 for each other",
-            "int4": f"1/2 byte a number of a matrix + {SCALE_BYTES} for each {INT4_GROUP} of a row; 4 for each other",
+            "peak": "this process as it is now + 2 x the largest tensor (what is read, and what is made of it);"
+            " calibration holds its texts and what flows through a layer, too",
+            **FORMULAS,
             "kv cache": "kv heads x (key dim + value dim) x bytes a number, for each attention with keys of its own"
             + ("" if kv_cache_dtype == "auto" else f"; {SCALE_BYTES} a scale, of each key and of each value"),
         },
@@ -228,23 +226,6 @@ def _kv_layers(program: Program, dtype: torch.dtype) -> Iterable[KvLayer]:
         scales = 2 * SCALE_BYTES if dtype in CACHE_CODES.values() else 0
         per_token = k.shape[1] * ((k.shape[3] + v.shape[3]) * dtype.itemsize + scales)
         yield KvLayer(where(node), int(per_token), call["window"] or call["chunk"])
-
-
-def _output_bytes(weights: Iterable[Weight]) -> dict[str, int]:
-    """Matrices are what the schemes round: whatever has rows of more than one number."""
-    total = dict.fromkeys(("fp32", "bf16", "int8", "int4"), 0)
-    for weight in weights:
-        total["fp32"] += 4 * weight.numel
-        total["bf16"] += 2 * weight.numel
-        if len(weight.shape) < 2:
-            total["int8"] += 4 * weight.numel
-            total["int4"] += 4 * weight.numel
-            continue
-        columns = weight.shape[-1]
-        rows = weight.numel // columns
-        total["int8"] += weight.numel + rows * SCALE_BYTES
-        total["int4"] += rows * (math.ceil(columns / 2) + math.ceil(columns / INT4_GROUP) * SCALE_BYTES)
-    return total
 
 
 def _resident_bytes() -> int:
