@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from .compiler.api import Artifact as Artifact
     from .compiler.api import capture as capture
     from .compiler.api import compile as compile
-    from .compiler.ir.program import Program as Program
-    from .compiler.ir.stages import Stage as Stage
     from .errors import LlmcError as LlmcError
+    from .ir.program import Program as Program
+    from .ir.stages import Stage as Stage
     from .runtimes.llm import LLM as LLM
     from .runtimes.llm import Completion as Completion
     from .runtimes.load import load as load

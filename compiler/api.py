@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import LlmcError
+from ..ir.program import Program
+from ..ir.stages import Stage
+from ..ir.weights import cast
 from ..passes.pipeline import Dump, run_passes, run_pipeline
 from ..passes.rounding_plan import Override
 from ..runtimes.artifact_writer import ArtifactWriter, check_output
@@ -22,9 +25,6 @@ from .config import CompileConfig
 from .frontend.capture import trace
 from .frontend.demo import cache_dir
 from .frontend.sources import Source, find_source
-from .ir.program import Program
-from .ir.stages import Stage
-from .ir.weights import cast
 from .max_kl import keep_under
 from .phases import Phases, Watch
 from .pruning import choose_layers, choose_weights

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..ir.program import Program, layer_of, where
 from ..passes.base import Fuel, Pass
-from .ir.program import Program, layer_of, where
 
 # Values of each node that are kept to compare; a mistake rarely spares all of them.
 _SAMPLES = 512

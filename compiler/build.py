@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..ir.program import Program
 from ..passes.base import Pass, PassResult
 from ..passes.pipeline import Dump, few_rows_passes, many_rows_passes, run_passes
 from ..passes.quantize import Quantize
@@ -19,7 +20,6 @@ from .blame import find_divergence
 from .companions import describe, identity, save_companions, write_json
 from .config import CompileConfig
 from .frontend.sources import Source
-from .ir.program import Program
 from .phases import Phases
 from .pruning import Pruning
 from .quantization import Quantization

@@ -15,13 +15,13 @@ from torch import nn
 
 from .. import __version__
 from ..errors import LlmcError
+from ..ir.program import Program, layer_of
 from ..runtimes.hashing import sha256_all
 from ..runtimes.manifest import FORMAT, GraphSpec, Manifest, ModelSpec
 from .backends.onnx.build import cache_specs
 from .backends.onnx.genai import genai_config
 from .config import CompileConfig
 from .frontend.sources import Source
-from .ir.program import Program, layer_of
 from .pruning import Pruning
 from .quantization import Quantization
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import LlmcError
-from .ir.program import Program
+from ..ir.program import Program
 
 
 def check_finite(program: Program) -> None:

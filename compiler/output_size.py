@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..ir.program import Program
+from ..ir.weights import Weight
 from ..passes.quantize import round_plainly
 from ..passes.rounding_plan import SCHEMES_BY_NAME, RoundingPlan, analyse
-from .ir.program import Program
-from .ir.weights import Weight
 from .quantization import RAISE_SHARE, RAISED
 
 FORMULAS = {

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import LlmcError
+from ..ir.program import Miss, Program, layer_of, where
+from ..ir.stages import Stage
+from ..ir.weights import Weight
 from ..kernels.ops import op_of
 from ..kernels.ops.quantized import CACHE_CODES
 from ..passes.base import Pass, PassResult
@@ -18,9 +21,6 @@ from ..passes.pipeline import run_pipeline
 from .api import DTYPES, capture
 from .config import KV_CACHE_DTYPES
 from .inspect.layers import count_ops
-from .ir.program import Miss, Program, layer_of, where
-from .ir.stages import Stage
-from .ir.weights import Weight
 from .output_size import FORMULAS, output_bytes
 
 # Each key and each value in a cache of 8 bits has a scale of its own.

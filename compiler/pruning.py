@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import LlmcError
+from ..ir.program import Program
+from ..ir.stages import Stage
 from ..passes.base import Pass
 from ..passes.drop_layers import find_layers
 from ..passes.pipeline import optimizing_passes, run_pipeline
@@ -22,8 +24,6 @@ from .calibration.tokens import calibration_tokens
 from .config import CompileConfig
 from .finite import check_finite
 from .frontend.sources import Source
-from .ir.program import Program
-from .ir.stages import Stage
 from .phases import Watch
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LlmcError
+from ..ir.program import Program
 from ..passes.base import Pass
 from ..passes.move_scales import MoveScales
 from ..passes.quantize import Quantize
@@ -24,7 +25,6 @@ from .calibration.tokens import calibration_tokens
 from .config import CompileConfig
 from .finite import check_finite
 from .frontend.sources import Source
-from .ir.program import Program
 
 Watch = Callable[[str, int, int], None]
 

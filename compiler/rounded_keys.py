@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ir.program import Program
 from ..kernels.ops import attention, op_of
 from ..kernels.ops.quantized import CACHE_CODES, round_rows, rows_of
-from .ir.program import Program
 
 
 def with_rounded_keys(program: Program, codes: str) -> Program:

@@ -27,8 +27,8 @@ from .frontend.demo import cache_dir
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..ir.weights import Weight
     from .frontend.sources import Source
-    from .ir.weights import Weight
 
 # Raised whenever the same windows of the same model would give another file.
 _VERSION = 1
@@ -131,7 +131,7 @@ def _mismatch(source: Source, why: str) -> LlmcError:
 
 def keep_in_memory(weights: Mapping[str, Weight]) -> Mapping[str, Weight]:
     """The same weights, values of which stay in memory once they were read, as far as there is room."""
-    from .ir.weights import Weight
+    from ..ir.weights import Weight
 
     room = _free_memory() * _SHARE
 

@@ -18,8 +18,8 @@ from ..runtimes.selfcheck import Check, Reference, Report, check, limits_row
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..ir.program import Program
     from .frontend.sources import Source
-    from .ir.program import Program
 
 # Prompts of a batch, and how many tokens follow each one by one.
 PROMPTS = (7, 26, 70)
@@ -149,9 +149,9 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> R
 def _reference_of(model: Any, engine: Any) -> Reference:
     import torch
 
+    from ..ir.stages import Stage
     from .api import capture
     from .frontend.sources import find_source
-    from .ir.stages import Stage
 
     source = find_source(model)
     program = capture(model, max_seq_len=engine.max_seq_len, until=Stage.CAPTURED)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Program
+from ..ir.program import Program
 from ..kernels.ops.precision import accumulator
 from .match import arguments, dtype, is_call, only_user, same_shape, shape
 from .statics import Unknown

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import op_name
+from ..ir.program import op_name
 from .match import arguments, is_call, shape
 from .statics import SizedValues, Statics, Unknown, is_off
 

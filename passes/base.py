@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, PassRecord, Program, where
-from ..compiler.ir.stages import Stage, verify
 from ..errors import LlmcError
+from ..ir.program import Miss, PassRecord, Program, where
+from ..ir.stages import Stage, verify
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Program, op_name, where
-from ..compiler.ir.stages import Stage
 from ..errors import LlmcError
+from ..ir.program import Program, op_name, where
+from ..ir.stages import Stage
 from ..kernels.ops import op_of
 from .base import Fuel, Pass, PassResult
 

@@ -6,8 +6,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
-from ..compiler.ir.program import Program
-from ..compiler.ir.stages import Stage
+from ..ir.program import Program
+from ..ir.stages import Stage
 from ..kernels.ops import linear, quant_linear, take_rows
 from .base import Fuel, Pass, PassResult, miss
 from .match import is_call, is_op, number

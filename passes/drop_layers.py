@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Program, layer_of
-from ..compiler.ir.stages import Stage
 from ..errors import LlmcError
+from ..ir.program import Program, layer_of
+from ..ir.stages import Stage
 from .base import Fuel, Pass, PassResult
 from .match import dtype, same_shape
 

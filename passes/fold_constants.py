@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.weights import Call, Weight, cast
+from ..ir.program import Miss, Program
+from ..ir.weights import Call, Weight, cast
 from .base import Rewrite, miss
 from .match import dtype, is_call
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.stages import Stage
-from ..compiler.ir.weights import fold
+from ..ir.program import Miss, Program
+from ..ir.stages import Stage
+from ..ir.weights import fold
 from ..kernels.ops import attention, embedding, linear, rope
 from .base import Rewrite, miss
 from .match import arguments, dtype, is_call, is_op, number, only_user, operands, same_shape

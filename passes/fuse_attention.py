@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.stages import Stage
+from ..ir.program import Miss, Program
+from ..ir.stages import Stage
 from ..kernels.ops import cached_attention, fused_attention, quant_cached_attention, rope
 from .base import Rewrite, miss
 from .insert_kv_cache import InsertKvCache

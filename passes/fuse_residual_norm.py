@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.stages import Stage
+from ..ir.program import Miss, Program
+from ..ir.stages import Stage
 from ..kernels.ops import add_rms_norm, rms_norm
 from .base import Rewrite, miss
 from .match import arguments, dtype, is_call, is_op, number, same_shape

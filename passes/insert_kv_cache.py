@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Cache, Program, where
-from ..compiler.ir.stages import Stage
 from ..errors import LlmcError
+from ..ir.program import Cache, Program, where
+from ..ir.stages import Stage
 from ..kernels.ops import attention, cached_attention, quant_cached_attention
 from ..kernels.ops.quantized import CACHE_CODES
 from .base import Fuel, Pass, PassResult

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx
 
-from ..compiler.ir.program import op_name
+from ..ir.program import op_name
 from ..kernels.ops.op import Op, op_of
 
 # Ops that hand the same numbers on in the same order, possibly in another shape.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program, op_name
+from ..ir.program import Miss, Program, op_name
 from .base import Rewrite, miss
 from .match import dtype, is_call, number, operands
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.weights import Weight, constant
+from ..ir.program import Miss, Program
+from ..ir.weights import Weight, constant
 from ..kernels.ops import attention
 from .attention_heads import Form, Heads, Scaling, heads_of, keys_of, repeated, scaled_by
 from .attention_meaning import Meaning, find_meaning, sizes_to_look_at

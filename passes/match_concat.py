@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
+from ..ir.program import Miss, Program
 from .base import Rewrite, miss
 from .match import arguments, dtype, is_call, same_shape, shape
 

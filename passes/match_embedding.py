@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
+from ..ir.program import Miss, Program
 from ..kernels.ops import embedding
 from .base import Rewrite, miss
 from .fold_constants import FoldConstants

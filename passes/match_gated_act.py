@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program, op_name
+from ..ir.program import Miss, Program, op_name
 from ..kernels.ops import gated_act
 from .base import Rewrite, miss
 from .match import arguments, behind_casts, behind_widening, dtype, is_call, number, operands, rounded_to, same_shape

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program, op_name
+from ..ir.program import Miss, Program, op_name
 from ..kernels.ops import layer_norm
 from .base import Rewrite, miss
 from .match import arguments, behind_casts, behind_widening, dtype, is_call

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.weights import Call, Weight, transpose
+from ..ir.program import Miss, Program
+from ..ir.weights import Call, Weight, transpose
 from ..kernels.ops import linear
 from ..kernels.ops.op import Op
 from .base import Rewrite, miss

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
+from ..ir.program import Miss, Program
 from ..kernels.ops import rms_norm
 from ..kernels.ops.precision import accumulator
 from .base import Rewrite, miss

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..compiler.ir.program import Program, op_name
-from ..compiler.ir.weights import constant
+from ..ir.program import Program, op_name
+from ..ir.weights import constant
 from ..kernels.ops import embedding, rope
 from .base import Fuel, Pass, PassResult, miss
 from .match import dtype, is_call, is_op, shape

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.stages import Stage
+from ..ir.program import Miss, Program
+from ..ir.stages import Stage
 from ..kernels.ops import gated_act
 from .base import Rewrite, miss
 from .match import is_op

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.weights import concat
+from ..ir.program import Miss, Program
+from ..ir.weights import concat
 from ..kernels.ops import linear, rms_norm, rope
 from .base import miss
 from .match import arguments, is_call, is_op

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Program
-from ..compiler.ir.stages import Stage
-from ..compiler.ir.weights import Call, Weight, constant, fold
+from ..ir.program import Program
+from ..ir.stages import Stage
+from ..ir.weights import Call, Weight, constant, fold
 from ..kernels.ops import add_rms_norm, embedding, gated_act, layer_norm, linear, rms_norm
 from .base import Fuel, Pass, PassResult, miss
 from .match import arguments, is_call, is_op

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.weights import Call
+from ..ir.program import Miss, Program
+from ..ir.weights import Call
 from .base import miss
 from .match import (
     arguments,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Program
+from ..ir.program import Program
 
 
 class Evaluator:

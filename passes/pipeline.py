@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..compiler.ir.printer import to_python
-from ..compiler.ir.program import Program
-from ..compiler.ir.stages import Stage, verify
 from ..errors import LlmcError
+from ..ir.printer import to_python
+from ..ir.program import Program
+from ..ir.stages import Stage, verify
 from .base import Fuel, Pass, PassResult
 from .check_rows import CheckRows
 from .choose_rows import ChooseRows

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.weights import constant
+from ..ir.program import Miss, Program
+from ..ir.weights import constant
 from ..kernels.ops import embedding
 from .base import Fuel, Pass, PassResult, miss
 from .match import is_call, is_op, shape

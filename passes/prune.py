@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..compiler.ir.program import Program
-from ..compiler.ir.stages import Stage
-from ..compiler.ir.stored import stored_codes
-from ..compiler.ir.weights import Weight
+from ..ir.program import Program
+from ..ir.stages import Stage
+from ..ir.stored import stored_codes
+from ..ir.weights import Weight
 from ..kernels.ops import linear
 from .base import Fuel, Pass, PassResult, miss
 from .match import is_op

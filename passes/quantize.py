@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Program
-from ..compiler.ir.stages import Stage
-from ..compiler.ir.stored import stored_codes
-from ..compiler.ir.weights import Call, Weight
+from ..ir.program import Program
+from ..ir.stages import Stage
+from ..ir.stored import stored_codes
+from ..ir.weights import Call, Weight
 from ..kernels.ops import embedding, linear, quant_embedding, quant_linear, round_weight
 from ..kernels.ops.quantized import dequantize
 from .base import Fuel, Pass, PassResult, miss

@@ -7,8 +7,8 @@ import operator
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..compiler.ir.program import Program
-from ..compiler.ir.stages import Stage
+from ..ir.program import Program
+from ..ir.stages import Stage
 from ..kernels.ops import take_rows
 from .base import Fuel, Pass, PassResult
 from .choose_rows import ChooseRows

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.weights import Call, Weight, constant
+from ..ir.program import Miss, Program
+from ..ir.weights import Call, Weight, constant
 from ..kernels.ops import embedding
 from .base import Fuel, Pass, PassResult, miss
 from .match import is_call, shape

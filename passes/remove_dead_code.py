@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..compiler.ir.program import Program
+from ..ir.program import Program
 from .base import Fuel, Pass, PassResult
 
 

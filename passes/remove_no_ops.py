@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Miss, Program, op_name
+from ..ir.program import Miss, Program, op_name
 from .base import Rewrite, miss
 from .match import arguments, dtype, is_call, number, same_shape, shape
 

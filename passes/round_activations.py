@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.stages import Stage
+from ..ir.program import Miss, Program
+from ..ir.stages import Stage
 from ..kernels.ops import quant_linear
 from .base import Rewrite, miss
 from .match import is_op

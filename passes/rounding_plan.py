@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
-from ..compiler.ir.program import Program, where
-from ..compiler.ir.stored import StoredCodes, stored_codes, why_dequantized
 from ..errors import LlmcError
+from ..ir.program import Program, where
+from ..ir.stored import StoredCodes, stored_codes, why_dequantized
 from ..kernels.ops import embedding, linear
 from ..kernels.ops.quantized import ACTIVATIONS, SCHEMES
 from .match import is_op

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..compiler.ir.program import Program
+from ..ir.program import Program
 from .base import Fuel, Pass, PassResult
 
 

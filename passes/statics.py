@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..compiler.ir.program import Program, op_name
+from ..ir.program import Program, op_name
 from .match import arguments, shape
 from .partial import Evaluator
 

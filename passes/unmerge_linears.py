@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from ..compiler.ir.program import Miss, Program
-from ..compiler.ir.stages import Stage
-from ..compiler.ir.weights import rows
+from ..ir.program import Miss, Program
+from ..ir.stages import Stage
+from ..ir.weights import rows
 from ..kernels.ops import quant_linear
 from .base import Rewrite, miss
 from .match import is_call, is_op

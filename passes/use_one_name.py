@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ..compiler.ir.program import Program
+from ..ir.program import Program
 from .base import Rewrite
 
 aten = torch.ops.aten

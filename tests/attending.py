@@ -8,8 +8,8 @@ import torch
 from check_pass import VOCAB, capture
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.insert_kv_cache import InsertKvCache
 from llmc.passes.remove_no_ops import RemoveNoOps

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from check_pass import VOCAB
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.kernels.ops import attention
 
 H, D, WIDTH = 4, 6, 24

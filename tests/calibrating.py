@@ -12,8 +12,8 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.calibration.shelf import Shelf
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 
 _HOME, _NUMBERS = tempfile.TemporaryDirectory(prefix="calibrating-"), itertools.count()
 

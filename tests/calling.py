@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llmc.compiler.backends.onnx.lower import Table
 from llmc.compiler.frontend import capture as capturing
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.kernels.ops import embedding
 
 # One token; some, more than one sequence; many.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from llmc.compiler.backends.onnx.external import ExternalData
 from llmc.compiler.backends.onnx.lower import Lowering, Table
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 
 # Sizes to trace with, and to run at: as traced, another, the smallest.
 TRACED = (2, 5)

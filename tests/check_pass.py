@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from llmc.compiler.frontend.capture import trace
-from llmc.compiler.ir.printer import from_python, to_python
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.printer import from_python, to_python
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.passes.base import Pass
 
 VOCAB = 31

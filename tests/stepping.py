@@ -11,7 +11,7 @@ from artifacts import manifest
 from torch import Tensor
 
 from llmc.compiler.backends.onnx.build import build_onnx, cache_specs
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.passes.pipeline import many_rows_passes
 from llmc.runtimes.ort import OrtEngine
 

@@ -13,7 +13,7 @@ from torch import fx
 from zoo.tiny import tiny_model, tiny_model_types
 
 import llmc
-from llmc.compiler.ir.weights import constant, fold
+from llmc.ir.weights import constant, fold
 from llmc.kernels.ops import attention, layer_norm, rms_norm, rope
 from llmc.passes.match import arguments, is_op
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
+from ...ir.program import Program
+from ...ir.weights import constant
 from ...kernels.ops import linear
 from ...kernels.ops.quantized import FLOAT8
 from ...kernels.ops.rounding import Steps, codes_of, packed, plain_steps
@@ -18,8 +20,6 @@ from ...passes.match import arguments, is_op
 from ...passes.move_scales import Place, divide_rows, find_place, move
 from ...passes.quantize import Rounded
 from ...passes.rounding_plan import Choice, RoundingPlan
-from ..ir.program import Program
-from ..ir.weights import constant
 from .gptq import gptq
 from .scales import AWQ, SMOOTHQUANT, Inputs, search_scales
 from .shelf import Shelf

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
+from ...ir.program import Program
 from ...passes.drop_layers import Layer
-from ..ir.program import Program
 from .stream import Stream
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
+from ...ir.program import Program
+from ...ir.weights import Leaf
 from ...kernels.ops import linear
 from ...passes.match import arguments, is_op
 from ...passes.prune import prunable
-from ..ir.program import Program
-from ..ir.weights import Leaf
 from .scales import Inputs
 from .shelf import Shelf
 from .sparsegpt import sparsegpt

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.program import Program, layer_of
 from ...kernels.ops import linear
 from ...kernels.ops.op import op_of
 from ...kernels.ops.quantized import round_activation
 from ...passes.match import arguments, is_op
-from ..ir.program import Program, layer_of
 
 Values = dict[fx.Node, Any]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..ir.weights import Leaf, SafetensorsSource
+from ...ir.weights import Leaf, SafetensorsSource
 
 # Raised whenever calibration would find something else for the same model, plan and text.
 _VERSION = 2

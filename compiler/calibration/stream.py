@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import LlmcError
-from ..ir.program import Program
+from ...ir.program import Program
 
 # Texts that pass an op together hold about so many tokens.
 _TOKENS = 2048

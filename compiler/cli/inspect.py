@@ -63,10 +63,10 @@ def inspect(
     if html and not html.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(html.parent)!r}.", param_hint="--html")
     with progress(f"Capturing {model}") as now:
+        from ...ir.stages import Stage
         from ..inspect.page import write_page
         from ..inspect.record import inspect_model
         from ..inspect.summary import summarise
-        from ..ir.stages import Stage
 
         def watch(subject: Pass, result: PassResult) -> None:
             now(f"After {subject.name}: {result.matches} matches")

@@ -14,10 +14,10 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 
 from ...errors import LlmcError
+from ...ir.program import Program
+from ...ir.stages import Stage, verify
+from ...ir.weights import Weight, constant, parameter
 from ...passes.attention_mask import MaskRule
-from ..ir.program import Program
-from ..ir.stages import Stage, verify
-from ..ir.weights import Weight, constant, parameter
 from .hooks import Attention, capturing, is_hookable
 from .refusal import is_about_sizes, quiet, refusal
 from .skeleton import fake_parameters

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ...errors import LlmcError
-from ..ir.weights import Leaf, SafetensorsSource, Weight, record, recorded
+from ...ir.weights import Leaf, SafetensorsSource, Weight, record, recorded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

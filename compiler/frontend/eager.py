@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..ir.weights import Weight
+from ...ir.weights import Weight
 from .capture import LogitsOf
 
 

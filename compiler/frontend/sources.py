@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...errors import LlmcError
-from ..ir.weights import Leaf, Weight, parameter
+from ...ir.weights import Leaf, Weight, parameter
 from .checkpoint import check_complete, match_checkpoint, open_safetensors
 from .demo import demo_path
 from .gguf import GgufFile

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from ...ir.program import layer_of, op_name, where
 from ...kernels.ops import op_of
-from ..ir.program import layer_of, op_name, where
 from .layers import OUTSIDE
 
 # What a box is coloured by: the first pattern that an op's name matches. Whether the op is of the dialect is said

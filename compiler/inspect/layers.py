@@ -12,7 +12,7 @@ from itertools import groupby
 
 from torch import Tensor, fx
 
-from ..ir.program import Program, layer_of, op_name, where
+from ...ir.program import Program, layer_of, op_name, where
 
 OUTSIDE = ""  # the name of what belongs to no layer
 

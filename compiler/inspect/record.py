@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import fx, nn
 
 from ...errors import LlmcError
+from ...ir.printer import statements
+from ...ir.program import PassRecord, Program, where
+from ...ir.stages import Stage
 from ...passes.base import Pass, PassResult
 from ...passes.pipeline import run_pipeline
 from ..api import capture
-from ..ir.printer import statements
-from ..ir.program import PassRecord, Program, where
-from ..ir.stages import Stage
 from .drawing import Drawing, draw
 from .layers import OUTSIDE, count_ops, fold, sections, signature
 

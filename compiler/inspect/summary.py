@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..ir.program import Miss
+from ...ir.program import Miss
 from .layers import OUTSIDE, fold, label
 from .record import Inspection
 

@@ -18,7 +18,7 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc import Stage
-from llmc.compiler.ir.printer import from_python
+from llmc.ir.printer import from_python
 
 WIDTH = 16
 

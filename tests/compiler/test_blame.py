@@ -7,9 +7,9 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.blame import find_divergence
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import fold
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import fold
 from llmc.passes.base import Fuel, Pass, PassResult
 from llmc.passes.drop_layers import DropLayers
 from llmc.passes.pipeline import optimizing_passes

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
 from llmc.compiler.output_size import output_bytes
 from llmc.compiler.quantization import RAISE_SHARE
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.passes.pipeline import run_pipeline
 from llmc.passes.quantize import Quantize
 from llmc.passes.rounding_plan import SCHEMES_BY_NAME, analyse

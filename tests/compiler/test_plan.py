@@ -14,8 +14,8 @@ from zoo.tiny import tiny_model
 
 from llmc import LlmcError
 from llmc.compiler.frontend.gguf import GgufSource
-from llmc.compiler.ir.weights import SafetensorsSource
 from llmc.compiler.plan import plan
+from llmc.ir.weights import SafetensorsSource
 
 
 def save(model_type: str, folder: Path) -> nn.Module:

@@ -21,9 +21,9 @@ from llmc.compiler.calibration.tokens import CalibrationText
 from llmc.compiler.config import CompileConfig
 from llmc.compiler.frontend.demo import cache_dir
 from llmc.compiler.frontend.sources import find_source
-from llmc.compiler.ir.stages import Stage
 from llmc.compiler.quantization import quantize
 from llmc.compiler.verify import verify
+from llmc.ir.stages import Stage
 from llmc.passes.quantize import round_plainly
 from llmc.runtimes.selfcheck import LIMITS, Reference
 

@@ -13,9 +13,9 @@ import llmc
 from llmc.compiler.calibration.shelf import Shelf
 from llmc.compiler.config import CompileConfig
 from llmc.compiler.frontend.sources import find_source
-from llmc.compiler.ir.stages import Stage
 from llmc.compiler.quantization import Quantization, quantize
 from llmc.errors import LlmcError
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import quant_linear
 from llmc.passes.match import is_op
 from llmc.passes.rounding_plan import Grid, Override

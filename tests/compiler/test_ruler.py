@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from llmc import LlmcError
 from llmc.compiler import ruler
 from llmc.compiler.frontend import eager
-from llmc.compiler.ir.weights import Leaf, constant
 from llmc.compiler.ruler import StoredReference, reference_of
+from llmc.ir.weights import Leaf, constant
 from llmc.runtimes.evaluate import evaluate
 from llmc.runtimes.load import load
 from llmc.runtimes.tokenizer import Tokenizer

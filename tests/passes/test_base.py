@@ -9,9 +9,9 @@ import torch
 from check_pass import VOCAB, capture, inputs
 from torch import Tensor, fx, nn
 
-from llmc.compiler.ir.program import Miss, Program
-from llmc.compiler.ir.stages import Stage
 from llmc.errors import LlmcError
+from llmc.ir.program import Miss, Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import linear
 from llmc.passes.base import Fuel, Pass, PassResult, Rewrite, miss
 from llmc.passes.match import is_call

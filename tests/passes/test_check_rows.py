@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import llmc
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.check_rows import CheckRows
 from llmc.passes.use_one_name import UseOneName

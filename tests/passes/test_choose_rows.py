@@ -10,8 +10,8 @@ from attending import Attending, cached, join, qkv
 from check_pass import ROWS, VOCAB, capture, check_pass, samples
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import attention, embedding, linear
 from llmc.passes.base import Fuel, PassResult
 from llmc.passes.choose_rows import ChooseRows

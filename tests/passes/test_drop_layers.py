@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
 from llmc.errors import LlmcError
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.base import Fuel
 from llmc.passes.drop_layers import DropLayers, find_layers

@@ -10,7 +10,7 @@ from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmc.compiler.ir.weights import Call, Leaf
+from llmc.ir.weights import Call, Leaf
 from llmc.passes.fold_constants import FoldConstants
 
 WIDTH = 12

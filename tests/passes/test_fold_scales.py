@@ -10,9 +10,9 @@ from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import constant
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import constant
 from llmc.kernels.ops import attention, linear, quant_linear, rope
 from llmc.passes.fold_constants import FoldConstants
 from llmc.passes.fold_scales import FoldScales

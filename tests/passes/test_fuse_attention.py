@@ -11,7 +11,7 @@ from attending import DIM, HEADS, KV_HEADS, SCALE, VALUE_DIM, Attend, Attending,
 from check_pass import check_pass
 from torch import Tensor
 
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.kernels.ops import attention, cached_attention, fused_attention, rope
 from llmc.passes.base import Fuel
 from llmc.passes.fuse_attention import FuseAttention

@@ -11,10 +11,10 @@ from attending import DIM, HEADS, KV_HEADS, MAX_SEQ_LEN, SCALE, VALUE_DIM, Atten
 from check_pass import VOCAB, check_rerun
 from torch import Tensor
 
-from llmc.compiler.ir.program import Cache, Program
-from llmc.compiler.ir.stages import Stage
 from llmc.compiler.rounded_keys import with_rounded_keys
 from llmc.errors import LlmcError
+from llmc.ir.program import Cache, Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import attention, embedding, rope
 from llmc.kernels.ops.quantized import CACHE_CODES
 from llmc.passes.insert_kv_cache import InsertKvCache

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmc import LlmcError
-from llmc.compiler.ir.weights import constant
+from llmc.ir.weights import constant
 from llmc.passes.base import miss
 from llmc.passes.fold_constants import FoldConstants
 from llmc.passes.match_embedding import MatchEmbedding

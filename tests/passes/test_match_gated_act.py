@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import NewGELUActivation, QuickGELUActivation, ReLUSquaredActivation
 
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.passes.match import dtype
 from llmc.passes.match_activation import MatchActivation
 from llmc.passes.match_gated_act import MatchGatedAct

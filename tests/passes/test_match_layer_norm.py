@@ -11,7 +11,7 @@ from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.passes.fold_constants import FoldConstants
 from llmc.passes.match import dtype
 from llmc.passes.match_layer_norm import MatchLayerNorm

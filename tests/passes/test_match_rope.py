@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo.tiny import tiny_model
 
 from llmc.compiler.frontend.capture import trace
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.kernels.ops import embedding, rope
 from llmc.passes.base import PassResult
 from llmc.passes.match import is_op

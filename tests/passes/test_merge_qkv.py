@@ -9,7 +9,7 @@ import torch
 from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import attention, cached_attention, embedding, linear, rms_norm, rope
 from llmc.passes.match import is_op
 from llmc.passes.merge_qkv import MergeQkv

@@ -10,8 +10,8 @@ import torch
 from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, gated_act, layer_norm, linear, rms_norm
 from llmc.passes.base import Fuel
 from llmc.passes.fuse_residual_norm import FuseResidualNorm

@@ -6,7 +6,7 @@ import torch
 from check_pass import VOCAB, capture
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Miss, Program
+from llmc.ir.program import Miss, Program
 from llmc.passes.norm_parts import Division, affine, divisions, mean_square
 
 WIDTH = 12

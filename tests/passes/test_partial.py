@@ -7,8 +7,8 @@ import torch
 from check_pass import VOCAB, capture
 from torch import Tensor, fx, nn
 
-from llmc.compiler.ir.program import Program, op_name
-from llmc.compiler.ir.weights import Leaf, TensorSource
+from llmc.ir.program import Program, op_name
+from llmc.ir.weights import Leaf, TensorSource
 from llmc.passes.partial import Evaluator, depends_on_positions
 
 

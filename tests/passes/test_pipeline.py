@@ -13,10 +13,10 @@ from torch import Tensor, fx
 from zoo.tiny import tiny_model
 
 from llmc.compiler.frontend.capture import trace
-from llmc.compiler.ir.printer import from_python
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage, verify
 from llmc.errors import LlmcError
+from llmc.ir.printer import from_python
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage, verify
 from llmc.passes import pipeline
 from llmc.passes.base import Pass, PassResult, Rewrite, miss
 from llmc.passes.choose_rows import ChooseRows

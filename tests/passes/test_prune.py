@@ -9,11 +9,11 @@ import torch
 from check_pass import VOCAB, capture, inputs
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.stored import StoredCodes
-from llmc.compiler.ir.weights import constant, parameter
 from llmc.errors import LlmcError
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.stored import StoredCodes
+from llmc.ir.weights import constant, parameter
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.base import Fuel
 from llmc.passes.prune import Prune, prunable

@@ -11,10 +11,10 @@ import torch
 from check_pass import VOCAB, capture, check_pass, inputs
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.stored import StoredCodes
-from llmc.compiler.ir.weights import Leaf, TensorSource, constant, parameter
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.stored import StoredCodes
+from llmc.ir.weights import Leaf, TensorSource, constant, parameter
 from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_linear, round_weight
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel

@@ -10,7 +10,7 @@ from attending import SCALE, Attending, Layer, cached, join, project, qkv
 from check_pass import check_pass, samples
 from torch import Tensor, fx
 
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.kernels.ops import add_rms_norm, attention, linear, rms_norm, take_rows
 from llmc.passes.base import Fuel, PassResult
 from llmc.passes.choose_rows import ChooseRows

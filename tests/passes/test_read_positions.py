@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.stages import Stage
 from llmc.passes.read_positions import ReadPositions
 
 WIDTH = 8

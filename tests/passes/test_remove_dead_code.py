@@ -7,8 +7,8 @@ import torch
 from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.weights import constant
+from llmc.ir.program import Program
+from llmc.ir.weights import constant
 from llmc.passes.remove_dead_code import RemoveDeadCode
 from llmc.passes.remove_no_ops import RemoveNoOps
 

@@ -10,7 +10,7 @@ from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmc.compiler.ir.program import Program, op_name
+from llmc.ir.program import Program, op_name
 from llmc.passes.remove_no_ops import RemoveNoOps
 
 WIDTH, HEADS = 12, 3

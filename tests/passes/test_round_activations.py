@@ -7,9 +7,9 @@ import torch
 from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import constant
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import constant
 from llmc.kernels.ops import embedding, linear, quant_linear, round_weight
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel

@@ -8,8 +8,8 @@ from check_pass import VOCAB, check_pass, inputs
 from torch import Tensor, nn
 
 from llmc.compiler.frontend.capture import trace
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.weights import Weight, cast, fold, parameter, transpose
+from llmc.ir.program import Program
+from llmc.ir.weights import Weight, cast, fold, parameter, transpose
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.base import Fuel
 from llmc.passes.share_weights import ShareWeights

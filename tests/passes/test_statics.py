@@ -7,7 +7,7 @@ import torch
 from check_pass import VOCAB, capture
 from torch import Tensor, fx, nn
 
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.passes import statics
 from llmc.passes.match import is_call
 from llmc.passes.statics import Statics, Unknown

@@ -7,8 +7,8 @@ import torch
 from check_pass import VOCAB, capture, check_pass
 from torch import Tensor, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.quantize import Quantize
 from llmc.passes.round_activations import RoundActivations

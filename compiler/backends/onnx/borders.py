@@ -10,9 +10,9 @@ from typing import NamedTuple
 import onnx
 
 from ....errors import LlmcError
+from ....ir.program import layer_in
 from ....runtimes.manifest import Manifest
 from ....runtimes.ort_layers import WatchedGraph
-from ...ir.program import layer_in
 
 # What adds two values, and which of its outputs is their sum.
 _SUMS = {"Add": 0, "SkipSimplifiedLayerNormalization": 3}

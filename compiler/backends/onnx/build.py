@@ -11,10 +11,10 @@ import onnx
 import torch
 
 from ....errors import LlmcError
+from ....ir.program import Cache, Program
 from ....kernels.ops.quantized import CACHE_CODES
 from ....passes.base import Pass
 from ....runtimes.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, ScalesSpec, StoredSpec
-from ...ir.program import Cache, Program
 from .contrib import CONTRIB
 from .external import ExternalData
 from .lower import Derived, Lowering, Table

@@ -11,7 +11,7 @@ from typing import IO
 import torch
 from onnx import TensorProto
 
-from ...ir.weights import Weight, rows_of
+from ....ir.weights import Weight, rows_of
 
 # Of a page, so that the file can be mapped and a tensor read without a copy; small ones need no more than a cache line.
 PAGE, LINE = 4096, 64

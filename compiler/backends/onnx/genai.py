@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...ir.program import Program
+from ....ir.program import Program
 
 
 def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:

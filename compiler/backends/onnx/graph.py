@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from .... import __version__
 from ....errors import LlmcError
-from ...ir.weights import Weight
+from ....ir.weights import Weight
 from .external import ExternalData, external_tensor
 
 if TYPE_CHECKING:

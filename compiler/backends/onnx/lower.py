@@ -13,11 +13,11 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx
 
 from ....errors import LlmcError
+from ....ir.program import Program, layer_of, op_name, where
+from ....ir.weights import Weight
 from ....kernels.ops import op_of
 from ....kernels.ops.quantized import FLOAT8
 from ....runtimes.manifest import DERIVED_FILE
-from ...ir.program import Program, layer_of, op_name, where
-from ...ir.weights import Weight
 from .external import PAGE, ExternalData, Place, external_tensor
 from .graph import Graph, Value, element
 

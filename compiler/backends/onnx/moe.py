@@ -8,7 +8,7 @@ import onnx
 import torch
 from onnx import helper
 
-from ...ir.weights import transpose
+from ....ir.weights import transpose
 from .activations import activation, gate_by
 from .graph import Value, element
 from .lower import Lowering, Table, WeightValue

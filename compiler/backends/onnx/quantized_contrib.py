@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...ir.weights import transpose
+from ....ir.weights import transpose
 from .graph import MICROSOFT, Value
 from .lower import Derived, Lowering, WeightValue
 from .quantized import standard_embedding, standard_linear, with_bias

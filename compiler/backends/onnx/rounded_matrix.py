@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from onnx import TensorProto
 
-from ...ir.weights import Call, Weight, rows, rows_of
+from ....ir.weights import Call, Weight, rows, rows_of
 from .graph import Value
 from .lower import Lowering, WeightValue
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...ir.weights import transpose
+from ....ir.weights import transpose
 from .activations import gated_act
 from .aten import ATEN
 from .graph import Value

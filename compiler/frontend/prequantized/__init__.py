@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...ir.stored import OnlyNumbers, StoredCodes
-from ...ir.weights import Leaf, Weight
+from ....ir.stored import OnlyNumbers, StoredCodes
+from ....ir.weights import Leaf, Weight
 from .awq import open_awq
 from .bitsandbytes import open_bitsandbytes
 from .compressed_tensors import open_compressed_tensors

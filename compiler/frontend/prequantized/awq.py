@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ir.weights import Weight, constant, transpose
+from ....ir.weights import Weight, constant, transpose
 from .groups import from_groups
 from .layout import expression, fields, packed_nibbles, raw_bytes, wide
 from .parts import FLOATS, Format, Parts, entry, group_of, unreadable

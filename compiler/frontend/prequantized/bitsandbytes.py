@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....ir.stored import OnlyNumbers, StoredCodes
+from ....ir.weights import Weight
 from ....kernels.ops.quantized import NF4
-from ...ir.stored import OnlyNumbers, StoredCodes
-from ...ir.weights import Weight
 from .layout import expression, fields, raw_bytes, repeated, swapped_nibbles
 from .parts import Format, Parts
 

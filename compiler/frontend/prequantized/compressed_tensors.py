@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...ir.weights import Weight, transpose
+from ....ir.weights import Weight, transpose
 from .fp8_blocks import FP8, blocks, is_block
 from .groups import from_groups
 from .layout import expression, fields, raw_bytes, signed, wide

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...ir.weights import Leaf, Weight, transpose
+from ....ir.weights import Leaf, Weight, transpose
 from .groups import from_groups
 from .layout import expression, repeated, wide
 from .parts import FLOATS, Format, Parts, unreadable

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ...ir.weights import Weight, transpose
+from ....ir.weights import Weight, transpose
 from .groups import from_groups
 from .layout import expression, fields, packed_nibbles, raw_bytes, signed, wide
 from .parts import FLOATS, Format, Parts, entry, group_of, unreadable

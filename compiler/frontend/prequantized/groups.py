@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from ...ir.stored import OnlyNumbers, StoredCodes
-from ...ir.weights import Weight
+from ....ir.stored import OnlyNumbers, StoredCodes
+from ....ir.weights import Weight
 from .layout import expression, repeated
 from .parts import Parts
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...ir.weights import Weight, constant, record, recorded
+from ....ir.weights import Weight, constant, record, recorded
 
 _SHIFTS = {bits: constant(torch.arange(0, 8, bits, dtype=torch.uint8), f"shifts_{bits}") for bits in (2, 4)}
 _PLACES = constant(torch.tensor([1, 16], dtype=torch.uint8), "places")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ....errors import LlmcError
-from ...ir.weights import Leaf, Weight
+from ....ir.weights import Leaf, Weight
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 

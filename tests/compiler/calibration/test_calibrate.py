@@ -14,7 +14,7 @@ from torch import Tensor
 import llmc
 from llmc.compiler.calibration import calibrate as module
 from llmc.compiler.calibration.calibrate import ALGORITHMS, Calibration, calibrate
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.passes.move_scales import MoveScales
 from llmc.passes.quantize import Quantize
 from llmc.passes.rounding_plan import Grid, Override, RoundingPlan, Scheme, analyse

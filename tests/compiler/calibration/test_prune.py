@@ -15,8 +15,8 @@ from llmc.compiler.calibration import prune as module
 from llmc.compiler.calibration.calibrate import ALGORITHMS, calibrate
 from llmc.compiler.calibration.prune import PRUNE_ALGOS, Pruned, prune
 from llmc.compiler.calibration.sparsity import Sparsity
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.weights import parameter
+from llmc.ir.program import Program
+from llmc.ir.weights import parameter
 from llmc.passes.move_scales import MoveScales
 from llmc.passes.prune import Prune
 from llmc.passes.quantize import Quantize, round_plainly

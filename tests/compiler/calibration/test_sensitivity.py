@@ -11,9 +11,9 @@ from zoo.tiny import tiny_model
 import llmc
 from llmc.compiler.calibration import sensitivity as module
 from llmc.compiler.calibration.sensitivity import sensitivity
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import parameter
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import parameter
 from llmc.kernels.ops import linear
 from llmc.kernels.ops.quantized import round_activation
 from llmc.passes.match import is_op

@@ -12,10 +12,10 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.calibration.stream import Stream
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import constant
 from llmc.errors import LlmcError
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import constant
 from llmc.kernels.ops import linear
 from llmc.passes.match import is_op
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.compiler.cli.main import main
-from llmc.compiler.ir.printer import from_python
+from llmc.ir.printer import from_python
 
 
 def inspect(*arguments: str | Path, **environment: str) -> Result:

@@ -11,9 +11,9 @@ from llmc import LlmcError
 from llmc.compiler.frontend import capture
 from llmc.compiler.frontend.capture import trace
 from llmc.compiler.frontend.skeleton import parameters_on_meta
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import constant
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import constant
 
 VOCAB = 11
 

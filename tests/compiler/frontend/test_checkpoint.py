@@ -19,8 +19,8 @@ from zoo.tiny import tiny_model, tiny_model_types
 
 import llmc
 from llmc.compiler.frontend.checkpoint import match_checkpoint, open_safetensors
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import SafetensorsSource
+from llmc.ir.stages import Stage
+from llmc.ir.weights import SafetensorsSource
 
 
 def tiny(name: str) -> PreTrainedModel:

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from llmc.compiler.inspect.drawing import Box, Drawing, draw
 from llmc.compiler.inspect.layers import OUTSIDE, sections
-from llmc.compiler.ir.printer import statements
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import SPEC, Stage
+from llmc.ir.printer import statements
+from llmc.ir.program import Program
+from llmc.ir.stages import SPEC, Stage
 from llmc.kernels.ops import all_ops
 from llmc.passes.match_rms_norm import MatchRmsNorm
 

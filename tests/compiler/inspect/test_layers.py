@@ -10,7 +10,7 @@ from stack import Stack
 from torch import Tensor, nn
 
 from llmc.compiler.inspect.layers import OUTSIDE, count_ops, fold, label, sections, signature
-from llmc.compiler.ir.printer import statements, to_python
+from llmc.ir.printer import statements, to_python
 
 USUAL = (1e-5, "silu")
 

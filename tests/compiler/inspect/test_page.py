@@ -16,8 +16,8 @@ from stack import Stack
 from llmc import LlmcError
 from llmc.compiler.inspect.page import page_data, write_page
 from llmc.compiler.inspect.record import Inspection, inspect_model
-from llmc.compiler.ir.program import Miss, PassRecord
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Miss, PassRecord
+from llmc.ir.stages import Stage
 
 USUAL = (1e-5, "silu")
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from llmc import LlmcError
 from llmc.compiler.inspect.record import Inspection, inspect_model
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.stages import Stage
 from llmc.passes import pipeline
 from llmc.passes.match_rms_norm import MatchRmsNorm
 from llmc.passes.pipeline import PIPELINE, Reach

@@ -8,8 +8,8 @@ from stack import Stack
 
 from llmc.compiler.inspect.record import inspect_model
 from llmc.compiler.inspect.summary import group_misses, summarise
-from llmc.compiler.ir.program import Miss
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Miss
+from llmc.ir.stages import Stage
 
 USUAL = (1e-5, "silu")
 

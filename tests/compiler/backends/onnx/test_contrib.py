@@ -15,8 +15,8 @@ from stepping import check_steps
 from torch import Tensor, nn
 
 from llmc.compiler.backends.onnx.contrib import CONTRIB
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
 from llmc.kernels.ops import add_rms_norm, attention, embedding, linear, rope
 from llmc.passes.fuse_attention import FuseAttention
 from llmc.passes.insert_kv_cache import InsertKvCache

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llmc.compiler.backends.onnx.external import LINE, PAGE, ExternalData
-from llmc.compiler.ir.weights import constant, record, recorded, rows, transpose
+from llmc.ir.weights import constant, record, recorded, rows, transpose
 
 
 def test_tensors_lie_behind_one_another_on_lines_and_large_ones_on_pages(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from llmc import LlmcError
 from llmc.compiler.backends.onnx.external import ExternalData
 from llmc.compiler.backends.onnx.lower import Lowering, Table
 from llmc.compiler.backends.onnx.standard import STANDARD
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.kernels.ops import attention
 from llmc.passes.choose_rows import ChooseRows
 

@@ -18,7 +18,7 @@ from llmc.compiler.backends.onnx import rounded_cache
 from llmc.compiler.backends.onnx.graph import Value
 from llmc.compiler.backends.onnx.lower import Lowering
 from llmc.compiler.backends.onnx.standard import STANDARD
-from llmc.compiler.ir.program import Program
+from llmc.ir.program import Program
 from llmc.kernels.ops import attention
 from llmc.kernels.ops.quantized import CACHE_CODES
 from llmc.passes.fuse_attention import FuseAttention

@@ -14,7 +14,7 @@ from llmc.compiler.backends.onnx.external import ExternalData
 from llmc.compiler.backends.onnx.graph import Graph
 from llmc.compiler.backends.onnx.lower import WeightValue
 from llmc.compiler.backends.onnx.rounded_matrix import RoundedMatrix
-from llmc.compiler.ir.weights import Weight, constant, rows
+from llmc.ir.weights import Weight, constant, rows
 from llmc.kernels.ops.quantized import pack_nibbles, unpack_nibbles
 
 

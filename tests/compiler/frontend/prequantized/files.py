@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import llmc
 from llmc.compiler.frontend.sources import find_source
-from llmc.compiler.ir.stored import stored_codes, why_dequantized
-from llmc.compiler.ir.weights import Weight
+from llmc.ir.stored import stored_codes, why_dequantized
+from llmc.ir.weights import Weight
 from llmc.kernels.ops.quantized import dequantize
 
 Values = list[list[np.float32]]

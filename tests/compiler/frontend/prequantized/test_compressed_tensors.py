@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmc.compiler.ir.stored import stored_codes
+from llmc.ir.stored import stored_codes
 
 from .files import (
     Linear,

@@ -16,7 +16,7 @@ from zoo.tiny import tiny_model
 import llmc
 from llmc.compiler.frontend.prequantized import find_format
 from llmc.compiler.frontend.sources import find_source
-from llmc.compiler.ir.stored import why_dequantized
+from llmc.ir.stored import why_dequantized
 
 from .files import change, refusal, weights_of, write
 from .test_gptq import config, make
@@ -147,7 +147,7 @@ def test_codes_under_a_name_that_no_reader_knows(tmp_path: Path) -> None:
 
 
 def test_no_weight_is_read_to_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmc.compiler.ir.weights import SafetensorsSource
+    from llmc.ir.weights import SafetensorsSource
 
     read: set[str] = set()
     original = SafetensorsSource.read

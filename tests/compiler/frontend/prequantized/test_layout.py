@@ -19,7 +19,7 @@ from llmc.compiler.frontend.prequantized.layout import (
     swapped_nibbles,
     wide,
 )
-from llmc.compiler.ir.weights import Leaf, TensorSource, Weight
+from llmc.ir.weights import Leaf, TensorSource, Weight
 from llmc.kernels.ops.quantized import pack_nibbles
 
 BYTES = torch.arange(256, dtype=torch.uint8)

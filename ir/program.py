@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.graph_module import _assign_attr
 
-from ...kernels.ops.op import Op
+from ..kernels.ops.op import Op
 from .stages import Stage
 from .weights import Weight
 

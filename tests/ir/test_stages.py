@@ -10,10 +10,10 @@ import torch
 from check_pass import VOCAB, capture
 from torch import Tensor, fx, nn
 
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import SPEC, Stage, verify
-from llmc.compiler.ir.weights import constant, fold
 from llmc.errors import LlmcError
+from llmc.ir.program import Program
+from llmc.ir.stages import SPEC, Stage, verify
+from llmc.ir.weights import constant, fold
 from llmc.kernels.ops import add_rms_norm, all_ops, attention, embedding, linear, quant_linear, round_weight, take_rows
 
 aten = torch.ops.aten

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ...errors import LlmcError
+from ..errors import LlmcError
 
 aten = torch.ops.aten
 

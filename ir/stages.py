@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from ...errors import LlmcError
-from ...kernels.ops import all_ops, op_of
+from ..errors import LlmcError
+from ..kernels.ops import all_ops, op_of
 
 if TYPE_CHECKING:
     from .program import Program

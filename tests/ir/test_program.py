@@ -10,9 +10,9 @@ import torch
 from check_pass import VOCAB, capture, inputs
 from torch import Tensor, fx, nn
 
-from llmc.compiler.ir.program import Cache, Program, by_layer, layer_of, op_name
-from llmc.compiler.ir.stages import Stage, verify
-from llmc.compiler.ir.weights import Leaf, TensorSource, Weight, constant, fold
+from llmc.ir.program import Cache, Program, by_layer, layer_of, op_name
+from llmc.ir.stages import Stage, verify
+from llmc.ir.weights import Leaf, TensorSource, Weight, constant, fold
 from llmc.kernels.ops import add_rms_norm, linear, rms_norm
 
 WIDTH = 12

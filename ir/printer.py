@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from ...kernels.ops import all_ops, op_of
+from ..kernels.ops import all_ops, op_of
 
 if TYPE_CHECKING:
     from .program import Program

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmc.compiler.ir import weights
-from llmc.compiler.ir.weights import (
+from llmc.errors import LlmcError
+from llmc.ir import weights
+from llmc.ir.weights import (
     Call,
     Leaf,
     SafetensorsSource,
@@ -29,7 +30,6 @@ from llmc.compiler.ir.weights import (
     recorded,
     transpose,
 )
-from llmc.errors import LlmcError
 
 aten = torch.ops.aten
 

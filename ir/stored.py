@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ...kernels.ops.quantized import dequantize
+from ..kernels.ops.quantized import dequantize
 from .weights import Call, Leaf, Weight, concat, rows, rows_of
 
 aten = torch.ops.aten

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import llmc
-from llmc.compiler.ir import stored as module
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.stored import OnlyNumbers, StoredCodes, stored_codes, why_dequantized
-from llmc.compiler.ir.weights import Weight, cast, concat, fold, parameter, record, recorded, rows, transpose
+from llmc.ir import stored as module
+from llmc.ir.stages import Stage
+from llmc.ir.stored import OnlyNumbers, StoredCodes, stored_codes, why_dequantized
+from llmc.ir.weights import Weight, cast, concat, fold, parameter, record, recorded, rows, transpose
 from llmc.kernels.ops.quantized import dequantize
 
 from ..frontend.prequantized.files import write

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from zoo.tiny import tiny_model
 
 from llmc.compiler.frontend.capture import trace
-from llmc.compiler.ir.printer import from_python, to_python
-from llmc.compiler.ir.program import Program
-from llmc.compiler.ir.stages import Stage
-from llmc.compiler.ir.weights import constant
+from llmc.ir.printer import from_python, to_python
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import constant
 from llmc.passes.pipeline import run_pipeline
 
 aten = torch.ops.aten
