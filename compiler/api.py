@@ -14,7 +14,7 @@ from ..ir.program import Program
 from ..ir.stages import Stage
 from ..ir.weights import cast
 from ..passes.pipeline import Dump, run_passes, run_pipeline
-from ..passes.rounding_plan import Override
+from ..passes.quantize.rounding_plan import Override
 from ..runtimes.artifact_writer import ArtifactWriter, check_output
 from ..runtimes.manifest import Manifest
 from ..runtimes.selfcheck import Report

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..ir.program import Program
 from ..passes.base import Pass, PassResult
 from ..passes.pipeline import Dump, few_rows_passes, many_rows_passes, run_passes
-from ..passes.quantize import Quantize
+from ..passes.quantize.quantize import Quantize
 from ..runtimes.artifact_writer import ArtifactWriter
 from ..runtimes.manifest import Manifest
 from ..runtimes.selfcheck import LIMITS, limits_row

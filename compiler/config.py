@@ -9,7 +9,7 @@ from ..errors import LlmcError
 from ..kernels.ops.quantized import CACHE_CODES
 from ..passes.base import Pass
 from ..passes.pipeline import engine_passes
-from ..passes.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
+from ..passes.quantize.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
 from .calibration.prune import PRUNE_ALGOS
 from .calibration.sparsity import Sparsity
 from .calibration.tokens import CalibrationText

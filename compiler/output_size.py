@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..ir.program import Program
 from ..ir.weights import Weight
-from ..passes.quantize import round_plainly
-from ..passes.rounding_plan import SCHEMES_BY_NAME, RoundingPlan, analyse
+from ..passes.quantize.quantize import round_plainly
+from ..passes.quantize.rounding_plan import SCHEMES_BY_NAME, RoundingPlan, analyse
 from .quantization import RAISE_SHARE, RAISED
 
 FORMULAS = {

@@ -13,9 +13,9 @@ from ..errors import LlmcError
 from ..ir.program import Program
 from ..ir.stages import Stage
 from ..passes.base import Pass
-from ..passes.drop_layers import find_layers
+from ..passes.optimize.drop_layers import find_layers
 from ..passes.pipeline import optimizing_passes, run_pipeline
-from ..passes.prune import Prune
+from ..passes.quantize.prune import Prune
 from ..runtimes.texts import Text
 from .calibration.importance import importance
 from .calibration.prune import Pruned, prune

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..errors import LlmcError
 from ..ir.program import Program
 from ..passes.base import Pass
-from ..passes.move_scales import MoveScales
-from ..passes.quantize import Quantize
-from ..passes.rounding_plan import AS_STORED, Choice, Grid, RoundingPlan, analyse
+from ..passes.quantize.move_scales import MoveScales
+from ..passes.quantize.quantize import Quantize
+from ..passes.quantize.rounding_plan import AS_STORED, Choice, Grid, RoundingPlan, analyse
 from ..runtimes.texts import Text
 from .calibration.calibrate import ALGORITHMS, Calibration, calibrate
 from .calibration.mix import Candidate, by_worth, spare_until

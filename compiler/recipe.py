@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LlmcError
-from ..passes.rounding_plan import Grid, Override
+from ..passes.quantize.rounding_plan import Grid, Override
 
 # What a recipe may say beside its weights: keywords of `compile`.
 CHOICES: dict[str, tuple[type, ...]] = {

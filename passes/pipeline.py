@@ -11,34 +11,34 @@ from ..ir.printer import to_python
 from ..ir.program import Program
 from ..ir.stages import Stage, verify
 from .base import Fuel, Pass, PassResult
-from .check_rows import CheckRows
-from .choose_rows import ChooseRows
-from .drop_layers import DropLayers
-from .fold_constants import FoldConstants
-from .fold_scales import FoldScales
-from .fuse_attention import FuseAttention
-from .fuse_residual_norm import FuseResidualNorm
-from .insert_kv_cache import InsertKvCache
-from .match_activation import MatchActivation
-from .match_attention import MatchAttention
-from .match_concat import MatchConcat
-from .match_embedding import MatchEmbedding
-from .match_gated_act import MatchGatedAct
-from .match_layer_norm import MatchLayerNorm
-from .match_linear import MatchLinear
-from .match_rms_norm import MatchRmsNorm
-from .match_rope import MatchRope
-from .merge_gate_up import MergeGateUp
-from .merge_qkv import MergeQkv
-from .precompute_positions import PrecomputePositions
-from .raise_rows import RaiseRows
-from .read_positions import ReadPositions
-from .remove_dead_code import RemoveDeadCode
-from .remove_no_ops import RemoveNoOps
-from .round_activations import RoundActivations, RoundInKernels
-from .share_weights import ShareWeights
-from .unmerge_linears import UnmergeLinears
-from .use_one_name import UseOneName
+from .cache.check_token_independence import CheckRows
+from .cache.fuse_attention import FuseAttention
+from .cache.hoist_logit_selection import RaiseRows
+from .cache.insert_kv_cache import InsertKvCache
+from .cache.select_logits import ChooseRows
+from .match.fold_constants import FoldConstants
+from .match.match_activation import MatchActivation
+from .match.match_attention import MatchAttention
+from .match.match_concat import MatchConcat
+from .match.match_embedding import MatchEmbedding
+from .match.match_gated_act import MatchGatedAct
+from .match.match_layer_norm import MatchLayerNorm
+from .match.match_linear import MatchLinear
+from .match.match_rms_norm import MatchRmsNorm
+from .match.match_rope import MatchRope
+from .match.precompute_positions import PrecomputePositions
+from .match.read_positions import ReadPositions
+from .match.remove_dead_code import RemoveDeadCode
+from .match.remove_no_ops import RemoveNoOps
+from .match.share_weights import ShareWeights
+from .match.unify_op_names import UseOneName
+from .optimize.drop_layers import DropLayers
+from .optimize.fold_scales import FoldScales
+from .optimize.fuse_residual_norm import FuseResidualNorm
+from .optimize.merge_gate_up import MergeGateUp
+from .optimize.merge_qkv import MergeQkv
+from .optimize.unmerge_linears import UnmergeLinears
+from .quantize.round_activations import RoundActivations, RoundInKernels
 
 
 class Reach(Pass):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
-from llmc.passes.insert_kv_cache import InsertKvCache
-from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.cache.insert_kv_cache import InsertKvCache
+from llmc.passes.match.remove_no_ops import RemoveNoOps
 
 WIDTH, HEADS, KV_HEADS, DIM, VALUE_DIM = 12, 4, 2, 32, 4
 SCALE = DIM**-0.5

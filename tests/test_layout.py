@@ -17,11 +17,11 @@ import llmc
 from llmc.compiler.config import CompileConfig
 from llmc.kernels.ops import all_ops
 from llmc.passes.base import Pass
-from llmc.passes.move_scales import MoveScales
 from llmc.passes.pipeline import Reach, few_rows_passes, many_rows_passes, optimizing_passes
-from llmc.passes.prune import Prune
-from llmc.passes.quantize import Quantize
-from llmc.passes.rounding_plan import RoundingPlan
+from llmc.passes.quantize.move_scales import MoveScales
+from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantize import Quantize
+from llmc.passes.quantize.rounding_plan import RoundingPlan
 
 ROOT = Path(llmc.__file__).parent
 TESTS = Path(__file__).parent

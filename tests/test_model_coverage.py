@@ -15,7 +15,7 @@ from zoo.tiny import tiny_model, tiny_model_types
 import llmc
 from llmc.ir.weights import constant, fold
 from llmc.kernels.ops import attention, layer_norm, rms_norm, rope
-from llmc.passes.match import arguments, is_op
+from llmc.passes.queries import arguments, is_op
 
 THIRD = """
 afmoe apertus aria_text bart bert bloom cohere cohere2 dbrx deepseek_v2 deepseek_v3 deepseek_v32 diffllama doge falcon

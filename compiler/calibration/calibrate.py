@@ -16,10 +16,10 @@ from ...ir.weights import constant
 from ...kernels.ops import linear
 from ...kernels.ops.quantized import FLOAT8
 from ...kernels.ops.rounding import Steps, codes_of, packed, plain_steps
-from ...passes.match import arguments, is_op
-from ...passes.move_scales import Place, divide_rows, find_place, move
-from ...passes.quantize import Rounded
-from ...passes.rounding_plan import Choice, RoundingPlan
+from ...passes.quantize.move_scales import Place, divide_rows, find_place, move
+from ...passes.quantize.quantize import Rounded
+from ...passes.quantize.rounding_plan import Choice, RoundingPlan
+from ...passes.queries import arguments, is_op
 from .gptq import gptq
 from .scales import AWQ, SMOOTHQUANT, Inputs, search_scales
 from .shelf import Shelf

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ...ir.program import Program
-from ...passes.drop_layers import Layer
+from ...passes.optimize.drop_layers import Layer
 from .stream import Stream
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, fx
 from ...ir.program import Program
 from ...ir.weights import Leaf
 from ...kernels.ops import linear
-from ...passes.match import arguments, is_op
-from ...passes.prune import prunable
+from ...passes.quantize.prune import prunable
+from ...passes.queries import arguments, is_op
 from .scales import Inputs
 from .shelf import Shelf
 from .sparsegpt import sparsegpt

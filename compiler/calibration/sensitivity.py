@@ -21,7 +21,7 @@ from ...ir.program import Program, layer_of
 from ...kernels.ops import linear
 from ...kernels.ops.op import op_of
 from ...kernels.ops.quantized import round_activation
-from ...passes.match import arguments, is_op
+from ...passes.queries import arguments, is_op
 
 Values = dict[fx.Node, Any]
 

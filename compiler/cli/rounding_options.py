@@ -96,7 +96,7 @@ def choices(given: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(f"Weights are rounded once: choose one of {', '.join(sorted(schemes))}.")
     given["quantize"] = next(iter(schemes), None)
     recipe, ignored = given.pop("recipe"), given.pop("ignore")
-    from ...passes.rounding_plan import Override
+    from ...passes.quantize.rounding_plan import Override
     from ..recipe import read_recipe
 
     found: dict[str, Any] = {"overrides": [], **(read_recipe(recipe) if recipe else {})}

@@ -17,7 +17,7 @@ from ...errors import LlmcError
 from ...ir.program import Program
 from ...ir.stages import Stage, verify
 from ...ir.weights import Weight, constant, parameter
-from ...passes.attention_mask import MaskRule
+from ...kernels.ops.attention_mask import MaskRule
 from .hooks import Attention, capturing, is_hookable
 from .refusal import is_about_sizes, quiet, refusal
 from .skeleton import fake_parameters

@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from ...errors import LlmcError
 from ...kernels.ops import attention as attention_op
 from ...kernels.ops import gated_act, moe
-from ...passes.attention_mask import MaskRule, likely_rule
+from ...kernels.ops.attention_mask import MaskRule, likely_rule
 
 NAME = "llmc"
 

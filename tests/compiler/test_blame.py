@@ -11,7 +11,7 @@ from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.ir.weights import fold
 from llmc.passes.base import Fuel, Pass, PassResult
-from llmc.passes.drop_layers import DropLayers
+from llmc.passes.optimize.drop_layers import DropLayers
 from llmc.passes.pipeline import optimizing_passes
 
 

@@ -22,7 +22,7 @@ from llmc import LLM, LlmcError, SamplingParams
 from llmc.compiler.backends.onnx import build, rounded_cache
 from llmc.compiler.backends.onnx.lower import Lowering
 from llmc.compiler.cli.main import main
-from llmc.passes.rounding_plan import Grid, Override
+from llmc.passes.quantize.rounding_plan import Grid, Override
 from llmc.runtimes.artifact import open_artifact
 from llmc.runtimes.selfcheck import Reference, limits_row
 

@@ -12,10 +12,10 @@ import llmc
 from llmc import LlmcError
 from llmc.compiler.calibration.sparsity import Sparsity
 from llmc.compiler.config import CompileConfig
-from llmc.passes.fuse_attention import FuseAttention
-from llmc.passes.insert_kv_cache import InsertKvCache
-from llmc.passes.move_scales import MoveScales
-from llmc.passes.rounding_plan import SCHEMES_BY_NAME, Grid
+from llmc.passes.cache.fuse_attention import FuseAttention
+from llmc.passes.cache.insert_kv_cache import InsertKvCache
+from llmc.passes.quantize.move_scales import MoveScales
+from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, Grid
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from llmc.compiler.quantization import RAISE_SHARE
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.passes.pipeline import run_pipeline
-from llmc.passes.quantize import Quantize
-from llmc.passes.rounding_plan import SCHEMES_BY_NAME, analyse
+from llmc.passes.quantize.quantize import Quantize
+from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, analyse
 
 
 class Model(nn.Module):

@@ -24,7 +24,7 @@ from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.quantization import quantize
 from llmc.compiler.verify import verify
 from llmc.ir.stages import Stage
-from llmc.passes.quantize import round_plainly
+from llmc.passes.quantize.quantize import round_plainly
 from llmc.runtimes.selfcheck import LIMITS, Reference
 
 TEXT = "the sea is blue, and so is the sky. " * 40

@@ -17,8 +17,8 @@ from llmc.compiler.quantization import Quantization, quantize
 from llmc.errors import LlmcError
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import quant_linear
-from llmc.passes.match import is_op
-from llmc.passes.rounding_plan import Grid, Override
+from llmc.passes.quantize.rounding_plan import Grid, Override
+from llmc.passes.queries import is_op
 from llmc.runtimes.texts import Text
 
 TEXT = Text("the sea is blue, and so is the sky; what is between them is grey. " * 60, "text", "")

@@ -11,7 +11,7 @@ import pytest
 
 from llmc.compiler.recipe import read_recipe
 from llmc.errors import LlmcError
-from llmc.passes.rounding_plan import Grid, Override
+from llmc.passes.quantize.rounding_plan import Grid, Override
 
 
 def recipe(tmp_path: Path, document: Any) -> Path:

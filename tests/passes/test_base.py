@@ -14,8 +14,8 @@ from llmc.ir.program import Miss, Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import linear
 from llmc.passes.base import Fuel, Pass, PassResult, Rewrite, miss
-from llmc.passes.match import is_call
-from llmc.passes.match_embedding import MatchEmbedding
+from llmc.passes.match.match_embedding import MatchEmbedding
+from llmc.passes.queries import is_call
 
 aten = torch.ops.aten
 

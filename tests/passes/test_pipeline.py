@@ -19,21 +19,21 @@ from llmc.ir.program import Program
 from llmc.ir.stages import Stage, verify
 from llmc.passes import pipeline
 from llmc.passes.base import Pass, PassResult, Rewrite, miss
-from llmc.passes.choose_rows import ChooseRows
-from llmc.passes.fold_constants import FoldConstants
-from llmc.passes.fuse_attention import FuseAttention
-from llmc.passes.insert_kv_cache import InsertKvCache
-from llmc.passes.match_linear import MatchLinear
-from llmc.passes.match_rope import MatchRope
-from llmc.passes.merge_qkv import MergeQkv
+from llmc.passes.cache.fuse_attention import FuseAttention
+from llmc.passes.cache.hoist_logit_selection import RaiseRows
+from llmc.passes.cache.insert_kv_cache import InsertKvCache
+from llmc.passes.cache.select_logits import ChooseRows
+from llmc.passes.match.fold_constants import FoldConstants
+from llmc.passes.match.match_linear import MatchLinear
+from llmc.passes.match.match_rope import MatchRope
+from llmc.passes.match.precompute_positions import PrecomputePositions
+from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.match.unify_op_names import UseOneName
+from llmc.passes.optimize.merge_qkv import MergeQkv
 from llmc.passes.pipeline import PIPELINE, Dump, Reach, check_order, run_passes, run_pipeline
-from llmc.passes.precompute_positions import PrecomputePositions
-from llmc.passes.quantize import Quantize
-from llmc.passes.raise_rows import RaiseRows
-from llmc.passes.remove_no_ops import RemoveNoOps
-from llmc.passes.round_activations import RoundActivations
-from llmc.passes.rounding_plan import RoundingPlan
-from llmc.passes.use_one_name import UseOneName
+from llmc.passes.quantize.quantize import Quantize
+from llmc.passes.quantize.round_activations import RoundActivations
+from llmc.passes.quantize.rounding_plan import RoundingPlan
 
 ROUND = Quantize(RoundingPlan("none", {}))
 TO_THE_END = [*PIPELINE, InsertKvCache(), ChooseRows(), RaiseRows(), FuseAttention()]

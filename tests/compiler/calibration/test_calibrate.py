@@ -15,9 +15,9 @@ import llmc
 from llmc.compiler.calibration import calibrate as module
 from llmc.compiler.calibration.calibrate import ALGORITHMS, Calibration, calibrate
 from llmc.ir.program import Program
-from llmc.passes.move_scales import MoveScales
-from llmc.passes.quantize import Quantize
-from llmc.passes.rounding_plan import Grid, Override, RoundingPlan, Scheme, analyse
+from llmc.passes.quantize.move_scales import MoveScales
+from llmc.passes.quantize.quantize import Quantize
+from llmc.passes.quantize.rounding_plan import Grid, Override, RoundingPlan, Scheme, analyse
 
 INT4 = Scheme("int4", Grid("int4", 16))
 

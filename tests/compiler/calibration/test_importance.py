@@ -8,7 +8,7 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.calibration.importance import importance
-from llmc.passes.drop_layers import find_layers
+from llmc.passes.optimize.drop_layers import find_layers
 
 TOKENS = inputs(5, 40)[0]
 

@@ -17,10 +17,10 @@ from llmc.compiler.calibration.prune import PRUNE_ALGOS, Pruned, prune
 from llmc.compiler.calibration.sparsity import Sparsity
 from llmc.ir.program import Program
 from llmc.ir.weights import parameter
-from llmc.passes.move_scales import MoveScales
-from llmc.passes.prune import Prune
-from llmc.passes.quantize import Quantize, round_plainly
-from llmc.passes.rounding_plan import Grid, Scheme, analyse
+from llmc.passes.quantize.move_scales import MoveScales
+from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantize import Quantize, round_plainly
+from llmc.passes.quantize.rounding_plan import Grid, Scheme, analyse
 
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, 4)
 TOKENS = inputs(24, 30)[0]

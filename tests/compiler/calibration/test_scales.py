@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llmc.compiler.calibration.scales import AWQ, SMOOTHQUANT, Inputs, search_scales
-from llmc.passes.rounding_plan import Choice, Grid
+from llmc.passes.quantize.rounding_plan import Choice, Grid
 
 INT8 = Choice(Grid("int8"), "linear", 64)
 INT4 = Choice(Grid("int4", 16), "linear", 16)

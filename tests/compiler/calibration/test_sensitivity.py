@@ -16,7 +16,7 @@ from llmc.ir.stages import Stage
 from llmc.ir.weights import parameter
 from llmc.kernels.ops import linear
 from llmc.kernels.ops.quantized import round_activation
-from llmc.passes.match import is_op
+from llmc.passes.queries import is_op
 
 TOKENS = inputs(64, 30)[0]
 

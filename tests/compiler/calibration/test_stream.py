@@ -17,7 +17,7 @@ from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.ir.weights import constant
 from llmc.kernels.ops import linear
-from llmc.passes.match import is_op
+from llmc.passes.queries import is_op
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from llmc import LlmcError
 from llmc.compiler import api
 from llmc.compiler.cli.main import main
-from llmc.passes.rounding_plan import Grid, Override
+from llmc.passes.quantize.rounding_plan import Grid, Override
 
 REPORT = {
     "seconds": {"capture": 2.25, "lower": 1.0},

@@ -18,7 +18,7 @@ from llmc.compiler.frontend import hooks
 from llmc.compiler.frontend.capture import trace
 from llmc.compiler.frontend.hooks import Attention, capturing, mask_rule
 from llmc.kernels.ops import moe
-from llmc.passes.attention_mask import MaskRule
+from llmc.kernels.ops.attention_mask import MaskRule
 
 NO_PADDING = torch.zeros(1, dtype=torch.long)
 

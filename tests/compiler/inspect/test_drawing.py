@@ -14,7 +14,7 @@ from llmc.ir.printer import statements
 from llmc.ir.program import Program
 from llmc.ir.stages import SPEC, Stage
 from llmc.kernels.ops import all_ops
-from llmc.passes.match_rms_norm import MatchRmsNorm
+from llmc.passes.match.match_rms_norm import MatchRmsNorm
 
 USUAL = (1e-5, "silu")
 

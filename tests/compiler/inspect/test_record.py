@@ -14,9 +14,9 @@ from llmc import LlmcError
 from llmc.compiler.inspect.record import Inspection, inspect_model
 from llmc.ir.stages import Stage
 from llmc.passes import pipeline
-from llmc.passes.match_rms_norm import MatchRmsNorm
+from llmc.passes.match.match_rms_norm import MatchRmsNorm
+from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.pipeline import PIPELINE, Reach
-from llmc.passes.remove_no_ops import RemoveNoOps
 
 USUAL = (1e-5, "silu")
 STAGES = [p for p in PIPELINE if isinstance(p, Reach)]

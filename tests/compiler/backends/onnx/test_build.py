@@ -23,8 +23,8 @@ from llmc.compiler.config import CompileConfig
 from llmc.kernels.ops.quantized import decode
 from llmc.passes.base import Pass
 from llmc.passes.pipeline import engine_passes, many_rows_passes
-from llmc.passes.quantize import Quantize
-from llmc.passes.rounding_plan import Grid, Override, Scheme, analyse
+from llmc.passes.quantize.quantize import Quantize
+from llmc.passes.quantize.rounding_plan import Grid, Override, Scheme, analyse
 from llmc.runtimes.derive import derive
 from llmc.runtimes.manifest import DerivedSpec, GraphSpec
 from llmc.runtimes.ort_session import open_session

@@ -18,9 +18,9 @@ from llmc.compiler.backends.onnx.contrib import CONTRIB
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import add_rms_norm, attention, embedding, linear, rope
-from llmc.passes.fuse_attention import FuseAttention
-from llmc.passes.insert_kv_cache import InsertKvCache
-from llmc.passes.remove_no_ops import RemoveNoOps
+from llmc.passes.cache.fuse_attention import FuseAttention
+from llmc.passes.cache.insert_kv_cache import InsertKvCache
+from llmc.passes.match.remove_no_ops import RemoveNoOps
 
 WIDTH, VOCAB, HEADS, KV_HEADS = 32, 31, 4, 2
 

@@ -20,7 +20,7 @@ from llmc.compiler.backends.onnx.lower import Lowering, Table
 from llmc.compiler.backends.onnx.standard import STANDARD
 from llmc.ir.program import Program
 from llmc.kernels.ops import attention
-from llmc.passes.choose_rows import ChooseRows
+from llmc.passes.cache.select_logits import ChooseRows
 
 WINDOW, MAX = 6, 32
 

@@ -21,7 +21,7 @@ from llmc.compiler.backends.onnx.standard import STANDARD
 from llmc.ir.program import Program
 from llmc.kernels.ops import attention
 from llmc.kernels.ops.quantized import CACHE_CODES
-from llmc.passes.fuse_attention import FuseAttention
+from llmc.passes.cache.fuse_attention import FuseAttention
 
 WINDOW = 6
 # A sum in another order may move a number across the middle between two codes.

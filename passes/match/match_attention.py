@@ -1,0 +1,251 @@
+"""Attention that a model computes by itself becomes one op, its mask subgraph a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir.program import Miss, Program
+from ...ir.weights import Weight, constant
+from ...kernels.ops import attention
+from ..base import Fuel, Pass, PassResult, Rewrite, miss
+from ..queries import arguments, dtype, is_call, same_shape, shape
+from .attention_heads import Form, Heads, Scaling, heads_of, keys_of, repeated, scaled_by
+from .attention_meaning import Meaning, find_meaning, sizes_to_look_at
+from .attention_scores import Scores, Way, find_way, less_its_peak
+from .token_independent import Statics, Unknown, is_off
+
+aten = torch.ops.aten
+
+
+class MatchAttention(Pass):
+    """Turn attention that is spelled out, or calls torch's own, into the attention op.
+
+    Example:  p = softmax(q @ k.transpose(-1, -2) * scale + mask, -1);  y = p @ v
+    Becomes:  y = attention(q, k, v, scale, causal, window, chunk, softcap, sinks, slopes, bias)
+
+    Example:  y = scaled_dot_product_attention(q, k, v, mask)
+    Becomes:  the same
+
+    The mask may be any computation on sizes, positions and constants. It is run at several lengths to find the rule
+    that it follows, and so are biases that turn out to be alibi. Heads of k and v that are repeated to match those of q
+    are taken once, a scale on q or k becomes the op's, and heads that were merged with the batch are parted again.
+
+    Left alone: 1. the softmax is over another dim; 2. a mask or bias depends on the tokens; 3. a mask follows no rule
+    of the op; 4. a scale is not one positive number; 5. something stands between product and softmax, or softmax and
+    values, that attention doesn't have; 6. heads can't be told from the batch, or don't fit each other; 7. keys and
+    queries are not of one length; 8. a product is an einsum.
+    """
+
+    def run(self, program: Program, fuel: Fuel) -> PassResult:
+        return _Attentions(program).run(program, fuel)
+
+
+class _Attentions(Rewrite):
+    """Holds what the layers of one program share: which values are static, and what was found about each mask."""
+
+    def __init__(self, program: Program) -> None:
+        self.statics = Statics(program)
+        self.batch = shape(program.inputs[0])[0]
+        self.meanings: dict[Any, Meaning] = {}
+        self.slopes: dict[bytes, Weight] = {}
+
+    def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
+        try:
+            if is_call(node, "scaled_dot_product_attention"):
+                return self._torch_attention(program, node)
+            if is_call(node, "matmul", "bmm"):
+                return self._spelled_out(program, node)
+            if is_call(node, "einsum") and any(_to_softmax(x)[0] for x in arguments(node)["tensors"]):
+                return miss("an einsum is not looked into", node)
+        except Unknown as unknown:
+            return miss(unknown.why, unknown.node)
+        return None
+
+    def _torch_attention(self, program: Program, node: fx.Node) -> bool | Miss:
+        found = arguments(node)
+        q, k, v = found["query"], found["key"], found["value"]
+        scale = shape(q)[-1] ** -0.5 if found["scale"] is None else self.statics.number(found["scale"])
+        if found["dropout_p"] or scale is None:
+            return miss("it drops at random" if found["dropout_p"] else "the scale is not one number", node)
+        mask = found["attn_mask"]
+        if mask is not None and mask not in self.statics:
+            return miss("the mask depends on the tokens", node)
+        meaning = self._meaning(Way(node, mask=mask, is_causal=found["is_causal"]))
+        scalings = self._scalings(q, k)
+        heads = heads_of(q, self.batch, scalings), heads_of(k, self.batch, scalings), heads_of(v, self.batch)
+        return self._replace(program, node, heads, scalings, meaning, scale)
+
+    def _spelled_out(self, program: Program, node: fx.Node) -> bool | Miss | None:
+        weights, values = node.args[:2]
+        assert isinstance(weights, fx.Node) and isinstance(values, fx.Node)
+        softmax, zeroed, is_cut = _to_softmax(weights)
+        if softmax is None:
+            return None
+        scores = softmax.args[0]
+        assert isinstance(scores, fx.Node)
+        if arguments(softmax)["dim"] not in (-1, len(shape(scores)) - 1):
+            return miss("the softmax is not over the keys", softmax)
+        sinks = None
+        if is_cut:
+            scores, sinks = _without_sinks(scores)
+        way = find_way(scores, self.statics)
+        if way is None:
+            return miss("the softmax is not of a product of queries and keys", softmax)
+        meaning = self._meaning(way)
+        for fill in zeroed:
+            self._check_zeroed(fill, way, meaning)
+        q, k = way.product.args[1:3] if is_call(way.product, "baddbmm") else way.product.args[:2]
+        assert isinstance(q, fx.Node) and isinstance(k, fx.Node)
+        scalings = self._scalings(q, k)
+        heads = heads_of(q, self.batch, scalings), keys_of(k, self.batch, scalings), heads_of(values, self.batch)
+        return self._replace(program, node, heads, scalings, meaning, meaning.scale, sinks)
+
+    def _scalings(self, q: fx.Node, k: fx.Node) -> list[Scaling]:
+        return [scaling for x in (q, k) for scaling in scaled_by(x, self.statics.number)]
+
+    def _meaning(self, way: Way) -> Meaning:
+        if way.key not in self.meanings:
+            self.meanings[way.key] = find_meaning(way, self.statics)
+        return self.meanings[way.key]
+
+    def _check_zeroed(self, fill: fx.Node, way: Way, meaning: Meaning) -> None:
+        """Weights that are set to zero behind the softmax must be zero already."""
+        mask = arguments(fill)["mask"]
+        if mask not in self.statics or self.statics.number(arguments(fill)["value"]) != 0:
+            raise Unknown("weights are filled in behind the softmax", fill)
+        for size in sizes_to_look_at([mask], self.statics):
+            at = self.statics.at(*size)
+            positions = torch.arange(size[1])
+            if bool((Scores(at, way).lift(mask, fill).bool() & meaning.rule.sees(positions, positions)).any()):
+                raise Unknown("weights of keys that are seen are zeroed", fill)
+
+    def _replace(
+        self,
+        program: Program,
+        node: fx.Node,
+        heads: tuple[Heads, Heads, Heads],
+        scalings: Sequence[Scaling],
+        meaning: Meaning,
+        scale: float,
+        sinks: fx.Node | None = None,
+    ) -> bool:
+        """Put the op where `node` stands. Everything is checked before the graph is changed."""
+        q, k, v = _fitting(node, *heads)
+        for scaling in scalings:
+            scale *= scaling.factor
+            program.replace(scaling.node, scaling.source)
+        with program.graph.inserting_before(node):
+            parts = [h.part(program, node) for h in (q, k, v)]
+            widest = torch.float32 if len({dtype(p) for p in parts}) > 1 else dtype(parts[0])
+            parts = [p if dtype(p) == widest else program.call(aten.to.dtype, p, widest, like=node) for p in parts]
+            extra = {
+                "causal": meaning.rule.causal,
+                "window": meaning.rule.window,
+                "chunk": meaning.rule.chunk,
+                "softcap": meaning.softcap,
+                "sinks": sinks,
+                "slopes": self._slopes(program, meaning, q.count, node),
+                "bias": _bias(program, meaning, node),
+            }
+            defaults = attention.signature.parameters
+            kwargs = {name: value for name, value in extra.items() if value is not defaults[name].default}
+            new = program.call(attention, *parts, scale, like=node, **kwargs)
+            if dtype(new) != dtype(node):
+                new = program.call(aten.to.dtype, new, dtype(node), like=node)
+            if q.form is Form.SINGLE:
+                new = program.call(aten.squeeze.dim, new, 1, like=node)
+            elif len(shape(node)) == 3:
+                new = program.call(aten.flatten.using_ints, new, 0, 1, like=node)
+        program.replace(node, new)
+        _loosen(program, new)
+        return True
+
+    def _slopes(self, program: Program, meaning: Meaning, count: int, like: fx.Node) -> fx.Node | None:
+        if meaning.slopes is None:
+            return None
+        slopes = meaning.slopes.expand(count).contiguous()
+        weight = self.slopes.setdefault(slopes.numpy().tobytes(), constant(slopes, "alibi_slopes"))
+        return program.add_weight("alibi_slopes", weight, like=like)
+
+
+def _to_softmax(weights: fx.Node) -> tuple[fx.Node | None, list[fx.Node], bool]:
+    """The softmax that weights come from, the calls between that zero some, and whether the last column was cut off."""
+    zeroed, is_cut, node = [], False, weights
+    while not is_call(node, "softmax", "_softmax"):
+        inner = node.args[0] if node.args else None
+        if not isinstance(inner, fx.Node):
+            return None, [], False
+        if is_call(node, "masked_fill"):
+            zeroed.append(node)
+        elif is_call(node, "slice") and not same_shape(node, inner):
+            found = arguments(node)
+            is_cut = found["dim"] in (-1, len(shape(node)) - 1) and found["start"] in (0, None) and found["end"] == -1
+            if not is_cut or found["step"] != 1:
+                return None, [], False
+        elif not is_call(node, "to", "_to_copy", "type_as", "float", "contiguous", "clone", "slice") and not (
+            (is_call(node, "dropout") and is_off(node))
+            or (is_call(node, "view", "reshape", "_unsafe_view", "expand") and _keeps_last_two(node, inner))
+        ):
+            return None, [], False
+        node = inner
+    return node, zeroed, is_cut
+
+
+def _keeps_last_two(a: fx.Node, b: fx.Node) -> bool:
+    return [str(s) for s in shape(a)[-2:]] == [str(s) for s in shape(b)[-2:]]
+
+
+def _without_sinks(scores: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Scores and sinks [H] of `cat([scores, sinks.view(1, H, 1, 1).expand(B, H, S, 1)], -1)`."""
+    if less_its_peak(scores):
+        scores = scores.args[0]  # type: ignore[assignment]
+    parts = scores.args[0] if is_call(scores, "cat") else ()
+    if isinstance(parts, (list, tuple)) and len(parts) == 2 and arguments(scores)["dim"] in (-1, 3):
+        own, sinks = parts
+        while is_call(sinks, "expand", "view", "reshape", "unsqueeze", "to") and len(shape(sinks)) > 1:
+            inner = sinks.args[0]
+            heads = [s for s in shape(inner) if s != 1]  # type: ignore[arg-type]
+            if is_call(sinks, "expand") and (len(shape(inner)) != 4 or shape(inner)[1:2] != tuple(heads)):  # type: ignore[arg-type]
+                break
+            sinks = inner
+        if isinstance(own, fx.Node) and isinstance(sinks, fx.Node) and shape(sinks) == (shape(own)[1],):
+            return own, sinks
+    raise Unknown("the softmax has a column more than there are keys, which is no sink for each head", scores)
+
+
+def _fitting(node: fx.Node, q: Heads, k: Heads, v: Heads) -> tuple[Heads, Heads, Heads]:
+    """The same heads, those of k and v taken once where they are repeated alike; raises where they don't fit."""
+    once = repeated(k), repeated(v)
+    if once[0].count == once[1].count:
+        k, v = once
+    if k.count != v.count:
+        raise Unknown("keys and values have not as many heads as each other", node)
+    if q.count % k.count or len({(h.form is Form.SINGLE) for h in (q, k, v)}) > 1:
+        raise Unknown("the heads of queries are no multiple of those of keys", node)
+    if not q.length == k.length == v.length:
+        raise Unknown("keys and queries are not of one length", node)
+    return q, k, v
+
+
+def _loosen(program: Program, node: fx.Node) -> None:
+    """Let views that relied on how torch's attention lays out its result take any layout."""
+    for user in list(node.users):
+        if is_call(user, "view"):
+            user.target = aten.reshape.default
+        elif is_call(user, "transpose", "permute"):
+            user.meta["val"] = program.infer(user.target, user.args, dict(user.kwargs))  # type: ignore[arg-type]
+            _loosen(program, user)
+
+
+def _bias(program: Program, meaning: Meaning, like: fx.Node) -> fx.Node | None:
+    """The sum of the biases, made at the graph's insertion point."""
+    total = None
+    for term, factor in meaning.bias:
+        if factor != 1:
+            term = program.call(aten.mul.Tensor, term, factor, like=like)
+        total = term if total is None else program.call(aten.add.Tensor, total, term, like=like)
+    return total

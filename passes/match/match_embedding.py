@@ -1,0 +1,108 @@
+"""Finds tables whose rows are read by number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir.program import Miss, Program
+from ...kernels.ops import embedding
+from ..base import Rewrite, miss
+from ..queries import arguments, dtype, is_call, number, shape
+from .fold_constants import FoldConstants
+from .match_linear import put_over_rows
+from .remove_no_ops import RemoveNoOps
+
+_INTS = (torch.int64, torch.int32)
+
+
+class MatchEmbedding(Rewrite):
+    """Make one op of every reading of whole rows.
+
+    Example:  e = embedding(table, tokens, padding_idx);  p = index(places, [positions])
+    Becomes:  e = embedding(tokens, table);               p = embedding(positions, places)
+
+    Example:  p = reshape(index_select(places, 0, reshape(positions, [-1])), [B, S, H])
+    Becomes:  p = embedding(positions, places)
+
+    A `gather` along dim 0, by numbers expanded over the columns, is the same.
+
+    Left alone: 1. a mask, or more than one index; 2. another dim than the first; 3. what is read is computed, or
+    has not two dims; 4. an index that may be negative and then counts from the end; 5. a gather of parts of rows.
+    """
+
+    after = (RemoveNoOps, FoldConstants)
+
+    def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
+        if is_call(node, "embedding"):
+            given = arguments(node)
+            program.replace_with(node, embedding, given["indices"], given["weight"])
+            return True
+        if not is_call(node, "index", "index_select", "gather"):
+            return None
+        table: Any = node.args[0]
+        if program.weight_of(table) is None:
+            return None
+        if len(shape(table)) != 2:
+            return miss(f"what is read has {len(shape(table))} dims", node)
+        ids = _by_index(program, node) if is_call(node, "index") else _by_dim(node)
+        if isinstance(ids, Miss):
+            return ids
+        put_over_rows(program, node, embedding, ids, 0, table)
+        return True
+
+
+def _by_index(program: Program, node: fx.Node) -> fx.Node | Miss:
+    indices = arguments(node)["indices"]
+    if len(indices) != 1:
+        return miss("it has more than one index, or another dim's", node)
+    (ids,) = indices
+    if dtype(ids) not in _INTS:
+        return miss("its index is a mask", node)
+    if not _never_negative(program, ids):
+        return miss("its index may be negative, and then counts from the end", node)
+    return ids
+
+
+def _by_dim(node: fx.Node) -> fx.Node | Miss:
+    given = arguments(node)
+    ids = given["index"]
+    if given["dim"] % 2 != 0:
+        return miss("it reads along another dim than the first", node)
+    if is_call(node, "index_select"):
+        return ids
+    whole_rows = is_call(ids, "expand") and is_call(ids.args[0], "unsqueeze") and shape(ids.args[0])[1] == 1
+    if not whole_rows or shape(ids)[1] != shape(given["self"])[1]:
+        return miss("it reads parts of rows", node)
+    return ids.args[0].args[0]
+
+
+_MOVES = (
+    "to", "reshape", "view", "unsqueeze", "squeeze", "flatten", "expand", "slice", "select", "transpose", "permute",
+    "contiguous", "clone",
+)  # fmt: skip
+_FEW = 4096
+
+
+def _never_negative(program: Program, value: Any) -> bool:
+    """Whether no element can be below zero: inputs and sizes count up from 0, and so does what they add up to."""
+    if not isinstance(value, fx.Node):
+        given = number(value)
+        return given is not None and given >= 0
+    if value.op == "placeholder" or isinstance(value.meta["val"], torch.SymInt):
+        return True
+    weight = program.weight_of(value)
+    if weight is not None:
+        return weight.numel <= _FEW and bool((weight.evaluate() >= 0).all())
+    if is_call(value, *_MOVES):
+        return _never_negative(program, value.args[0])
+    if is_call(value, "add", "mul"):
+        return arguments(value).get("alpha", 1) >= 0 and all(_never_negative(program, x) for x in value.args[:2])
+    if is_call(value, "arange"):
+        return all(_never_negative(program, x) for x in value.args)
+    if is_call(value, "clamp", "clamp_min"):
+        least = arguments(value)["min"]
+        return least is not None and _never_negative(program, least)
+    return False

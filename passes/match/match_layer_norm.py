@@ -1,0 +1,113 @@
+"""Layer norms, called or written out, become `llmc.layer_norm`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from ...ir.program import Miss, Program, op_name
+from ...kernels.ops import layer_norm
+from ..base import Rewrite, miss
+from ..queries import arguments, behind_casts, behind_widening, dtype, is_call
+from .norm_parts import affine, divisions, mean_of, mean_square, over_last_dim, place, same_value
+
+
+class MatchLayerNorm(Rewrite):
+    """Name a layer norm over the last dim.
+
+    Example:  y = aten.layer_norm(x, [64], w, b, eps)
+         or:  c = sub(x, mean(x, -1, keepdim));  v = mean(pow(c, 2), -1, keepdim)
+              y = add(mul(w, mul(c, rsqrt(add(v, eps)))), b)
+    Becomes:  y = layer_norm(x, w, b, eps)
+
+    The variance may also be `var` of x or of c; weight and bias may each be absent.
+
+    Left alone: 1. it is over several dims, or other ones than the last; 2. the variance is an unbiased estimate; 3. eps
+    is added to the root, or is not a number; 4. mean, variance and numerator are of different values; 5. the result
+    has a dtype that no reading of the input has.
+    """
+
+    def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
+        if is_call(node, "layer_norm", "native_layer_norm"):
+            return _rename(program, node)
+        outcome: Miss | None = None
+        for division in divisions(node):
+            x = _centred(arguments(node)["self"] if isinstance(division, Miss) else division.numerator)
+            if x is None:
+                continue
+            if isinstance(x, Miss):
+                outcome = x
+                continue
+            if isinstance(division, Miss):
+                outcome = division
+                continue
+            spread = _variance(division.power)
+            if isinstance(spread, Miss):
+                outcome = spread
+            elif spread is not None and not same_value(spread, x):
+                outcome = miss("mean and variance are of different values", node)
+            elif spread is not None:
+                return _replace(program, node, x, division.eps)
+        return outcome
+
+
+def _centred(node: Any) -> fx.Node | Miss | None:
+    """The value that `node` is without its own mean."""
+    node = behind_casts(node)
+    if not is_call(node, "sub") or node.kwargs or len(node.all_input_nodes) != 2:
+        return None
+    x, mean = node.all_input_nodes
+    if found := _var_mean(mean, 1):
+        averaged: fx.Node | Miss | None = found["self"]
+    else:
+        averaged = mean_of(mean)
+    if isinstance(averaged, fx.Node):
+        return x if same_value(averaged, x) else None
+    return averaged
+
+
+def _variance(power: fx.Node) -> fx.Node | Miss | None:
+    """The value whose variance over the last dim `power` is."""
+    power = behind_casts(power)
+    given = arguments(power) if is_call(power, "var") else _var_mean(power, 0)
+    if given is None:
+        squared = mean_square(power)
+        return _centred(squared) if isinstance(squared, fx.Node) else squared
+    if given.get("unbiased", given.get("correction")) not in (False, 0):
+        return miss("the variance is an unbiased estimate", power)
+    if not over_last_dim(given["self"], given["dim"], given["keepdim"]):
+        return miss("it does not reduce the last dim alone and keep it", power)
+    centred = _centred(given["self"])
+    return centred if isinstance(centred, fx.Node) else given["self"]
+
+
+def _var_mean(node: fx.Node, output: int) -> dict[str, Any] | None:
+    """The arguments of the `var_mean` call that `node` takes this output of."""
+    if op_name(node) == "getitem" and node.args[1] == output and is_call(call := node.all_input_nodes[0], "var_mean"):
+        return arguments(call)
+    return None
+
+
+def _replace(program: Program, normed: fx.Node, x: fx.Node, eps: float) -> bool | Miss:
+    found = affine(program, normed, shifts=True)
+    placed = place(found.end, (behind_widening(x), x))
+    if placed is None:
+        return miss(f"the norm of {dtype(x)} is {dtype(found.end)}", found.end)
+    x, end = placed
+    program.replace_with(end, layer_norm, x, found.weight, found.bias, eps)
+    return True
+
+
+def _rename(program: Program, node: fx.Node) -> bool | Miss:
+    given = arguments(node)
+    if len(given["normalized_shape"]) != 1:
+        return miss("it is over several dims", node)
+    operands = (given["input"], given["weight"], given["bias"], given["eps"])
+    if is_call(node, "layer_norm"):
+        program.replace_with(node, layer_norm, *operands)
+        return True
+    normed = [user for user in node.users if user.args[1] == 0]
+    for user in normed:
+        program.replace_with(user, layer_norm, *operands)
+    return bool(normed)

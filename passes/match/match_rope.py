@@ -1,0 +1,339 @@
+"""Rotary embeddings, recognised by what they do rather than by how they are spelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ...ir.program import Program, op_name
+from ...ir.weights import constant
+from ...kernels.ops import embedding, rope
+from ..base import Fuel, Pass, PassResult, miss
+from ..queries import dtype, is_call, is_op, shape
+from .partial import Evaluator
+from .precompute_positions import PrecomputePositions
+
+aten = torch.ops.aten
+
+# Linear in what is rotated as long as tables only multiply it; a rotation is spelled with nothing else.
+_LINEAR = frozenset(
+    f"aten.{name}"
+    for name in """
+    mul add sub neg cat stack slice select split split_with_sizes chunk unbind view reshape flatten unflatten unsqueeze
+    squeeze transpose permute expand contiguous clone to _to_copy type_as view_as_complex view_as_real flip roll
+    complex real imag
+    """.split()
+) | {"getitem"}
+
+
+class MatchRope(Pass):
+    """Find rotations of pairs of dims by angles that depend on the position.
+
+    Example:  c = embedding(positions, cos);  s = embedding(positions, sin)
+              y = x * c[:, None] + cat([-x[..., d:], x[..., :d]], -1) * s[:, None]
+    Becomes:  y = rope(x, positions, cos[:, :d], sin[:, :d])
+
+    Every spelling (halves or neighbours as pairs, complex numbers, a part of the dims only) is a linear map of
+    x whose factors come from tables. The map is run on probes: where it leaves dims alone, which dims it pairs,
+    and which columns of the tables are its cosines and sines can be read off, and the op must then reproduce it
+    on random numbers at random positions.
+
+    Left alone: 1. a map that isn't such a rotation; 2. factors that are no columns of a table; 3. a product of
+    two values that are not tables; 4. several values mixed together.
+    """
+
+    after = (PrecomputePositions,)
+
+    def run(self, program: Program, fuel: Fuel) -> PassResult:
+        regions = _Regions(program)
+        verdicts: dict[str, _Rotation | None] = {}
+        tables = _TableWeights(program)
+        covered: set[fx.Node] = set()
+        matches = 0
+        for end in reversed(regions.mixed):  # the largest region around a rotation ends last
+            if fuel.empty or end in covered or not isinstance(end.meta["val"], Tensor):
+                continue
+            for start in regions.starts(end):
+                region = regions.between(start, end)
+                lookups = regions.lookups(region)
+                signature = _signature(program, start, region + lookups)
+                if signature not in verdicts:
+                    verdicts[signature] = _probe(program, start, end, lookups)
+                if rotation := verdicts[signature]:
+                    _rewrite(program, start, end, rotation, tables)
+                    covered.update(region)
+                    matches += 1
+                    fuel.burn()
+                    break
+        misses = [
+            miss("the values that this table multiplies are not rotated in pairs", node)
+            for node in regions.mixed
+            if op_name(node) == "aten.mul" and node not in covered and not fuel.empty
+        ]
+        return PassResult(matches, misses)
+
+
+class _Regions:
+    """Pieces of the graph in which looked-up tables meet one other value in a linear way."""
+
+    def __init__(self, program: Program) -> None:
+        self.index = {node: i for i, node in enumerate(program.nodes)}
+        positions = program.inputs[1]
+        self.tables: set[fx.Node] = set()
+        self.mixed: list[fx.Node] = []
+        mixed: set[fx.Node] = set()
+        for node in program.nodes:
+            if is_op(node, embedding):
+                weight = program.weight_of(node.args[1])
+                if node.args[0] is positions and weight is not None and weight.is_constant:
+                    self.tables.add(node)
+            elif op_name(node) in _LINEAR:
+                sources = [n for n in node.all_input_nodes if not _is_size(n)]
+                if sources and all(n in self.tables for n in sources):
+                    self.tables.add(node)
+                elif self._is_linear(node) and any(n in self.tables or n in mixed for n in sources):
+                    mixed.add(node)
+                    self.mixed.append(node)
+
+    def _is_linear(self, node: fx.Node) -> bool:
+        factors = [n for n in node.all_input_nodes if not _is_size(n) and n not in self.tables]
+        return op_name(node) in _LINEAR and (op_name(node) != "aten.mul" or len(factors) == 1)
+
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
+        return [n for n in node.all_input_nodes if n not in self.tables and not _is_size(n)]
+
+    def starts(self, end: fx.Node) -> Iterator[fx.Node]:
+        """The values of `end`'s shape through which everything but tables reaches it, nearest first."""
+        slice_: set[fx.Node] = set()
+        queue = [end]
+        while queue:
+            node = queue.pop()
+            if node not in slice_:
+                slice_.add(node)
+                if self._is_linear(node):
+                    queue += self._inputs(node)
+        order = sorted(slice_, key=self.index.__getitem__)
+        # What was read from before a node by one behind it has gone around that node.
+        reaches_back = len(order)
+        place = {node: i for i, node in enumerate(order)}
+        for i in range(len(order) - 1, 0, -1):
+            node = order[i]
+            inputs = self._inputs(node) if self._is_linear(node) else []
+            if not inputs:
+                return  # a second value that comes in on its own
+            reaches_back = min(reaches_back, *(place[n] for n in inputs))
+            before = order[i - 1]
+            if reaches_back == i - 1 and isinstance(before.meta["val"], Tensor) and _kind(before) == _kind(end):
+                yield before
+
+    def between(self, start: fx.Node, end: fx.Node) -> list[fx.Node]:
+        """The calls that lead from `start` to `end`, in order."""
+        found: set[fx.Node] = set()
+        queue = [end]
+        while queue:
+            node = queue.pop()
+            if node not in found and node is not start:
+                found.add(node)
+                queue += self._inputs(node)
+        return sorted(found, key=self.index.__getitem__)
+
+    def lookups(self, region: list[fx.Node]) -> list[fx.Node]:
+        """What the region reads from tables: the lookups and the views of them, in order."""
+        found: set[fx.Node] = set()
+        queue = [n for node in region for n in node.all_input_nodes if n in self.tables]
+        while queue:
+            node = queue.pop()
+            if node not in found:
+                found.add(node)
+                queue += [n for n in node.all_input_nodes if n in self.tables]
+        return sorted(found, key=self.index.__getitem__)
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """What the op needs to know to stand for a region."""
+
+    cos: Tensor  # [M, R/2]
+    sin: Tensor  # [M, R/2]
+    interleaved: bool  # pairs are neighbours, or else stand in two halves
+    regroup: bool  # the result is laid out the other way
+
+
+def _probe(program: Program, start: fx.Node, end: fx.Node, lookups: list[fx.Node]) -> _Rotation | None:
+    """The rotation of the last dim that leads from `start` to `end`, if it is one."""
+    batch, length = _sizes(program.inputs[1])
+    dims = _sizes(start)
+    value = start.meta["val"]
+    if not value.is_floating_point() or len(dims) not in (3, 4) or dims[0] != batch or dims[1:-1].count(length) != 1:
+        return None
+    if not all(d.isdecimal() for d in dims if d not in (batch, length)):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.randint(0, program.max_seq_len, (2, 64), generator=generator)
+    given = torch.randn([{batch: 2, length: 64}.get(d) or int(d) for d in dims], generator=generator)
+
+    def rotate(x: Tensor) -> Tensor:
+        return _heads_first(_Wide(program, positions, {start: x})(end).float(), dims, length)
+
+    x, y = _heads_first(given, dims, length), rotate(given)  # [B, H, S, D]
+    moved = (y != x).flatten(0, 2).any(0).nonzero()
+    if not len(moved):
+        return None
+    columns = _Columns(program, lookups, positions)
+    width = x.shape[-1]
+    for rotated in sorted({int(moved.max()) // 2 * 2 + 2, width // 2 * 2}):
+        for interleaved, regroup in ((False, False), (True, False), (True, True), (False, True)):
+            if regroup and rotated != width:
+                continue
+            unit = torch.zeros_like(given)
+            unit[..., _first_of_pairs(rotated, interleaved)] = 1.0
+            turned = rotate(unit)[:, 0, :, :rotated]  # [B, S, R]
+            is_first = torch.zeros(rotated, dtype=torch.bool)
+            is_first[_first_of_pairs(rotated, interleaved != regroup)] = True
+            cos, sin = columns.find(turned[..., is_first]), columns.find(turned[..., ~is_first])
+            if cos is None or sin is None or not _are_angles(cos, sin):
+                continue
+            ours = rope.meaning(x, positions, cos, sin, interleaved)
+            if regroup:
+                ours = ours.unflatten(-1, _grouping(width, interleaved)).transpose(-1, -2).flatten(-2)
+            if torch.allclose(ours, y, rtol=1e-5, atol=1e-5):
+                return _Rotation(cos, sin, interleaved, regroup)
+    return None
+
+
+def _are_angles(cos: Tensor, sin: Tensor) -> bool:
+    """Whether these belong to angles, all scaled by one number at most: a product with the cosine alone has no sine."""
+    length = cos.square() + sin.square()
+    return bool(sin.any()) and torch.allclose(length, length[0, 0].expand_as(length), rtol=1e-4)
+
+
+def _first_of_pairs(rotated: int, interleaved: bool) -> slice:
+    return slice(0, rotated, 2) if interleaved else slice(0, rotated // 2)
+
+
+def _grouping(width: int, interleaved: bool) -> list[int]:
+    """Pairs as a matrix whose transpose is laid out the other way."""
+    return [width // 2, 2] if interleaved else [2, width // 2]
+
+
+def _heads_first(x: Tensor, dims: list[str], length: str) -> Tensor:
+    """[B, S, D] or [B, S, H, D] as the op's [B, H, S, D]."""
+    return x.unsqueeze(1) if len(dims) == 3 else x.transpose(1, 2) if dims[1] == length else x
+
+
+class _Wide(Evaluator):
+    """Takes no part in rounding to half precision, in which columns of a table can't be told apart."""
+
+    def _compute(self, node: fx.Node) -> Any:
+        if is_call(node, "to", "_to_copy", "type_as") and dtype(node).is_floating_point:
+            return self(node.all_input_nodes[0])
+        return super()._compute(node)
+
+
+class _Columns:
+    """Finds which columns of the tables hold given numbers at the probed positions, up to their sign."""
+
+    def __init__(self, program: Program, lookups: list[fx.Node], positions: Tensor) -> None:
+        # A frequency of zero needs no lookup: its cosine is one and its sine zero everywhere.
+        self.tables = [torch.tensor([[1.0, 0.0]]).expand(program.max_seq_len, 2)]
+        for node in lookups:
+            if is_op(node, embedding):
+                weight = program.weight_of(node.args[1])
+                assert weight is not None
+                self.tables.append(weight.evaluate().float())
+        self.places: dict[bytes, tuple[int, int, float]] = {}
+        for number, table in enumerate(self.tables):
+            for column, values in enumerate(table[positions].flatten(0, 1).T):
+                self.places[_content(-values)] = (number, column, -1.0)
+        for number, table in enumerate(self.tables):
+            for column, values in enumerate(table[positions].flatten(0, 1).T):
+                self.places[_content(values)] = (number, column, 1.0)
+
+    def find(self, numbers: Tensor) -> Tensor | None:
+        """The table [M, K] whose rows at the probed positions are `numbers` [B, S, K]."""
+        columns = []
+        for values in numbers.flatten(0, 1).T:
+            place = self.places.get(_content(values))
+            if place is None:
+                return None
+            number, column, sign = place
+            columns.append(self.tables[number][:, column] * sign)
+        return torch.stack(columns, dim=1)
+
+
+def _content(numbers: Tensor) -> bytes:
+    return (numbers + 0.0).contiguous().numpy().tobytes()  # the sum makes one zero of two
+
+
+class _TableWeights:
+    """The weights of the tables found so far; equal tables are one."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.by_content: dict[bytes, fx.Node] = {}
+        self.by_identity: dict[int, fx.Node] = {}
+
+    def node(self, name: str, table: Tensor, like: fx.Node) -> fx.Node:
+        if id(table) not in self.by_identity:
+            content = _content(table)
+            if content not in self.by_content:
+                self.by_content[content] = self.program.add_weight(name, constant(table, name), like=like)
+            self.by_identity[id(table)] = self.by_content[content]
+        return self.by_identity[id(table)]
+
+
+def _rewrite(program: Program, start: fx.Node, end: fx.Node, rotation: _Rotation, tables: _TableWeights) -> None:
+    dims, length = _sizes(start), _sizes(program.inputs[1])[1]
+    cos, sin = tables.node("rope.cos", rotation.cos, end), tables.node("rope.sin", rotation.sin, end)
+    with program.graph.inserting_before(end):
+        x = start
+        if len(dims) == 3:
+            x = program.call(aten.unsqueeze.default, x, 1, like=end)
+        elif dims[1] == length:
+            x = program.call(aten.transpose.int, x, 1, 2, like=end)
+        new = program.call(rope, x, program.inputs[1], cos, sin, rotation.interleaved, like=end)
+        if rotation.regroup:
+            grouping = _grouping(2 * rotation.cos.shape[1], rotation.interleaved)
+            new = program.call(aten.unflatten.int, new, -1, grouping, like=end)
+            new = program.call(aten.transpose.int, new, -1, -2, like=end)
+            new = program.call(aten.flatten.using_ints, new, -2, like=end)
+        if len(dims) == 3:
+            new = program.call(aten.squeeze.dim, new, 1, like=end)
+        elif dims[1] == length:
+            new = program.call(aten.transpose.int, new, 1, 2, like=end)
+    program.replace(end, new)
+
+
+def _signature(program: Program, start: fx.Node, region: list[fx.Node]) -> str:
+    """Equal for regions that compute the same: each call with its arguments, nodes numbered from `start`."""
+    numbers = {start: 0}
+    lines = [str(_sizes(start))]
+    for node in region:
+        numbers[node] = len(numbers)
+
+    def show(node: fx.Node) -> str:
+        if node in numbers:
+            return f"%{numbers[node]}"
+        weight = program.weight_of(node)
+        return weight.key if weight else str(node.meta["val"])  # a table, or a size
+
+    for node in region:
+        lines.append(f"{node.target}{pytree.tree_map_only(fx.Node, show, (list(node.args), dict(node.kwargs)))}")
+    return "\n".join(lines)
+
+
+def _is_size(node: fx.Node) -> bool:
+    return not isinstance(node.meta["val"], (Tensor, list, tuple))
+
+
+def _kind(node: fx.Node) -> tuple[list[str], torch.dtype]:
+    return _sizes(node), dtype(node)
+
+
+def _sizes(node: fx.Node) -> list[str]:
+    return [str(size) for size in shape(node)]

@@ -1,0 +1,19 @@
+"""What nothing reads."""
+
+from __future__ import annotations
+
+from ...ir.program import Program
+from ..base import Fuel, Pass, PassResult
+
+
+class RemoveDeadCode(Pass):
+    """Take out calls and weights that the logits don't depend on.
+
+    Example:  y = x + 1;  z = x * 2;  return y
+    Becomes:  y = x + 1;  return y
+
+    Left alone: 1. the program's inputs, read or not.
+    """
+
+    def run(self, program: Program, fuel: Fuel) -> PassResult:
+        return PassResult(program.sweep())

@@ -1,0 +1,1 @@
+"""Canonical to optimized: the same numbers for less work."""

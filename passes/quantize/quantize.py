@@ -1,0 +1,120 @@
+"""Weights on fewer bits: a plan applied to a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from ...ir.program import Program
+from ...ir.stages import Stage
+from ...ir.stored import stored_codes
+from ...ir.weights import Call, Weight
+from ...kernels.ops import embedding, linear, quant_embedding, quant_linear, round_weight
+from ...kernels.ops.quantized import dequantize
+from ..base import Fuel, Pass, PassResult, miss
+from ..queries import is_op
+from .rounding_plan import Choice, RoundingPlan
+
+# On the node of a weight's codes: the name that the weight had.
+ROUNDED_FROM = "rounded_from"
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight on fewer bits, in the parts that `quant_linear` takes.
+
+    Attributes:
+        x_scale: the scale of the inputs, where calibration chose it.
+    """
+
+    codes: Weight
+    scales: Weight
+    zeros: Weight | None = None
+    multiples: Weight | None = None
+    x_scale: Weight | None = None
+
+    def value(self, choice: Choice) -> Tensor:
+        """The numbers that the codes stand for, [O, I]."""
+        assert choice.grid is not None
+        codes, scales, zeros, multiples = (
+            None if part is None else part.evaluate() for part in (self.codes, self.scales, self.zeros, self.multiples)
+        )
+        assert codes is not None and scales is not None
+        scheme = choice.grid.scheme
+        group_size = choice.group_size or codes.shape[1]
+        return dequantize(codes, scales, zeros, scheme, group_size, multiples=multiples)
+
+
+class Quantize(Pass):
+    """Put rounded weights in the place of those that the plan names.
+
+    Example:  y = linear(x, w)
+    Becomes:  y = quant_linear(x, w.codes, w.scales, scheme="int4", group_size=64, multiples=w.multiples)
+
+    A weight that several read is rounded once. What calibration has rounded is taken from it, everything else goes to
+    the nearest number of its grid; nothing is computed here: codes are expressions like other weights.
+
+    Left alone: 1. what the plan has a reason for: another reader, a table of something else than tokens, inputs that
+    don't divide into groups, an exception of the user's; 2. experts.
+    """
+
+    needs = Stage.OPTIMIZED
+    reaches = Stage.QUANTIZED
+
+    def __init__(self, plan: RoundingPlan, calibrated: Mapping[str, Rounded] | None = None) -> None:
+        self.plan = plan
+        self.calibrated = calibrated or {}
+
+    def run(self, program: Program, fuel: Fuel) -> PassResult:
+        matches, misses = 0, []
+        for node in program.nodes:
+            if not (is_op(node, linear) or is_op(node, embedding)) or fuel.empty:
+                continue
+            name = str(getattr(node.args[1], "target", ""))
+            choice = self.plan.weights.get(name)
+            if choice is None:
+                continue
+            if choice.grid is None:
+                misses.append(miss(choice.why, node))
+                continue
+            rounded = self.calibrated.get(name) or round_plainly(program.weights[name], choice)
+            self._apply(program, node, name, choice, rounded)
+            matches += 1
+            fuel.burn()
+        return PassResult(matches, misses)
+
+    @staticmethod
+    def _apply(program: Program, node: fx.Node, name: str, choice: Choice, rounded: Rounded) -> None:
+        assert choice.grid is not None
+        codes, scales, zeros, multiples, x_scale = (
+            program.add_weight(f"{name}.{part}", weight, like=node) if weight is not None else None
+            for part, weight in vars(rounded).items()
+        )
+        assert codes is not None
+        codes.meta[ROUNDED_FROM] = name
+        group_size = choice.group_size or int(node.args[1].meta["val"].shape[1])  # type: ignore[union-attr]
+        if is_op(node, embedding):
+            program.replace_with(
+                node, quant_embedding, node.args[0], codes, scales, zeros, choice.grid.scheme, group_size, multiples
+            )
+            return
+        call = linear.bind(node.args, dict(node.kwargs))
+        program.replace_with(
+            node, quant_linear, call["x"], codes, scales, zeros, call["bias"], choice.grid.scheme, group_size,
+            activation=choice.grid.activation, x_scale=x_scale, multiples=multiples,
+        )  # fmt: skip
+
+
+def round_plainly(weight: Weight, choice: Choice) -> Rounded:
+    """Each number of the weight to the nearest of its grid, as expressions; the checkpoint's codes as they are."""
+    assert choice.grid is not None
+    if choice.is_stored:
+        stored = stored_codes(weight)
+        assert stored is not None, "no pass changes a weight that the plan takes as it is stored"
+        return Rounded(stored.codes, stored.scales, stored.zeros)
+    given = (weight, choice.grid.scheme, choice.group_size, choice.grid.symmetric)
+    codes, scales, *rest = (Call(round_weight.overload, given, output=i) for i in range(4))
+    zeros, multiples = (part if part.numel else None for part in rest)
+    return Rounded(codes, scales, zeros, multiples)

@@ -1,0 +1,231 @@
+"""A program with a cache gives, a few tokens at a time, what the program without one gives for the whole sequence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from attending import DIM, HEADS, KV_HEADS, MAX_SEQ_LEN, SCALE, VALUE_DIM, Attend, Attending, join, optimized, qkv
+from check_pass import VOCAB, check_rerun
+from torch import Tensor
+
+from llmc.compiler.rounded_keys import with_rounded_keys
+from llmc.errors import LlmcError
+from llmc.ir.program import Cache, Program
+from llmc.ir.stages import Stage
+from llmc.kernels.ops import attention, embedding, rope
+from llmc.kernels.ops.quantized import CACHE_CODES
+from llmc.passes.cache.insert_kv_cache import InsertKvCache
+
+WINDOW = 5
+LENGTH = 29
+AHEAD = 6  # how many positions the second row is ahead
+CHUNKS = (3, 1, WINDOW, 9, 1, LENGTH - AHEAD - 19)
+
+
+def plain(**options: Any) -> Attend:
+    def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+        given = {name: getattr(m, value) if isinstance(value, str) else value for name, value in options.items()}
+        return join(attention(*qkv(m, place, x), SCALE, **given))
+
+    return attend
+
+
+def rotated(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    q, k, v = qkv(m, place, x)
+    q, k = (rope(each, positions, m.cos, m.sin) for each in (q, k))
+    return join(attention(q, k, v, SCALE, window=WINDOW if place else None))
+
+
+def learned_positions(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    """Positions are read in another way than by a rotation, and their sizes as well."""
+    x = x + embedding(positions, m.cos).repeat(1, 1, 2)[..., :12] / positions.shape[0] * x.shape[0]
+    return join(attention(*qkv(m, place, x), SCALE))
+
+
+def shared(first: int | None, second: int | None) -> Attend:
+    """The second layer attends over the keys and values of the first, each within a window of its own."""
+
+    def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+        q, k, v = qkv(m, place, x)
+        if place == 0:
+            m.held = k, v
+        k, v = m.held  # type: ignore[misc]
+        return join(attention(q, k, v, SCALE, window=(first, second)[place]))
+
+    return attend
+
+
+def run_in_chunks(program: Program, tokens: Tensor) -> Tensor:
+    """Logits [B, S, V] of a cache that is filled a few tokens at a time, the second row ahead of the first."""
+    caches = [[], []]  # type: ignore[var-annotated]
+    for row in range(2):
+        for cache in program.caches:
+            for part in cache.tensors:  # nobody may look at it
+                caches[row].append(torch.full((1, cache.heads, cache.length, part.width), 1e2).to(part.dtype))
+    _, *caches[1] = program.run(tokens[1:, :AHEAD], torch.tensor([0]), *caches[1])
+    held = [torch.cat([x.view(torch.uint8) for x in pair]).view(pair[0].dtype) for pair in zip(*caches, strict=True)]
+    logits = torch.zeros(2, LENGTH, VOCAB)
+    starts = torch.tensor([0, AHEAD])
+    for count in CHUNKS:
+        new = torch.stack([row[s : s + count] for row, s in zip(tokens, starts.tolist(), strict=True)])
+        out, *held = program.run(new, starts, *held)
+        for row, start in enumerate(starts.tolist()):
+            logits[row, start : start + count] = out[row]
+        starts = starts + count
+    return logits
+
+
+def cache(number: int, length: int = MAX_SEQ_LEN, window: int | None = None, ring: bool = False) -> Cache:
+    names = f"keys_{number}", f"values_{number}"
+    return Cache(*names, KV_HEADS, DIM, VALUE_DIM, length, ring, window, torch.float32)
+
+
+WHOLE = (cache(0), cache(1))
+RINGS = (cache(0, WINDOW, WINDOW, True), cache(1, WINDOW, WINDOW, True))
+VARIANTS: dict[str, tuple[Attend, tuple[Cache, ...]]] = {
+    "plain": (plain(), WHOLE),
+    "rotated, a window in one layer": (rotated, (cache(0), RINGS[1])),
+    "learned positions": (learned_positions, WHOLE),
+    "rings": (plain(window=WINDOW), RINGS),
+    "chunks": (plain(chunk=WINDOW), RINGS),
+    "chunks and a wider window": (plain(chunk=WINDOW, window=7), RINGS),
+    "a ring of one": (plain(window=1), (cache(0, 1, 1, True), cache(1, 1, 1, True))),
+    "a window as long as the model": (plain(window=MAX_SEQ_LEN), (cache(0, window=32), cache(1, window=32))),
+    "softcap, sinks and slopes": (plain(softcap=1.5, sinks="sinks", slopes="slopes"), WHOLE),
+    "all of it in rings": (plain(softcap=1.5, sinks="sinks", slopes="slopes", window=WINDOW), RINGS),
+    "shared": (shared(None, None), (cache(0),)),
+    "shared, one window": (shared(WINDOW, WINDOW), (RINGS[0],)),
+    "shared, two windows": (shared(WINDOW, 3), (RINGS[0], cache(1, 3, 3, True))),
+    "shared, a window in one layer": (shared(WINDOW, None), (RINGS[0], cache(1))),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_few_tokens_at_a_time_give_what_all_at_once_do(name: str) -> None:
+    attend, caches = VARIANTS[name]
+    before = optimized(attend)
+    program = before.copy()
+    assert InsertKvCache()(program).matches == 2
+    assert program.stage is Stage.CACHED and program.caches == caches and before.caches == ()
+    assert not program.ops()["llmc.attention"] and program.ops()["llmc.cached_attention"] == 2
+    assert [str(n.target) for n in program.inputs] == [
+        "tokens",
+        "starts",
+        *(n for c in caches for n in (c.keys, c.values)),
+    ]
+
+    tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    got, want = run_in_chunks(program, tokens), before(tokens, torch.arange(LENGTH).repeat(2, 1))
+    for row, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
+        torch.testing.assert_close(got[row, start:end], want[row, start:end], atol=1e-5, rtol=0)
+    check_rerun(program)
+
+
+# Of the codes: a sum in another order may move a number across the middle between two.
+ROUNDED = {"int8": 5e-3, "fp8": 3e-2}
+
+
+@pytest.mark.parametrize("codes", ROUNDED)
+@pytest.mark.parametrize("name", ["plain", "rings", "all of it in rings", "shared, a window in one layer"])
+def test_a_cache_of_codes_gives_what_rounded_keys_and_values_do(name: str, codes: str) -> None:
+    attend, caches = VARIANTS[name]
+    before = optimized(attend)
+    program = before.copy()
+    assert InsertKvCache(codes=codes)(program).matches == 2
+    scaled = [
+        replace(c, dtype=CACHE_CODES[codes], key_scales=f"key_scales_{i}", value_scales=f"value_scales_{i}")
+        for i, c in enumerate(caches)
+    ]
+    assert program.caches == tuple(scaled) and program.ops()["llmc.quant_cached_attention"] == 2
+    assert not {"llmc.attention", "llmc.cached_attention"} & program.ops().keys()
+    names = [part.name for c in program.caches for part in c.tensors]
+    assert [str(n.target) for n in program.inputs] == ["tokens", "starts", *names]
+    assert {n.meta["val"].dtype for n in program.inputs[2:]} == {CACHE_CODES[codes], torch.float32}
+
+    tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    got, positions = run_in_chunks(program, tokens), torch.arange(LENGTH).repeat(2, 1)
+    want, unrounded = with_rounded_keys(before, codes)(tokens, positions), before(tokens, positions)
+    for row, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
+        torch.testing.assert_close(got[row, start:end], want[row, start:end], atol=ROUNDED[codes], rtol=0)
+        assert (got[row, start:end] - unrounded[row, start:end]).abs().max() > 2e-4, "nothing was rounded"
+    check_rerun(program)
+
+
+@pytest.mark.parametrize(
+    ("windows", "window"), [((WINDOW, 3), WINDOW), ((3, WINDOW), WINDOW), ((WINDOW, None), None), ((None, 3), None)]
+)
+def test_without_rings_all_have_room_for_all_positions(
+    windows: tuple[int | None, int | None], window: int | None
+) -> None:
+    """A cache that two layers read reaches as far back as the one that looks farther."""
+    before = optimized(shared(*windows))
+    program = before.copy()
+    InsertKvCache(ring=False)(program)
+    assert program.caches == (cache(0, window=window),)
+    tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    got, want = run_in_chunks(program, tokens), before(tokens, torch.arange(LENGTH).repeat(2, 1))
+    torch.testing.assert_close(got[0, : LENGTH - AHEAD], want[0, : LENGTH - AHEAD], atol=1e-5, rtol=0)
+
+
+def test_a_cache_has_the_dtype_of_what_it_keeps() -> None:
+    def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+        return join(attention(*(each.to(torch.bfloat16) for each in qkv(m, place, x)), SCALE).float())
+
+    program = optimized(attend)
+    InsertKvCache()(program)
+    assert {c.dtype for c in program.caches} == {torch.bfloat16}
+    assert {n.meta["val"].dtype for n in program.inputs[2:]} == {torch.bfloat16}
+    check_rerun(program)
+
+
+# Refused ------------------------------------------------------------------------------------------------------------
+
+
+def biased(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    return join(
+        attention(*qkv(m, place, x), SCALE, bias=(positions[:, None, None] - positions[:, None, :, None]) * 0.1)
+    )
+
+
+def without_attention(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    return x.repeat(1, 1, 2)[..., : HEADS * VALUE_DIM]
+
+
+def more_keys(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    """Two keys and values that belong to no token stand before the others."""
+    q, k, v = qkv(m, place, x)
+    k, v = (torch.cat((each.new_ones(each.shape[0], KV_HEADS, 2, each.shape[3]), each), 2) for each in (k, v))
+    return join(attention(q, k, v, SCALE))
+
+
+def other_rows(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    """Each sequence attends twice."""
+    q, k, v = (torch.cat((each, each.flip(-1))) for each in qkv(m, place, x))
+    one, other = attention(q, k, v, SCALE).split([x.shape[0], x.shape[0]])
+    return join(one + other)
+
+
+REFUSED: dict[str, tuple[Attend, str]] = {
+    "1. not causal": (plain(causal=False), "In layers.0, attention looks ahead"),
+    "2. a bias": (biased, "In layers.0, attention adds a bias"),
+    "3. more keys than tokens": (
+        more_keys,
+        "In layers.0, attention does not have one query and one key for each token",
+    ),
+    "3. more rows than sequences": (other_rows, "In layers.0, attention does not have one query and one key"),
+    "4. no attention": (without_attention, "the program has no attention"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_cache_can_serve_is_refused(name: str) -> None:
+    attend, words = REFUSED[name]
+    program = optimized(attend)
+    before = str(program)
+    with pytest.raises(LlmcError) as caught:
+        InsertKvCache()(program)
+    assert caught.value.code == "CACHE_IMPOSSIBLE" and words in caught.value.what and caught.value.hint
+    assert str(program) == before and program.caches == () and program.stage is Stage.OPTIMIZED

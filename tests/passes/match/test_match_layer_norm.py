@@ -1,0 +1,184 @@
+"""A layer norm is one op whether it is called or written out; what only looks like one stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from check_pass import VOCAB, capture, check_pass
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmc.ir.program import Program
+from llmc.passes.match.fold_constants import FoldConstants
+from llmc.passes.match.match_layer_norm import MatchLayerNorm
+from llmc.passes.queries import dtype
+
+WIDTH, HEADS, EPS = 12, 3, 1e-3
+Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Normed(nn.Module):
+    """A norm of hidden states [B, S, 12], with weight and bias, between an embedding and a head."""
+
+    def __init__(self, norm: Norm, *shape: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.weight = nn.Parameter(torch.randn(*(shape or (WIDTH,))))
+        self.bias = nn.Parameter(torch.randn(*(shape or (WIDTH,))))
+        self.head = nn.Linear(WIDTH, VOCAB)
+        self.norm = norm
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.embed(tokens), self.weight, self.bias).float().flatten(2))
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], x.shape[1], HEADS, WIDTH // HEADS)
+
+
+def centre(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def cohere(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    given = x.dtype
+    x = x.to(torch.float32)
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).pow(2).mean(-1, keepdim=True)
+    x = (x - mean) * torch.rsqrt(variance + EPS)
+    return (w.to(torch.float32) * x).to(given)
+
+
+def deberta(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    given = x.dtype
+    x = x.float()
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).pow(2).mean(-1, keepdim=True)
+    x = (x - mean) / torch.sqrt(variance + EPS)
+    return w * x.to(given) + b
+
+
+def xlstm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return centre(x) * torch.rsqrt(x.var(dim=-1, keepdim=True, unbiased=False) + EPS) * w + b
+
+
+def by_var_mean(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    return b + w * ((x - mean) * torch.rsqrt(variance + EPS))
+
+
+def native(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return torch.native_layer_norm(x, (WIDTH,), w, b, EPS)[0]
+
+
+# Name: the norm, and whether weight and bias go into the op.
+SPELLINGS: dict[str, tuple[Norm, bool, bool]] = {
+    "aten": (lambda x, w, b: F.layer_norm(x, (WIDTH,), w, b, EPS), True, True),
+    "aten without bias": (lambda x, w, b: F.layer_norm(x, (WIDTH,), w, None, EPS), True, False),
+    "aten bare": (lambda x, w, b: F.layer_norm(x, (WIDTH,)), False, False),
+    "aten native": (native, True, True),
+    "cohere": (cohere, True, False),
+    "deberta": (deberta, True, True),
+    "xlstm": (xlstm, True, True),
+    "var_mean": (by_var_mean, True, True),
+    "var of the centred": (lambda x, w, b: (c := centre(x)) * (c.var(-1, False, True) + EPS) ** -0.5 + b, False, True),
+    "per head": (lambda x, w, b: (c := centre(heads(x))) * torch.rsqrt((c * c).mean(-1, True) + EPS), False, False),
+    "nemotron": (lambda x, w, b: F.layer_norm(x, (WIDTH,), w + 1, b, EPS), True, True),
+}
+
+
+def only_norm(program: Program) -> dict[str, Any]:
+    (node,) = [n for n in program.nodes if "layer_norm" in str(n.target)]
+    return dict(zip(("x", "weight", "bias", "eps"), node.args, strict=True))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_spelling_is_the_op(spelling: str) -> None:
+    norm, weighted, shifted = SPELLINGS[spelling]
+    gone = {"aten.rsqrt", "aten.sqrt", "aten.mean", "aten.var", "aten.mul", "aten.layer_norm", "aten.native_layer_norm"}
+    program = check_pass(MatchLayerNorm(), Normed(norm), matches=1, gone=gone, there={"llmc.layer_norm"})
+    found = only_norm(program)
+    assert ((found["weight"] is not None), (found["bias"] is not None)) == (weighted, shifted)
+
+
+@pytest.mark.parametrize("spelling", ["cohere", "deberta", "xlstm", "nemotron"])
+def test_constants_may_be_folded_before(spelling: str) -> None:
+    program = check_pass(MatchLayerNorm(), Normed(SPELLINGS[spelling][0]), matches=1, first=[FoldConstants()])
+    assert program.weight_of(only_norm(program)["weight"]) is not None
+
+
+# The norm rounds once where the models round twice.
+@pytest.mark.parametrize("spelling", ["aten", "cohere", "deberta"])
+def test_casts_around_a_half_precision_norm_go_with_it(spelling: str) -> None:
+    def half(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return SPELLINGS[spelling][0](*(t.to(torch.bfloat16) for t in (x, w, b)))
+
+    program = check_pass(MatchLayerNorm(), Normed(half), matches=1, gone={"aten.mul"}, atol=0.04)
+    assert dtype(only_norm(program)["x"]) == torch.bfloat16
+
+
+def test_a_weight_for_each_head_multiplies_behind_the_norm() -> None:
+    def norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return SPELLINGS["per head"][0](x, w, b) * w + b
+
+    module = Normed(norm, HEADS, WIDTH // HEADS)
+    program = check_pass(MatchLayerNorm(), module, matches=1, there={"aten.mul", "aten.add"})
+    assert only_norm(program)["weight"] is only_norm(program)["bias"] is None
+
+
+def test_a_scaled_shift_is_no_bias() -> None:
+    def norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.add(cohere(x, w, b), b, alpha=2)
+
+    program = check_pass(MatchLayerNorm(), Normed(norm), matches=1, there={"aten.add"})
+    assert only_norm(program)["bias"] is None
+
+
+def test_statistics_that_are_read_stay() -> None:
+    def norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        y, mean, _ = torch.native_layer_norm(x, (WIDTH,), w, b, EPS)
+        return y + mean
+
+    check_pass(MatchLayerNorm(), Normed(norm), matches=1, there={"llmc.layer_norm", "aten.native_layer_norm"})
+
+
+def mean_of_others(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return (x - (x * w).mean(-1, True)) * torch.rsqrt(centre(x).pow(2).mean(-1, True) + EPS)
+
+
+LEFT: dict[str, tuple[Norm, str]] = {
+    "1. several dims, called": (lambda x, w, b: F.layer_norm(heads(x), (HEADS, WIDTH // HEADS)), "several dims"),
+    "1. another dim": (lambda x, w, b: (c := x - x.mean(1, True)) * (c.pow(2).mean(1, True) + EPS).rsqrt(), "last dim"),
+    "1. variance of another dim": (lambda x, w, b: centre(x) * (x.var(1, False, True) + EPS).rsqrt(), "last dim"),
+    "1. squares of another dim": (lambda x, w, b: (c := centre(x)) / (c.pow(2).mean(1, True) + EPS).sqrt(), "last dim"),
+    "2. unbiased": (lambda x, w, b: centre(x) * (x.var(-1, keepdim=True) + EPS).rsqrt(), "unbiased"),
+    "2. unbiased by var_mean": (
+        lambda x, w, b: centre(x) / (torch.var_mean(x, -1, keepdim=True)[0] + EPS).sqrt(),
+        "unb",
+    ),
+    "3. eps beside the root": (lambda x, w, b: centre(x) / (x.var(-1, False, True).sqrt() + EPS), "added to the root"),
+    "3. eps a weight": (lambda x, w, b: (c := centre(x)) / (c.pow(2).mean(-1, True) + w.abs()).sqrt(), "not a number"),
+    "4. another variance": (
+        lambda x, w, b: centre(x) * ((x * w).var(-1, False, True) + EPS).rsqrt(),
+        "different values",
+    ),
+    "4. another mean": (mean_of_others, ""),
+    "5. a wider result": (lambda x, w, b: (centre(x) * (x.var(-1, False, True).double() + EPS).rsqrt()) * 2, "float64"),
+    "not centred": (lambda x, w, b: x * (x.var(-1, False, True) + EPS).rsqrt(), ""),
+    "another root": (lambda x, w, b: centre(x) * (x.var(-1, False, True) + EPS).sqrt(), ""),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_left_alone(case: str) -> None:
+    norm, reason = LEFT[case]
+    check_pass(MatchLayerNorm(), Normed(norm), matches=0, miss=reason or None, gone={"llmc.layer_norm"})
+
+
+def test_a_root_mean_square_norm_is_not_reported() -> None:
+    module = Normed(lambda x, w, b: x / (x.square().mean(-1, True).sqrt() + EPS))
+    assert not MatchLayerNorm()(capture(module)).misses

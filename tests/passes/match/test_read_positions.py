@@ -1,0 +1,187 @@
+"""What a model counts by itself follows from positions; what only looks like it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from check_pass import VOCAB, capture, check_pass, inputs
+from torch import Tensor, nn
+from zoo.tiny import tiny_model
+
+import llmc
+from llmc.ir.stages import Stage
+from llmc.passes.match.read_positions import ReadPositions
+
+WIDTH = 8
+MAX = 32
+Mix = Callable[["Model", Tensor, int], Tensor]
+
+
+class Model(nn.Module):
+    """`mix(model, h, length)` between an embedding [B, S, 8] and a head; it is given no position."""
+
+    def __init__(self, mix: Mix) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCAB)
+        self.places = nn.Embedding(MAX + 2, WIDTH)
+        self.register_buffer("frequencies", torch.rand(WIDTH) + 0.1)
+        self.register_buffer("steps", torch.arange(2 * MAX)[None])
+        self.mix = mix
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.head(self.mix(self, self.embed(tokens), tokens.shape[1]))
+
+
+def counted(h: Tensor) -> Tensor:
+    """1, 2, 3 ... in each row, as the sum of a mask."""
+    return torch.ones(h.shape[:2], dtype=torch.int64).cumsum(1)
+
+
+# Name: how the model counts, and how many values meet the tokens.
+FOUND: dict[str, tuple[Mix, int]] = {
+    "opt": (lambda m, h, s: h + m.places(torch.arange(s)), 1),
+    "bart": (lambda m, h, s: h + m.places(torch.arange(s)[None] + 2), 1),
+    "mvp": (lambda m, h, s: h + m.places(torch.arange(s).expand(h.shape[0], -1) + 2), 1),
+    "prophetnet": (lambda m, h, s: h + m.places(counted(h)), 1),
+    "a slice of a buffer": (lambda m, h, s: h + m.places(m.steps[:, :s]), 1),
+    "a slice of a table": (lambda m, h, s: h + m.places.weight[1 : s + 1], 1),
+    "roformer": (
+        lambda m, h, s: (h.unflatten(2, (2, 4)).transpose(1, 2) * m.places(torch.arange(s))[None, None, :, :4])
+        .transpose(1, 2)
+        .flatten(2),
+        1,
+    ),
+    "moss": (lambda m, h, s: h * (torch.arange(s)[None, :, None].float() * m.frequencies).cos(), 1),
+    "llama4": (lambda m, h, s: h * (((torch.arange(s) + 1.0) / 4).floor().log1p() * 0.1 + 1)[None, :, None], 1),
+    "sequence first": (
+        lambda m, h, s: (h.transpose(0, 1) + m.places(torch.arange(s))[:, None]).transpose(0, 1), 1,
+    ),
+    "numbers": (lambda m, h, s: h + torch.arange(s)[:, None], 1),
+    "on the right of the tokens": (lambda m, h, s: torch.arange(s)[:, None] - h, 1),
+    "two readers": (lambda m, h, s: (p := m.places(torch.arange(s))) * (h + p), 1),
+    "readers of other shapes": (
+        lambda m, h, s: (p := m.places(torch.arange(s))) + (h + p) + (h[:, None] * p).sum(1), 1,
+    ),
+    "joined": (
+        lambda m, h, s: torch.cat([h, m.places(torch.arange(s)).expand(h.shape[0], -1, -1)], 2)
+        .unflatten(2, (2, WIDTH))
+        .sum(2),
+        1,
+    ),
+    "even and odd": (lambda m, h, s: torch.where((torch.arange(s) % 2 == 0)[None, :, None], h, -h), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_counts_positions_reads_them(name: str) -> None:
+    mix, values = FOUND[name]
+    module = Model(mix)
+    program = check_pass(
+        ReadPositions(), module, matches=values, gone={"aten.arange", "aten.cumsum"}, there={"llmc.embedding"}
+    )
+    tables = [weight for name, weight in program.weights.items() if name.startswith("tables.")]
+    assert [w.shape[0] for w in tables] == [MAX]
+
+    # Each row from a position of its own is the end of a longer one that starts at 0.
+    length, shifts = 7, (0, 3, 9)
+    longest, _ = inputs(len(shifts), length + max(shifts))
+    tokens = torch.stack([row[shift : shift + length] for row, shift in zip(longest, shifts, strict=True)])
+    positions = torch.arange(length) + torch.tensor(shifts)[:, None]
+    with torch.no_grad():
+        whole = module(longest, positions)
+    want = torch.stack([row[shift : shift + length] for row, shift in zip(whole, shifts, strict=True)])
+    torch.testing.assert_close(program(tokens, positions), want, atol=1e-5, rtol=0)
+
+
+def test_equal_rows_are_one_lookup_whatever_their_shape() -> None:
+    def mix(model: Model, h: Tensor, length: int) -> Tensor:
+        p = model.places(torch.arange(length))
+        return h + p + (h[:, None] * p[None, None]).squeeze(1)
+
+    program = check_pass(ReadPositions(), Model(mix), matches=2)
+    assert program.ops()["llmc.embedding"] == 1
+
+
+def test_a_reader_that_can_is_served_beside_one_that_can_not() -> None:
+    def mix(model: Model, h: Tensor, length: int) -> Tensor:
+        count = torch.arange(length)[:, None] * model.frequencies
+        return (count.T @ h).sum(1, keepdim=True) + (h + count)
+
+    program = check_pass(ReadPositions(), Model(mix), matches=1, there={"aten.arange"}, miss="can't tell")
+    assert program.ops()["llmc.embedding"] == 1
+
+
+def test_trained_rows_stay_an_expression_and_others_are_constant() -> None:
+    trained = check_pass(ReadPositions(), Model(FOUND["bart"][0]), matches=1)
+    (rows,) = (w for name, w in trained.weights.items() if name.startswith("tables."))
+    assert [str(leaf) for leaf in rows.leaves()] == ["places.weight"]
+    made = check_pass(ReadPositions(), Model(FOUND["moss"][0]), matches=1)
+    assert all(w.is_constant for name, w in made.weights.items() if name.startswith("tables."))
+
+
+LEFT: dict[str, tuple[Mix, str | None]] = {
+    "1. token types": (lambda m, h, s: h + m.places(torch.zeros(h.shape[:2], dtype=torch.int64)), None),
+    "1. a mask of ones": (lambda m, h, s: h * torch.ones(h.shape[:2])[..., None], None),
+    "1. a constant": (lambda m, h, s: h * m.frequencies.cos(), None),
+    "2. from each to each": (lambda m, h, s: torch.ones(s, s).tril() @ h, "number of dims"),
+    "2. distances": (
+        lambda m, h, s: torch.where(torch.arange(s)[:, None] >= torch.arange(s), h @ h.transpose(1, 2), 0.0) @ h,
+        "number of dims",
+    ),
+    "2. the length": (lambda m, h, s: h * torch.arange(s).max(), "depends on the length"),
+    "3. counted from the end": (lambda m, h, s: h + m.places(torch.arange(s).flip(0)), "depends on the length"),
+    "3. a part of the whole": (lambda m, h, s: h * (torch.arange(s) / s)[:, None], "depends on the length"),
+    "4. more positions than rows": (lambda m, h, s: h + m.places(torch.arange(s) + 8), "no value at some position"),
+    "4. turns in the plane": (
+        lambda m, h, s: torch.view_as_real(
+            torch.view_as_complex(h.unflatten(2, (4, 2)))
+            * torch.polar(torch.ones(s, 1), torch.arange(s)[:, None] * 1.0)
+        ).flatten(2),
+        "complex",
+    ),
+    "5. an index": (lambda m, h, s: h.index_select(1, torch.arange(s)), "can't tell"),
+    "5. of the keys": (lambda m, h, s: (h @ h.transpose(1, 2) + torch.arange(s)) @ h, "can't tell"),
+    "5. multiplied as a matrix": (lambda m, h, s: torch.arange(s)[None].float() @ h + h, "can't tell"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_no_position_by_itself_is_left_alone(name: str) -> None:
+    mix, reason = LEFT[name]
+    check_pass(ReadPositions(), Model(mix), matches=0, miss=reason)
+
+
+def test_positions_of_the_program_are_left_alone() -> None:
+    class Given(Model):
+        def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+            return self.head(self.embed(tokens) + self.places(positions))
+
+    program = capture(Given(lambda m, h, s: h))
+    before = str(program)
+    assert ReadPositions()(program).matches == 0
+    assert str(program) == before
+
+
+# Of each way to count one; whether logits change when all positions do: rotations know distances alone.
+ZOO = {
+    "bart": True, "bigbird_pegasus": True, "blenderbot": True, "llama4_text": True, "marian": True, "musicgen": True,
+    "mvp": True, "pegasus": True, "roformer": True, "trocr": True, "whisper": True, "moss_transcribe_diarize": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_models_that_count_by_themselves(name: str) -> None:
+    model = tiny_model(name)
+    program = llmc.capture(model, max_seq_len=32, until=Stage.OPTIMIZED)
+    tokens = torch.randint(5, 80, (2, 9), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(9).repeat(2, 1)
+    logits = program(tokens, positions)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(tokens, use_cache=False).logits, atol=1e-5, rtol=0)
+    shifted = program(tokens, positions + torch.tensor([[0], [5]]))
+    torch.testing.assert_close(shifted[0], logits[0], atol=1e-5, rtol=0)
+    assert (float((shifted[1] - logits[1]).abs().max()) > 1e-3) == ZOO[name]

@@ -1,0 +1,74 @@
+"""Names that stand for one value become one name; values that are merely equal are not read to find out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from check_pass import VOCAB, check_pass, inputs
+from torch import Tensor, nn
+
+from llmc.compiler.frontend.capture import trace
+from llmc.ir.program import Program
+from llmc.ir.weights import Weight, cast, fold, parameter, transpose
+from llmc.kernels.ops import embedding, linear
+from llmc.passes.base import Fuel
+from llmc.passes.match.share_weights import ShareWeights
+
+TABLE = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
+
+
+class Model(nn.Module):
+    """Three square matrices, the first of them a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.middle, self.head = (nn.Parameter(torch.empty(VOCAB, VOCAB)) for _ in range(3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return linear(linear(embedding(tokens, self.embed), self.middle), self.head)
+
+
+def program(embed: Weight, middle: Weight, head: Weight) -> Program:
+    return trace(Model(), {"embed": embed, "middle": middle, "head": head}, "Model", 32)
+
+
+A = parameter(TABLE, "a")
+SHARED: dict[str, tuple[Weight, Weight, Weight, set[str]]] = {
+    "one tensor": (A, fold(A, 2.0), A, {"embed", "middle"}),
+    "one tensor under two names": (A, fold(A, 2.0), parameter(TABLE, "b"), {"embed", "middle"}),
+    "one expression": (A, transpose(A), transpose(A), {"embed", "middle"}),
+    "all three": (A, A, A, {"embed"}),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_one_value_is_one_weight(name: str) -> None:
+    *weights, kept = SHARED[name]
+    given = program(*weights)
+    result = check_pass(ShareWeights(), given, matches=3 - len(kept))
+    assert set(result.weights) == kept
+
+
+def test_fuel_stops_it() -> None:
+    given = program(A, A, A)
+    assert ShareWeights()(given, Fuel(1)).matches == 1
+    assert set(given.weights) == {"embed", "head"}
+    torch.testing.assert_close(given(*inputs(1, 3)), program(A, A, A)(*inputs(1, 3)))
+
+
+LEFT: dict[str, tuple[Weight, Weight, Weight]] = {
+    "1. equal by value": (A, parameter(TABLE.clone(), "a"), parameter(TABLE + 0, "a")),
+    "another expression of it": (A, transpose(A), fold(A, 2.0)),
+    "another number": (A, fold(A, 3.0), fold(A, 2.0)),
+    "rounded on the way": (
+        A,
+        cast(cast(A, torch.bfloat16), torch.float32),
+        cast(cast(A, torch.float16), torch.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_not_the_same_expression_of_the_same_bytes_is_left_alone(name: str) -> None:
+    result = check_pass(ShareWeights(), program(*LEFT[name]), matches=0)
+    assert set(result.weights) == {"embed", "middle", "head"}

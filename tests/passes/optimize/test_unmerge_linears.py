@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from check_pass import VOCAB, capture, check_pass
+from torch import Tensor, nn
+
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.kernels.ops import embedding, linear
+from llmc.passes.match.unify_op_names import UseOneName
+from llmc.passes.optimize.unmerge_linears import UnmergeLinears
+from llmc.passes.quantize.quantize import Quantize
+from llmc.passes.quantize.round_activations import RoundActivations
+from llmc.passes.quantize.rounding_plan import Grid, Scheme, analyse
+
+HIDDEN, WIDE = 32, 24
+
+
+class Merged(nn.Module):
+    """Two unequal parts of one linear, put together again by `join`."""
+
+    def __init__(self, join: Callable[[Tensor], Tensor], bias: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(VOCAB, HIDDEN)
+        self.both = nn.Linear(HIDDEN, 3 * WIDE, bias=bias)
+        self.head = nn.Linear(WIDE, VOCAB)
+        self.join = join
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        x = embedding(input_ids, self.table.weight)
+        return linear(self.join(linear(x, self.both.weight, self.both.bias)), self.head.weight)
+
+
+def parts(x: Tensor) -> Tensor:
+    one, other = torch.split(x, [WIDE, 2 * WIDE], -1)
+    return one * other[..., :WIDE] + other[..., WIDE:]
+
+
+GRIDS = {
+    "int8": Grid("int8"),
+    "int8 in groups": Grid("int8", 16),
+    "int4": Grid("int4", 16),
+    "int4 with zeros": Grid("int4", 16, symmetric=False),
+    "fp8": Grid("fp8", activation="fp8"),
+    "nf4": Grid("nf4", 16),
+}
+
+
+def rounded(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -> Program:
+    program = capture(Merged(join, bias), first=[UseOneName()], stage=Stage.OPTIMIZED)
+    Quantize(analyse(program, Scheme(name, GRIDS[name])))(program)
+    program.stage = Stage.CACHED
+    RoundActivations()(program)
+    return program
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scheme", GRIDS)
+def test_parts_are_computed_one_by_one(scheme: str, bias: bool) -> None:
+    before = rounded(parts, scheme, bias)
+    after = check_pass(UnmergeLinears(), before, matches=1, gone={"aten.split_with_sizes"})
+    assert after.ops()["llmc.quant_linear"] == before.ops()["llmc.quant_linear"] + 1
+
+
+@pytest.mark.parametrize("part", ["codes", "scales", "zeros", "multiples"])
+def test_parts_of_codes_are_the_codes_of_the_whole(part: str) -> None:
+    before = rounded(parts, "int4 with zeros")
+    (name,) = [name for name in before.weights if "both" in name and name.endswith(part)]
+    whole = before.weights[name].evaluate()
+    UnmergeLinears()(before)
+    found = [weight for name, weight in before.weights.items() if part in name and "both" in name]
+    pieces = [weight.evaluate() for weight in sorted(found, key=lambda weight: weight.shape)]
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+def between_heads(x: Tensor) -> Tensor:
+    one, other = torch.split(x.unflatten(-1, (3, WIDE)), [1, 2], 2)
+    return one.squeeze(2) + other.sum(2)
+
+
+def along_tokens(x: Tensor) -> Tensor:
+    return torch.cat(torch.split(x, [1, x.shape[1] - 1], 1), 1)[..., :WIDE]
+
+
+LEFT_ALONE = {
+    "1. another dim": (along_tokens, "another dim"),
+    "3. the whole is read": (lambda x: parts(x) + x[..., :WIDE], "something else reads the whole"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_other_splits_are_left_alone(name: str) -> None:
+    join, reason = LEFT_ALONE[name]
+    check_pass(UnmergeLinears(), rounded(join, "int8"), matches=0, miss=reason)
+
+
+def test_a_split_behind_a_reshape_is_none_of_its_business() -> None:
+    check_pass(UnmergeLinears(), rounded(between_heads, "int8"), matches=0)

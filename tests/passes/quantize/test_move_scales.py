@@ -1,0 +1,176 @@
+"""Scales move into the weights on both sides of a value, and the program computes what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from check_pass import VOCAB, capture, check_pass
+from torch import Tensor, nn
+
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.kernels.ops import embedding, gated_act, layer_norm, linear, rms_norm
+from llmc.passes.base import Fuel
+from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.optimize.fuse_residual_norm import FuseResidualNorm
+from llmc.passes.quantize.move_scales import MoveScales
+
+WIDTH, INNER = 16, 24
+Compute = Callable[["Model", Tensor], Tensor]
+
+
+class Model(nn.Module):
+    def __init__(self, compute: Compute, tied: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Parameter(torch.randn(VOCAB, WIDTH))
+        self.norm = nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.shift = nn.Parameter(torch.randn(WIDTH))
+        self.first = nn.Parameter(torch.randn(WIDTH, WIDTH) / 4)
+        self.second = nn.Parameter(torch.randn(WIDTH, WIDTH) / 4)
+        self.gate_up = nn.Parameter(torch.randn(2 * INNER, WIDTH) / 4)
+        self.bias = nn.Parameter(torch.randn(2 * INNER))
+        self.down = nn.Parameter(torch.randn(WIDTH, INNER) / 4)
+        self.head = self.embed if tied else nn.Parameter(torch.randn(VOCAB, WIDTH))
+        self.compute = compute
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.compute(self, embedding(tokens, self.embed))
+
+
+def two_readers(m: Model, x: Tensor) -> Tensor:
+    y = rms_norm(x, m.norm, 1e-6)
+    return linear(linear(y, m.first) + linear(y, m.second), m.head)
+
+
+def behind_layer_norm(m: Model, x: Tensor) -> Tensor:
+    return linear(linear(layer_norm(x, m.norm, m.shift, 1e-6), m.first), m.head)
+
+
+def behind_added_norm(m: Model, x: Tensor) -> Tensor:
+    s = x + linear(x, m.second)
+    return linear(s + linear(rms_norm(s, m.norm, 1e-6), m.first), m.head)
+
+
+def behind_gated(m: Model, x: Tensor) -> Tensor:
+    gate, up = linear(x, m.gate_up, m.bias).split([INNER, INNER], -1)
+    return linear(linear(gated_act(gate, up, "silu"), m.down), m.head)
+
+
+def up_first(m: Model, x: Tensor) -> Tensor:
+    up, gate = linear(x, m.gate_up).split([INNER, INNER], -1)
+    return linear(linear(gated_act(gate, up, "gelu"), m.down), m.head)
+
+
+def to_the_head(m: Model, x: Tensor) -> Tensor:
+    return linear(rms_norm(x, m.norm, 1e-6), m.head)
+
+
+def read_elsewhere(m: Model, x: Tensor) -> Tensor:
+    y = rms_norm(x, m.norm, 1e-6)
+    return linear(y + linear(y, m.first), m.head)
+
+
+def no_weight(m: Model, x: Tensor) -> Tensor:
+    return linear(linear(rms_norm(x, None, 1e-6), m.first), m.head)
+
+
+def no_producer(m: Model, x: Tensor) -> Tensor:
+    return linear(linear(torch.relu(x), m.first), m.head)
+
+
+def norm_used_twice(m: Model, x: Tensor) -> Tensor:
+    x = linear(rms_norm(x, m.norm, 1e-6), m.first)
+    return linear(rms_norm(x, m.norm, 1e-6), m.head)
+
+
+def weight_used_twice(m: Model, x: Tensor) -> Tensor:
+    return linear(linear(linear(rms_norm(x, m.norm, 1e-6), m.first), m.first), m.head)
+
+
+def limited(m: Model, x: Tensor) -> Tensor:
+    gate, up = linear(x, m.gate_up).split([INNER, INNER], -1)
+    return linear(linear(gated_act(gate, up, "silu", 1.0, 3.0), m.down), m.head)
+
+
+def shifted(m: Model, x: Tensor) -> Tensor:
+    gate, up = linear(x, m.gate_up).split([INNER, INNER], -1)
+    return linear(linear(gated_act(gate, up, "silu", 1.0, None, 1.0), m.down), m.head)
+
+
+def moves(name: str, width: int = WIDTH) -> MoveScales:
+    return MoveScales({name: torch.exp(torch.linspace(-1, 1, width))})
+
+
+def program(compute: Compute, tied: bool = False) -> Program:
+    made = capture(Model(compute, tied), first=[RemoveNoOps()], stage=Stage.CANONICAL)
+    FuseResidualNorm()(made)
+    made.stage = Stage.OPTIMIZED
+    return made
+
+
+@pytest.mark.parametrize(
+    ("compute", "name", "width"),
+    [
+        (two_readers, "first", WIDTH),
+        (behind_layer_norm, "first", WIDTH),
+        (behind_added_norm, "first", WIDTH),
+        (behind_gated, "down", INNER),
+        (up_first, "down", INNER),
+        (to_the_head, "head", WIDTH),
+    ],
+)
+def test_the_program_computes_what_it_did(compute: Compute, name: str, width: int) -> None:
+    before = program(compute)
+    assert before.ops()["llmc.add_rms_norm"] == (compute is behind_added_norm)
+    after = check_pass(moves(name, width), before, matches=1, again=1)
+    changed = {n for n in before.weights if before.weights[n].key != after.weights[n].key}
+    wanted: dict[Any, set[str]] = {
+        two_readers: {"norm", "first", "second"},
+        behind_layer_norm: {"norm", "shift", "first"},
+        behind_added_norm: {"norm", "first"},
+        behind_gated: {"gate_up", "bias", "down"},
+        up_first: {"gate_up", "down"},
+        to_the_head: {"norm", "head"},
+    }
+    assert changed == wanted[compute]
+
+
+def test_scales_are_where_they_were_asked_for() -> None:
+    before, subject = program(two_readers), moves("first")
+    scales = subject.scales["first"]
+    after = check_pass(subject, before, matches=1, again=1)
+    for name in ("first", "second"):
+        torch.testing.assert_close(after.weights[name].evaluate(), before.weights[name].evaluate() * scales)
+    torch.testing.assert_close(after.weights["norm"].evaluate(), before.weights["norm"].evaluate() / scales)
+
+
+def test_a_table_that_is_the_head_too_is_divided_again() -> None:
+    before = program(to_the_head, True)
+    (name,) = (n for n in before.weights if before.weights[n].shape == (VOCAB, WIDTH))
+    after = check_pass(moves(name), before, matches=1, there=["aten.mul"], again=1)
+    assert after.ops()["llmc.embedding"] == 1 and after.weights[name].key != before.weights[name].key
+
+
+@pytest.mark.parametrize(
+    ("compute", "name", "reason"),
+    [
+        (read_elsewhere, "first", "reads its input too"),
+        (no_weight, "first", "no weight that could take the scales"),
+        (no_producer, "first", "no weight that could take the scales"),
+        (norm_used_twice, "first", "no weight that could take the scales"),
+        (weight_used_twice, "first", "read elsewhere too"),
+        (limited, "down", "no weight that could take the scales"),
+        (shifted, "down", "no weight that could take the scales"),
+    ],
+)
+def test_left_alone(compute: Compute, name: str, reason: str) -> None:
+    check_pass(moves(name, INNER if name == "down" else WIDTH), program(compute), matches=0, miss=reason)
+
+
+def test_fuel() -> None:
+    given = program(two_readers)
+    assert moves("first")(given, Fuel(0)).matches == 0

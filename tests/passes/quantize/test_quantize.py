@@ -1,0 +1,278 @@
+"""Weights become codes that mean the same, lazily, each once; what can't be rounded stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from check_pass import VOCAB, capture, check_pass, inputs
+from torch import Tensor, nn
+
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.stored import StoredCodes
+from llmc.ir.weights import Leaf, TensorSource, constant, parameter
+from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_linear, round_weight
+from llmc.kernels.ops.quantized import dequantize
+from llmc.passes.base import Fuel
+from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.quantize.quantize import Quantize, Rounded
+from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, Choice, Grid, RoundingPlan, Scheme, analyse
+from llmc.passes.queries import is_op
+
+WIDTH, INNER = 32, 48
+Compute = Callable[["Model", Tensor, Tensor], Tensor]
+
+# What is rounded to groups of 16, so that the same groups fit all weights here.
+GRIDS = {
+    "int8": Grid("int8", 16),
+    "int8 a channel": Grid("int8"),
+    "int4": Grid("int4", 16),
+    "int4 with zeros": Grid("int4", 16, symmetric=False),
+    "fp8": Grid("fp8"),
+    "fp8 a tensor": Grid("fp8", "tensor"),
+    "nf4": Grid("nf4", 16),
+}
+WIDE = Grid("int8", 16)
+
+
+def scheme(name: str) -> Scheme:
+    return Scheme(name, GRIDS[name], WIDE)
+
+
+def on_grid(weight: Tensor, grid: Grid) -> Tensor:
+    """A weight that rounding leaves where it is, so that a rounded program computes what it did."""
+    group = grid.group if isinstance(grid.group, int) else 0 if grid.group == "tensor" else weight.shape[1]
+    codes, scales, zeros, multiples = round_weight(weight, grid.scheme, group, grid.symmetric)
+    given = zeros if zeros.numel() else None, grid.scheme, group or weight.shape[1], torch.float32
+    return dequantize(codes, scales, *given, multiples if multiples.numel() else None)
+
+
+def even(*shape: int) -> Tensor:
+    """A weight whose groups of 16 all reach from -0.5 to 1, so that their multiples are large and come back."""
+    weight = torch.rand(*shape) * 1.5 - 0.5
+    weight[:, 0::16], weight[:, 1::16] = 1, -0.5
+    return weight
+
+
+class Block(nn.Module):
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.up = nn.Parameter(on_grid(even(INNER, WIDTH), grid) / 8)
+        self.down = nn.Parameter(on_grid(even(WIDTH, INNER), grid) / 8)
+        self.bias = nn.Parameter(torch.randn(INNER))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + linear(torch.relu(linear(x, self.up, self.bias)), self.down)
+
+
+class Model(nn.Module):
+    """An embedding, two layers whose weights lie on a grid, and a head."""
+
+    def __init__(self, name: str = "int8", tied: bool = False, compute: Compute | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), WIDE))
+        self.layers = nn.ModuleList(Block(GRIDS[name]) for _ in range(2))
+        self.head = self.embed if tied else nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), WIDE))
+        self.places = nn.Parameter(on_grid(torch.randn(32, WIDTH), WIDE))
+        self.table = nn.Buffer(torch.randn(32, WIDTH))
+        self.odd = nn.Parameter(torch.randn(VOCAB, 12))
+        self.experts = nn.ParameterList([torch.randn(2, 16, WIDTH), torch.randn(2, WIDTH, 16)])
+        self.compute = compute
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = embedding(tokens, self.embed)
+        if self.compute is not None:
+            return self.compute(self, x, positions)
+        for layer in self.layers:
+            x = layer(x)
+        return linear(x, self.head)
+
+
+def model(*args: Any, stage: Stage = Stage.OPTIMIZED) -> Program:
+    return capture(Model(*args), first=[RemoveNoOps()], stage=stage)
+
+
+def quant_calls(program: Program) -> list[dict[str, Any]]:
+    return [quant_linear.bind(n.args, dict(n.kwargs)) for n in program.nodes if is_op(n, quant_linear)]
+
+
+LINEARS = {"llmc.linear", "llmc.embedding"}
+ROUNDED = {"llmc.quant_linear", "llmc.quant_embedding"}
+
+
+def quantize(program: Program, chosen: Scheme) -> Quantize:
+    return Quantize(analyse(program, chosen))
+
+
+# Parts of a weight [48, 32] with their dtype and shape, by their names.
+PARTS: dict[str, dict[str, tuple[torch.dtype, tuple[int, int]]]] = {
+    "int8": {"codes": (torch.int8, (48, 32)), "scales": (torch.float32, (48, 2))},
+    "int8 a channel": {"codes": (torch.int8, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "int4": {
+        "codes": (torch.uint8, (48, 16)),
+        "scales": (torch.float32, (48, 1)),
+        "multiples": (torch.int8, (48, 2)),
+    },
+    "int4 with zeros": {
+        "codes": (torch.uint8, (48, 16)),
+        "scales": (torch.float32, (48, 1)),
+        "zeros": (torch.uint8, (48, 2)),
+        "multiples": (torch.int8, (48, 2)),
+    },
+    "fp8": {"codes": (torch.float8_e4m3fn, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "fp8 a tensor": {"codes": (torch.float8_e4m3fn, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "nf4": {"codes": (torch.uint8, (48, 16)), "scales": (torch.float32, (48, 2))},
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_weights_become_codes(name: str) -> None:
+    given = model(name)
+    program = check_pass(quantize(given, scheme(name)), given, matches=6, gone=LINEARS, there=ROUNDED)
+    assert program.stage is Stage.QUANTIZED
+    *layers, head = quant_calls(program)
+    grouped = isinstance(GRIDS[name].group, int)
+    for call, columns in zip(layers, (WIDTH, INNER, WIDTH, INNER), strict=True):
+        assert (call["scheme"], call["group_size"]) == (GRIDS[name].scheme, 16 if grouped else columns)
+        assert (call["activation"], call["x_scale"]) == ("none", None)
+    assert (head["scheme"], head["group_size"], head["multiples"]) == ("int8", 16, None), "the head is wide"
+    assert [call["bias"] is not None for call in layers] == [True, False] * 2
+    parts = {n.removeprefix("layers_0_up_"): w for n, w in program.weights.items() if n.startswith("layers_0_up_")}
+    assert {part: (weight.dtype, weight.shape) for part, weight in parts.items()} == PARTS[name]
+
+
+@pytest.mark.parametrize(("wanted", "groups"), [(64, (32, 16)), (32, (32, 16)), (16, (16, 16)), (256, (32, 16))])
+def test_groups_divide_the_inputs(wanted: int, groups: tuple[int, int]) -> None:
+    program = model()
+    quantize(program, Scheme("one", Grid("int4", wanted)))(program)
+    assert [call["group_size"] for call in quant_calls(program)[:-1]] == [*groups] * 2
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_what_is_read_twice_is_rounded_once(name: str) -> None:
+    given = model(name, True)
+    program = check_pass(quantize(given, scheme(name)), given, matches=6, gone=LINEARS, there=ROUNDED)
+    (rows,) = [n for n in program.nodes if is_op(n, quant_embedding)]
+    head = quant_calls(program)[-1]
+    assert (head["weight"], head["scales"]) == tuple(rows.args[1:3])
+
+
+def test_a_rounded_embedding_of_four_bits_has_its_multiples() -> None:
+    torch.manual_seed(0)
+    given = model("int4", True, None)
+    given.weights["embed"] = constant(on_grid(even(VOCAB, WIDTH), GRIDS["int4 with zeros"]), "embed")
+    plan = RoundingPlan("one", {"embed": Choice(GRIDS["int4 with zeros"], "a test", 16, True)})
+    program = check_pass(Quantize(plan), given, matches=2, gone={"llmc.embedding"}, there=ROUNDED)
+    (rows,) = [n for n in program.nodes if is_op(n, quant_embedding)]
+    call = quant_embedding.bind(rows.args, dict(rows.kwargs))
+    assert [str(call[part]) for part in ("zeros", "multiples")] == ["embed_zeros", "embed_multiples"]
+
+
+def test_w8a8_rounds_the_inputs_of_linears_but_not_of_the_head() -> None:
+    """Rows of the embedding lie on the grid of their largest magnitude: rounding them again changes nothing."""
+    given = model("int8 a channel", False, lambda m, x, p: linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head))
+    for name in ("embed", "head"):
+        given.weights[name] = parameter(on_grid(given.weights[name].evaluate(), Grid("int8")), name)
+    plan = analyse(given, Scheme("one", Grid("int8", activation="int8"), Grid("int8")))
+    program = check_pass(Quantize(plan), given, matches=3, gone=LINEARS, there=ROUNDED)
+    assert [call["activation"] for call in quant_calls(program)] == ["int8", "none"]
+
+
+def test_what_calibration_has_rounded_is_taken_from_it() -> None:
+    program = model()
+    parts = {
+        "codes": torch.ones(INNER, WIDTH // 2, dtype=torch.uint8),
+        "scales": torch.ones(INNER, 1),
+        "zeros": torch.ones(INNER, 2, dtype=torch.uint8),
+        "multiples": torch.ones(INNER, 2, dtype=torch.int8),
+        "x_scale": torch.tensor(0.5),
+    }
+    rounded = Rounded(**{name: constant(value, name) for name, value in parts.items()})
+    grid = Grid("int4", 16, symmetric=False, activation="int8", static=True)
+    plan = RoundingPlan("one", {"layers.0.up": Choice(grid, "a test", 16)})
+    assert Quantize(plan, {"layers.0.up": rounded})(program).matches == 1
+    (call,) = quant_calls(program)
+    assert (call["activation"], str(call["x_scale"])) == ("int8", "layers_0_up_x_scale")
+    for name, value in parts.items():
+        assert torch.equal(program.weights[f"layers_0_up_{name}"].evaluate(), value)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_codes_of_a_checkpoint_are_taken_as_they_are(zeros: bool) -> None:
+    program = model()
+    codes = torch.randint(256, (INNER, WIDTH // 2), dtype=torch.uint8)
+    points = constant(torch.randint(16, (INNER, 2), dtype=torch.uint8), "zeros") if zeros else None
+    stored = StoredCodes(constant(codes, "codes"), parameter(torch.rand(INNER, 2), "scales"), points, "int4", 16)
+    program.weights["layers.0.up"] = stored
+    before = program(*inputs(2, 5))
+    quantize(program, Scheme("none", None, None))(program)
+    (call,) = quant_calls(program)
+    assert (call["scheme"], call["group_size"], call["multiples"]) == ("int4", 16, None)
+    assert (call["zeros"] is not None) == zeros
+    assert torch.equal(program.weights["layers_0_up_codes"].evaluate(), codes)
+    torch.testing.assert_close(program(*inputs(2, 5)), before, atol=1e-5, rtol=1e-5)
+
+
+@dataclass(frozen=True)
+class Unread(TensorSource):
+    def read(self) -> Tensor:
+        raise AssertionError("a weight is read while it is planned to be rounded")
+
+
+@pytest.mark.parametrize("name", SCHEMES_BY_NAME)
+def test_nothing_is_computed_yet(name: str) -> None:
+    program = model()
+    for key, weight in program.weights.items():
+        program.weights[key] = Leaf(Unread(weight.evaluate(), key))
+    quantize(program, SCHEMES_BY_NAME[name])(program)
+    with pytest.raises(AssertionError, match="is read"):
+        program(*inputs(1, 2))
+
+
+def test_fuel_is_burnt() -> None:
+    program = model("int8", True)
+    before = program(*inputs(2, 5))
+    assert quantize(program, scheme("int8"))(program, Fuel(3)).matches == 3
+    assert (program.ops()["llmc.quant_linear"], program.ops()["llmc.linear"]) == (2, 3)
+    assert "embed" in program.weights and "embed_codes" in program.weights, "its other reader has it still"
+    torch.testing.assert_close(program(*inputs(2, 5)), before, atol=1e-5, rtol=0)
+
+
+# Left alone ---------------------------------------------------------------------------------------------------------
+
+
+def through_experts(m: Model, x: Tensor, positions: Tensor) -> Tensor:
+    rows = x.flatten(0, 1)
+    ids = torch.zeros_like(positions).flatten().unsqueeze(1)
+    shares = torch.ones_like(rows[:, :1])
+    return moe(rows, ids, shares, m.experts[0], m.experts[1], None, None, "silu", False).view(x.shape)[..., :VOCAB]
+
+
+LEFT: dict[str, tuple[Compute, int, str | None]] = {
+    "1. a weight that is added": (lambda m, x, p: linear(x, m.head) + m.head.sum(), 1, "reads it too"),
+    "2. learned positions": (
+        lambda m, x, p: linear(x + embedding(p, m.places), m.head),
+        2,
+        "by something else than tokens",
+    ),
+    "3. groups of four": (lambda m, x, p: linear(x[..., :12], m.odd), 1, "12 inputs don't divide"),
+    "4. experts": (through_experts, 1, None),
+    "a table of the architecture": (lambda m, x, p: linear(x + embedding(p, m.table), m.head), 2, None),
+    "a matrix of the architecture": (lambda m, x, p: linear(x, m.table), 1, None),
+    "a computed matrix": (lambda m, x, p: linear(x, m.head * 2), 1, None),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_no_weight_of_a_linear_alone_is_left(name: str) -> None:
+    """The embedding of the tokens is rounded all the same, and so is the head where there is one."""
+    compute, matches, reason = LEFT[name]
+    given = model("int8", False, compute)
+    program = check_pass(quantize(given, scheme("int8")), given, matches=matches, miss=reason)
+    kept = program.ops()["llmc.linear"] + program.ops()["llmc.embedding"] + program.ops()["llmc.moe"]
+    assert kept == 1
