@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from .errors import LlmcError as LlmcError
     from .ir.program import Program as Program
     from .ir.stages import Stage as Stage
-    from .runtimes.llm import LLM as LLM
-    from .runtimes.llm import Completion as Completion
-    from .runtimes.load import load as load
-    from .runtimes.sampling import SamplingParams as SamplingParams
+    from .runtimes.engines.load import load as load
+    from .runtimes.generate.llm import LLM as LLM
+    from .runtimes.generate.llm import Completion as Completion
+    from .runtimes.generate.sampling import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 

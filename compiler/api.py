@@ -15,9 +15,9 @@ from ..ir.stages import Stage
 from ..ir.weights import cast
 from ..passes.pipeline import Dump, run_passes, run_pipeline
 from ..passes.quantize.rounding_plan import Override
-from ..runtimes.artifact_writer import ArtifactWriter, check_output
-from ..runtimes.manifest import Manifest
-from ..runtimes.selfcheck import Report
+from ..runtimes.artifact.manifest import Manifest
+from ..runtimes.artifact.write import ArtifactWriter, check_output
+from ..runtimes.measure.selfcheck import Report
 from .build import Build
 from .calibration.shelf import Shelf
 from .calibration.tokens import CalibrationText

@@ -12,9 +12,9 @@ from ..ir.program import Program
 from ..passes.base import Pass, PassResult
 from ..passes.pipeline import Dump, few_rows_passes, many_rows_passes, run_passes
 from ..passes.quantize.quantize import Quantize
-from ..runtimes.artifact_writer import ArtifactWriter
-from ..runtimes.manifest import Manifest
-from ..runtimes.selfcheck import LIMITS, limits_row
+from ..runtimes.artifact.manifest import Manifest
+from ..runtimes.artifact.write import ArtifactWriter
+from ..runtimes.measure.selfcheck import LIMITS, limits_row
 from .backends.onnx.build import build_onnx
 from .blame import find_divergence
 from .companions import describe, identity, save_companions, write_json

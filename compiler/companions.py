@@ -16,8 +16,8 @@ from torch import nn
 from .. import __version__
 from ..errors import LlmcError
 from ..ir.program import Program, layer_of
-from ..runtimes.hashing import sha256_all
-from ..runtimes.manifest import FORMAT, GraphSpec, Manifest, ModelSpec
+from ..runtimes.artifact.hashing import sha256_all
+from ..runtimes.artifact.manifest import FORMAT, GraphSpec, Manifest, ModelSpec
 from .backends.onnx.build import cache_specs
 from .backends.onnx.genai import genai_config
 from .config import CompileConfig

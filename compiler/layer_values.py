@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..runtimes.evaluate_layers import LayerReference
-from ..runtimes.windows import Window
+from ..runtimes.measure.layers import LayerReference
+from ..runtimes.measure.windows import Window
 
 if TYPE_CHECKING:
     from .frontend.sources import Source
@@ -60,8 +60,8 @@ def artifact_layers(
     Raises:
         LlmcError: NO_LAYER_BORDERS; and what opening an artifact raises.
     """
-    from ..runtimes.artifact import open_artifact
-    from ..runtimes.ort_layers import WatchedEngine
+    from ..runtimes.artifact.open import open_artifact
+    from ..runtimes.engines.ort.layers import WatchedEngine
     from .backends.onnx.borders import watch_layers
 
     manifest = open_artifact(folder)

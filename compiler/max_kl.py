@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import LlmcError
-from ..runtimes.evaluate import Divergence, Reference, evaluate
-from ..runtimes.load import load
-from ..runtimes.texts import read_text
-from ..runtimes.tokenizer import Tokenizer
-from ..runtimes.windows import Window, cut_windows, opening
+from ..runtimes.engines.load import load
+from ..runtimes.generate.tokenizer import Tokenizer
+from ..runtimes.measure.evaluate import Divergence, Reference, evaluate
+from ..runtimes.measure.texts import read_text
+from ..runtimes.measure.windows import Window, cut_windows, opening
 from .build import Build
 from .calibration.cheapest import find_cheapest
 from .quantization import Quantization

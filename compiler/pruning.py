@@ -16,7 +16,7 @@ from ..passes.base import Pass
 from ..passes.optimize.drop_layers import find_layers
 from ..passes.pipeline import optimizing_passes, run_pipeline
 from ..passes.quantize.prune import Prune
-from ..runtimes.texts import Text
+from ..runtimes.measure.texts import Text
 from .calibration.importance import importance
 from .calibration.prune import Pruned, prune
 from .calibration.shelf import Shelf

@@ -16,7 +16,7 @@ from ..passes.base import Pass
 from ..passes.quantize.move_scales import MoveScales
 from ..passes.quantize.quantize import Quantize
 from ..passes.quantize.rounding_plan import AS_STORED, Choice, Grid, RoundingPlan, analyse
-from ..runtimes.texts import Text
+from ..runtimes.measure.texts import Text
 from .calibration.calibrate import ALGORITHMS, Calibration, calibrate
 from .calibration.mix import Candidate, by_worth, spare_until
 from .calibration.sensitivity import Foretold, sensitivity

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..errors import LlmcError
-from ..runtimes.evaluate import log_softmax
-from ..runtimes.windows import Window
+from ..runtimes.measure.evaluate import log_softmax
+from ..runtimes.measure.windows import Window
 from .frontend.demo import cache_dir
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _SHARE = 0.5
 
 
 class StoredReference:
-    """A file of references, mapped; see `llmc.runtimes.evaluate.Reference`."""
+    """A file of references, mapped; see `llmc.runtimes.measure.evaluate.Reference`."""
 
     def __init__(self, path: Path, windows: Sequence[Window], vocab_size: int) -> None:
         self.path, self.vocab_size = path, vocab_size

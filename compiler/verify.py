@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LlmcError
-from ..runtimes.selfcheck import Check, Reference, Report, check, limits_row
+from ..runtimes.measure.selfcheck import Check, Reference, Report, check, limits_row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,7 +110,7 @@ class Verdict:
 
 def check_apart(folder: Path) -> Verdict:
     """Check an artifact in a fresh process, which loads it as production would: without the compiler, without torch."""
-    child = [sys.executable, "-m", "llmc.runtimes.selfcheck", str(folder.resolve())]
+    child = [sys.executable, "-m", "llmc.runtimes.measure.selfcheck", str(folder.resolve())]
     # Not from here: a folder called llmc beside the user would be taken for the package.
     run = subprocess.run(child, capture_output=True, text=True, cwd=folder, env=os.environ | _where_llmc_is())
     try:
@@ -137,7 +137,7 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> R
     Args:
         model: what the artifact was compiled from, to make the reference anew; else the one that it carries serves.
     """
-    from ..runtimes.load import load
+    from ..runtimes.engines.load import load
 
     folder = Path(folder)
     engine = load(folder)

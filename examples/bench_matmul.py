@@ -67,7 +67,7 @@ def chain(shapes: list[tuple[int, int]], grid: Grid, threads: int) -> ort.Infere
     model = helper.make_model(helper.make_graph(nodes, "chain", [x], [y], weights), opset_imports=opsets, ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.spin_duration_us", "300")  # as in runtimes/ort_session.py
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "300")  # as the engine does
     return ort.InferenceSession(model.SerializeToString(), options)
 
 

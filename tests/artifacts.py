@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmc.runtimes.artifact_writer import ArtifactWriter
-from llmc.runtimes.manifest import CacheSpec, GraphSpec, Manifest
+from llmc.runtimes.artifact.manifest import CacheSpec, GraphSpec, Manifest
+from llmc.runtimes.artifact.write import ArtifactWriter
 
 FILES = {"model.onnx": b"graph", "model.onnx.data": b"weights" * 1000, "extra/tokenizer.json": b"{}", "empty": b""}
 

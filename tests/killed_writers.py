@@ -17,9 +17,9 @@ from pathlib import Path
 
 from artifacts import write
 
-from llmc.runtimes import artifact_writer
-from llmc.runtimes.artifact import open_artifact
-from llmc.runtimes.artifact_writer import ArtifactWriter
+from llmc.runtimes.artifact import write as artifact_writer
+from llmc.runtimes.artifact.open import open_artifact
+from llmc.runtimes.artifact.write import ArtifactWriter
 
 
 def identity(folder: Path) -> str:

@@ -28,7 +28,7 @@ from zoo.tiny import UNBUILDABLE, tiny_model, tiny_model_types
 
 import llmc
 from llmc.compiler.verify import verify
-from llmc.runtimes.selfcheck import LIMITS
+from llmc.runtimes.measure.selfcheck import LIMITS
 
 MAX_SEQ_LEN = 64
 LIMIT = 1e-4  # at logits of order one in float32, where reordered sums differ by 1e-6

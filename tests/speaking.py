@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from artifacts import manifest
 
-from llmc.runtimes.artifact_writer import ArtifactWriter
+from llmc.runtimes.artifact.write import ArtifactWriter
 
 WORDS = [f"w{i}" for i in range(19)] + ["</s>"]
 
@@ -55,8 +55,8 @@ def write_speaking(folder: Path, *, chat: bool = True) -> Path:
 
 
 def stand_in_load(delay: float = 0.0) -> types.ModuleType:
-    """A module for `llmc.runtimes.load`, whose engines remember how they were asked for."""
-    module = types.ModuleType("llmc.runtimes.load")
+    """A module for `llmc.runtimes.engines.load`, whose engines remember how they were asked for."""
+    module = types.ModuleType("llmc.runtimes.engines.load")
 
     def load(path: str | Path, *, threads: int | None = None, slots: int = 1) -> Counting:
         module.asked = (Path(path), threads, slots)  # type: ignore[attr-defined]
@@ -70,7 +70,7 @@ def main() -> None:
     """`llmc` with counting engines, for tests that need it as a process: delay, then llmc's arguments."""
     from llmc.compiler.cli.main import main as llmc
 
-    sys.modules["llmc.runtimes.load"] = stand_in_load(float(sys.argv[1]))
+    sys.modules["llmc.runtimes.engines.load"] = stand_in_load(float(sys.argv[1]))
     llmc(sys.argv[2:], prog_name="llmc")
 
 

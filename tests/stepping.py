@@ -13,7 +13,7 @@ from torch import Tensor
 from llmc.compiler.backends.onnx.build import build_onnx, cache_specs
 from llmc.ir.program import Program
 from llmc.passes.pipeline import many_rows_passes
-from llmc.runtimes.ort import OrtEngine
+from llmc.runtimes.engines.ort.engine import OrtEngine
 
 
 def engine_of(program: Program, folder: Path, *, ops: str, prefill: bool = False, slots: int = 1) -> OrtEngine:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import LlmcError
-from ...runtimes.texts import Text, read_text
+from ...runtimes.measure.texts import Text, read_text
 
 if TYPE_CHECKING:
     from ..frontend.sources import Source

@@ -13,7 +13,7 @@ from .progress import steps
 from .verb import Verb, artifact_argument, print_json, threads_option
 
 if TYPE_CHECKING:
-    from ...runtimes.manifest import Manifest
+    from ...runtimes.artifact.manifest import Manifest
 
 
 @click.command(cls=Verb, short_help="Prefill and decode speed, latency and memory of an artifact.")
@@ -55,10 +55,10 @@ def bench(
     if plot and not plot.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
     with steps(f"Loading {artifact}") as watch:
-        from ...runtimes.artifact import read_manifest
-        from ...runtimes.bench import bench as measure
-        from ...runtimes.bench_report import as_csv, markdown, svg
-        from ...runtimes.load import load
+        from ...runtimes.artifact.open import read_manifest
+        from ...runtimes.engines.load import load
+        from ...runtimes.measure.bench import bench as measure
+        from ...runtimes.measure.bench_report import as_csv, markdown, svg
 
         name = _name(read_manifest(artifact))
         began = time.perf_counter()

@@ -14,11 +14,11 @@ from .verb import Verb, artifact_argument, json_option, print_json, threads_opti
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...runtimes.evaluate import Estimate, Evaluation, Reference
-    from ...runtimes.evaluate_layers import LayerErrors
-    from ...runtimes.ort_layers import WatchedGraph
-    from ...runtimes.texts import Text
-    from ...runtimes.windows import Window
+    from ...runtimes.engines.ort.layers import WatchedGraph
+    from ...runtimes.measure.evaluate import Estimate, Evaluation, Reference
+    from ...runtimes.measure.layers import LayerErrors
+    from ...runtimes.measure.texts import Text
+    from ...runtimes.measure.windows import Window
 
 # Over some thousand tokens a layer's error is known well enough; what leaves all layers is in memory for a window.
 _LAYER_WINDOWS = 4
@@ -84,13 +84,13 @@ def evaluate(
     if plot and not plot.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
     with steps(f"Reading {source}") as watch:
-        from ...runtimes.artifact import read_manifest
-        from ...runtimes.evaluate import evaluate as measure
-        from ...runtimes.evaluation_plot import svg
-        from ...runtimes.load import load
-        from ...runtimes.texts import read_text
-        from ...runtimes.tokenizer import Tokenizer
-        from ...runtimes.windows import cut_windows, opening
+        from ...runtimes.artifact.open import read_manifest
+        from ...runtimes.engines.load import load
+        from ...runtimes.generate.tokenizer import Tokenizer
+        from ...runtimes.measure.evaluate import evaluate as measure
+        from ...runtimes.measure.evaluation_plot import svg
+        from ...runtimes.measure.texts import read_text
+        from ...runtimes.measure.windows import cut_windows, opening
 
         manifest = read_manifest(artifact)
         text = read_text(source)
@@ -116,8 +116,8 @@ def evaluate(
 
 def _reference(given: str, windows: list[Window], vocab_size: int, watch: Callable[[str, int, int], None]) -> Reference:
     if _is_artifact(given):
-        from ...runtimes.evaluate import EngineReference
-        from ...runtimes.load import load
+        from ...runtimes.engines.load import load
+        from ...runtimes.measure.evaluate import EngineReference
 
         return EngineReference(load(given), windows)
     from ..ruler import reference_of
@@ -126,14 +126,14 @@ def _reference(given: str, windows: list[Window], vocab_size: int, watch: Callab
 
 
 def _is_artifact(given: str) -> bool:
-    from ...runtimes.manifest import MANIFEST
+    from ...runtimes.artifact.manifest import MANIFEST
 
     return (Path(given) / MANIFEST).is_file()
 
 
 def _watched(artifact: Path) -> dict[str, WatchedGraph]:
     """What has no layers to be watched is refused before any work."""
-    from ...runtimes.artifact import open_artifact
+    from ...runtimes.artifact.open import open_artifact
     from ..backends.onnx.borders import watch_layers
 
     return watch_layers(artifact, open_artifact(artifact))
@@ -147,9 +147,9 @@ def _layers(
     threads: int | None,
     watch: Callable[[str, int, int], None],
 ) -> LayerErrors:
-    from ...runtimes.artifact import read_manifest
-    from ...runtimes.evaluate_layers import measure_layers
-    from ...runtimes.ort_layers import WatchedEngine
+    from ...runtimes.artifact.open import read_manifest
+    from ...runtimes.engines.ort.layers import WatchedEngine
+    from ...runtimes.measure.layers import measure_layers
     from ..layer_values import artifact_layers, model_layers
 
     windows = windows[:_LAYER_WINDOWS]

@@ -16,12 +16,12 @@ from .verb import as_json, print_json, refuse
 from .verify import show_checks
 
 if TYPE_CHECKING:
-    from ...runtimes.manifest import CacheSpec, Manifest
+    from ...runtimes.artifact.manifest import CacheSpec, Manifest
 
 
 def inspect_artifact(ctx: click.Context, folder: Path, json_wanted: bool) -> None:
     """Show what an artifact says of itself; one that is cut or doesn't fit this machine is refused at the end."""
-    from ...runtimes.artifact import open_artifact, read_manifest
+    from ...runtimes.artifact.open import open_artifact, read_manifest
 
     manifest = read_manifest(folder)
     gate = _gate(folder)

@@ -16,9 +16,9 @@ from ...errors import LlmcError
 from .verb import Verb, artifact_argument, json_option, print_json, threads_option
 
 if TYPE_CHECKING:
-    from ...runtimes.engine import Engine
-    from ...runtimes.sampling import SamplingParams
-    from ...runtimes.tokenizer import Message, Tokenizer
+    from ...runtimes.engines.base import Engine
+    from ...runtimes.generate.sampling import SamplingParams
+    from ...runtimes.generate.tokenizer import Message, Tokenizer
 
     Prompt = str | Sequence[Message]
 
@@ -66,10 +66,10 @@ def run(
     if prompt is None and not converse:
         prompt = sys.stdin.read().removesuffix("\n")
 
-    from ...runtimes.llm import LLM
-    from ...runtimes.load import load
-    from ...runtimes.sampling import SamplingParams
-    from ...runtimes.tokenizer import Tokenizer
+    from ...runtimes.engines.load import load
+    from ...runtimes.generate.llm import LLM
+    from ...runtimes.generate.sampling import SamplingParams
+    from ...runtimes.generate.tokenizer import Tokenizer
 
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -116,7 +116,7 @@ class _Talk:
 
     def answer(self, prompt: Prompt) -> None:
         """Print an answer as it is made, and end its line however it ends."""
-        from ...runtimes.generate import generate
+        from ...runtimes.generate.loop import generate
 
         self.said = ""
         if isinstance(prompt, str):

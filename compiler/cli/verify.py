@@ -12,7 +12,7 @@ from .progress import progress
 from .verb import CHECK_FAILED, Verb, artifact_argument, json_option, print_json
 
 if TYPE_CHECKING:
-    from ...runtimes.selfcheck import Report
+    from ...runtimes.measure.selfcheck import Report
 
 
 @click.command(cls=Verb, short_help="Compare an artifact with its model, on this machine.")

@@ -23,7 +23,7 @@ from prepare import DEFAULT_CACHE, VARIANTS, Variant, prepare
 from protocol import WORKLOAD
 from report import Row, around_section, refuse_other_weights, replace_section, table
 
-from llmc.runtimes.cores import physical_cores
+from llmc.runtimes.engines.cores import physical_cores
 
 _TITLES = {
     "demo": "demo (SmolLM2-135M-Instruct)",

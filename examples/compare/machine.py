@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from llmc.compiler.doctor import read_cpu
-from llmc.runtimes.cores import physical_cores
+from llmc.runtimes.engines.cores import physical_cores
 
 
 def describe(threads: int) -> str:

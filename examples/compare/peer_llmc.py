@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import protocol
 
-from llmc.runtimes.load import load
+from llmc.runtimes.engines.load import load
 
 
 class Llmc:

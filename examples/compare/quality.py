@@ -30,7 +30,7 @@ from quality_variants import CANDIDATES, UNQUANTIZED
 from report import around_section, replace_section
 
 from llmc.errors import LlmcError
-from llmc.runtimes.cores import physical_cores
+from llmc.runtimes.engines.cores import physical_cores
 
 TITLES = {
     "moved": "SmolLM2-135M-Instruct with moved scales",

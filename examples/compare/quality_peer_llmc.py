@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import quality_pipe
 
-from llmc.runtimes.load import load
+from llmc.runtimes.engines.load import load
 
 
 class LlmcLogits:

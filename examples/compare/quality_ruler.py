@@ -17,11 +17,11 @@ from protocol import WORKLOAD
 from quality_pipe import PipedEngine
 
 import llmc
-from llmc.runtimes.evaluate import Reference, evaluate
-from llmc.runtimes.hashing import sha256_all
-from llmc.runtimes.texts import read_text
-from llmc.runtimes.tokenizer import Tokenizer
-from llmc.runtimes.windows import Window, cut_windows, opening
+from llmc.runtimes.artifact.hashing import sha256_all
+from llmc.runtimes.generate.tokenizer import Tokenizer
+from llmc.runtimes.measure.evaluate import Reference, evaluate
+from llmc.runtimes.measure.texts import read_text
+from llmc.runtimes.measure.windows import Window, cut_windows, opening
 
 _PACKAGE = Path(llmc.__file__).parent
 # What a measurement depends on, whoever is measured.

@@ -13,8 +13,8 @@ from zoo.tiny import tiny_model
 
 from llmc.compiler.companions import identity, write_json
 from llmc.compiler.frontend.sources import find_source
-from llmc.runtimes.artifact import open_artifact
-from llmc.runtimes.tokenizer import Tokenizer
+from llmc.runtimes.artifact.open import open_artifact
+from llmc.runtimes.generate.tokenizer import Tokenizer
 
 GRAPHS = {"model.onnx", "model.onnx.data", "manifest.json"}
 GATE = {"reference.npz", "verify.json"}

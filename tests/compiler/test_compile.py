@@ -23,8 +23,8 @@ from llmc.compiler.backends.onnx import build, rounded_cache
 from llmc.compiler.backends.onnx.lower import Lowering
 from llmc.compiler.cli.main import main
 from llmc.passes.quantize.rounding_plan import Grid, Override
-from llmc.runtimes.artifact import open_artifact
-from llmc.runtimes.selfcheck import Reference, limits_row
+from llmc.runtimes.artifact.open import open_artifact
+from llmc.runtimes.measure.selfcheck import Reference, limits_row
 
 # fp32, weights on 8 and 4 bits, activations and caches too; both tables; rings, slopes, learned positions.
 MADE: list[tuple[str, dict[str, Any]]] = [
@@ -174,7 +174,7 @@ for number, place, output, *more in moments:
 """
 KILL, INTERRUPT = 9, 2
 WRITING, CHECKING = "llmc.compiler.build:save_companions", "llmc.compiler.build:check_apart"
-BEFORE, AFTER = "llmc.runtimes.artifact_writer:_put", "llmc.runtimes.artifact_writer:_remove"
+BEFORE, AFTER = "llmc.runtimes.artifact.write:_put", "llmc.runtimes.artifact.write:_remove"
 # Signal, moment, and which artifact stands there afterwards.
 MOMENTS = [
     (KILL, WRITING, "old"),

@@ -16,10 +16,10 @@ from zoo.tiny import tiny_model
 from llmc.compiler.backends.onnx.borders import watch_layers
 from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.layer_values import artifact_layers, model_layers
-from llmc.runtimes.artifact import read_manifest
-from llmc.runtimes.evaluate_layers import LayerErrors, LayerReference, measure_layers
-from llmc.runtimes.ort_layers import WatchedEngine
-from llmc.runtimes.windows import Window
+from llmc.runtimes.artifact.open import read_manifest
+from llmc.runtimes.engines.ort.layers import WatchedEngine
+from llmc.runtimes.measure.layers import LayerErrors, LayerReference, measure_layers
+from llmc.runtimes.measure.windows import Window
 
 # 100 tokens are for the graph for many tokens where there is one, 20 for the other.
 WINDOWS = [Window(np.random.default_rng(n).integers(3, 70, n + 1), 1) for n in (100, 20)]

@@ -25,7 +25,7 @@ from llmc.compiler.quantization import quantize
 from llmc.compiler.verify import verify
 from llmc.ir.stages import Stage
 from llmc.passes.quantize.quantize import round_plainly
-from llmc.runtimes.selfcheck import LIMITS, Reference
+from llmc.runtimes.measure.selfcheck import LIMITS, Reference
 
 TEXT = "the sea is blue, and so is the sky. " * 40
 LAST = "model.layers.1"

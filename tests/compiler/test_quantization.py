@@ -19,7 +19,7 @@ from llmc.ir.stages import Stage
 from llmc.kernels.ops import quant_linear
 from llmc.passes.quantize.rounding_plan import Grid, Override
 from llmc.passes.queries import is_op
-from llmc.runtimes.texts import Text
+from llmc.runtimes.measure.texts import Text
 
 TEXT = Text("the sea is blue, and so is the sky; what is between them is grey. " * 60, "text", "")
 

@@ -18,10 +18,10 @@ from llmc.compiler import ruler
 from llmc.compiler.frontend import eager
 from llmc.compiler.ruler import StoredReference, reference_of
 from llmc.ir.weights import Leaf, constant
-from llmc.runtimes.evaluate import evaluate
-from llmc.runtimes.load import load
-from llmc.runtimes.tokenizer import Tokenizer
-from llmc.runtimes.windows import Window, cut_windows
+from llmc.runtimes.engines.load import load
+from llmc.runtimes.generate.tokenizer import Tokenizer
+from llmc.runtimes.measure.evaluate import evaluate
+from llmc.runtimes.measure.windows import Window, cut_windows
 
 TEXT = "The quick brown fox jumps over the lazy dog, again and again; 1234567890 times. " * 3
 WINDOW, STRIDE = 48, 20

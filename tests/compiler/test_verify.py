@@ -14,8 +14,8 @@ from zoo.tiny import tiny_model
 
 from llmc import LlmcError
 from llmc.compiler.verify import PROMPTS, STEPS, TEXT, check_apart, gate_failed, verify
-from llmc.runtimes.selfcheck import Check, Reference, Report
-from llmc.runtimes.tokenizer import Tokenizer
+from llmc.runtimes.generate.tokenizer import Tokenizer
+from llmc.runtimes.measure.selfcheck import Check, Reference, Report
 
 
 def test_the_reference_is_the_model_on_english() -> None:

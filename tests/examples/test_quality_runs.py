@@ -15,7 +15,7 @@ from compiled import artifact
 from safetensors.torch import save_file
 
 import llmc
-from llmc.runtimes.windows import Window
+from llmc.runtimes.measure.windows import Window
 
 COMPARE = Path(llmc.__file__).resolve().parent / "examples" / "compare"
 

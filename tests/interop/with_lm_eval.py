@@ -14,7 +14,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 import lm_eval
 
-from llmc.runtimes.lm_eval import harness
+from llmc.runtimes.measure.lm_eval import harness
 
 LINES = [
     {"start": "The capital of France is", "ends": ["Paris", "London", "Rome"], "right": 0},

@@ -24,7 +24,7 @@ def imported(code: str, *arguments: str | Path) -> set[str]:
 
 
 ANSWER = """
-import sys, llmc, llmc.runtimes.selfcheck
+import sys, llmc, llmc.runtimes.measure.selfcheck
 llm = llmc.LLM(sys.argv[1])
 done = llm.generate("To be, or", llmc.SamplingParams(max_tokens=3, temperature=0.7, seed=1))
 assert done[0].text
@@ -35,7 +35,7 @@ assert chat[0].token_ids
 
 def test_an_answer_takes_no_compiler() -> None:
     modules = imported(ANSWER, artifact("speaking", quantize="int4"))
-    assert {"onnxruntime", "numpy", "tokenizers", "llmc.runtimes.ort"} <= modules
+    assert {"onnxruntime", "numpy", "tokenizers", "llmc.runtimes.engines.ort.engine"} <= modules
     assert not {name for name in modules if name.split(".")[0] in HEAVY or name.startswith(OURS)}
 
 

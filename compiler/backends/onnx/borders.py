@@ -11,8 +11,8 @@ import onnx
 
 from ....errors import LlmcError
 from ....ir.program import layer_in
-from ....runtimes.manifest import Manifest
-from ....runtimes.ort_layers import WatchedGraph
+from ....runtimes.artifact.manifest import Manifest
+from ....runtimes.engines.ort.layers import WatchedGraph
 
 # What adds two values, and which of its outputs is their sum.
 _SUMS = {"Add": 0, "SkipSimplifiedLayerNormalization": 3}

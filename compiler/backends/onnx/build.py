@@ -14,7 +14,7 @@ from ....errors import LlmcError
 from ....ir.program import Cache, Program
 from ....kernels.ops.quantized import CACHE_CODES
 from ....passes.base import Pass
-from ....runtimes.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, ScalesSpec, StoredSpec
+from ....runtimes.artifact.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, ScalesSpec, StoredSpec
 from .contrib import CONTRIB
 from .external import ExternalData
 from .lower import Derived, Lowering, Table

@@ -17,7 +17,7 @@ from ....ir.program import Program, layer_of, op_name, where
 from ....ir.weights import Weight
 from ....kernels.ops import op_of
 from ....kernels.ops.quantized import FLOAT8
-from ....runtimes.manifest import DERIVED_FILE
+from ....runtimes.artifact.manifest import DERIVED_FILE
 from .external import PAGE, ExternalData, Place, external_tensor
 from .graph import Graph, Value, element
 

@@ -20,7 +20,7 @@ from llmc.compiler.cli.main import main
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     stand_in = stand_in_load()
-    monkeypatch.setitem(sys.modules, "llmc.runtimes.load", stand_in)
+    monkeypatch.setitem(sys.modules, "llmc.runtimes.engines.load", stand_in)
     return stand_in
 
 

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from speaking import WORDS, Counting, stand_in_load, write_speaking
 
 from llmc.compiler.cli.main import main
-from llmc.runtimes.artifact import read_manifest
-from llmc.runtimes.evaluate import EngineReference
-from llmc.runtimes.windows import Window
+from llmc.runtimes.artifact.open import read_manifest
+from llmc.runtimes.measure.evaluate import EngineReference
+from llmc.runtimes.measure.windows import Window
 
 V = len(WORDS)
 
@@ -26,7 +26,7 @@ V = len(WORDS)
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     stand_in = stand_in_load()
-    monkeypatch.setitem(sys.modules, "llmc.runtimes.load", stand_in)
+    monkeypatch.setitem(sys.modules, "llmc.runtimes.engines.load", stand_in)
     return stand_in
 
 

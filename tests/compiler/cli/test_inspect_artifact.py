@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from speaking import write_speaking
 
 from llmc.compiler.cli.main import main
-from llmc.runtimes.manifest import ScalesSpec
+from llmc.runtimes.artifact.manifest import ScalesSpec
 
 
 @pytest.fixture

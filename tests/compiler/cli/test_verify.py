@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.compiler.cli.main import main
-from llmc.runtimes.selfcheck import Check, Report
+from llmc.runtimes.measure.selfcheck import Check, Report
 
 GOOD, BAD = Check("prefill: error", 1.25e-6, 1e-4), Check("decode: flips", 0.5, 0.01)
 

@@ -10,7 +10,7 @@ from compiled import artifact
 
 from llmc import LlmcError
 from llmc.compiler.backends.onnx.borders import Borders, find_borders, watch_layers
-from llmc.runtimes.artifact import read_manifest
+from llmc.runtimes.artifact.open import read_manifest
 
 
 def borders(*nodes: tuple[str, str, str, str], outputs: tuple[str, ...] = ("logits",)) -> Borders:

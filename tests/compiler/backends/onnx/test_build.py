@@ -25,9 +25,9 @@ from llmc.passes.base import Pass
 from llmc.passes.pipeline import engine_passes, many_rows_passes
 from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.rounding_plan import Grid, Override, Scheme, analyse
-from llmc.runtimes.derive import derive
-from llmc.runtimes.manifest import DerivedSpec, GraphSpec
-from llmc.runtimes.ort_session import open_session
+from llmc.runtimes.artifact.manifest import DerivedSpec, GraphSpec
+from llmc.runtimes.engines.ort.derive import derive
+from llmc.runtimes.engines.ort.session import open_session
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The artifact on disk: the contract between the compiler and the runtimes."""

@@ -1,0 +1,1 @@
+"""Engines: tokens in, logits out. One folder per engine."""

@@ -1,0 +1,1 @@
+"""Measurements of an artifact: speed, perplexity, divergence, the self-check."""

@@ -1,0 +1,24 @@
+"""Hashes in blocks are hashes of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from llmc.runtimes.artifact import hashing
+
+
+@pytest.mark.parametrize("size", [0, 1, hashing._BLOCK, hashing._BLOCK + 3])
+def test_a_file_of_any_size(tmp_path: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert hashing.sha256(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+def test_hashes_keep_the_order_of_the_files(tmp_path: Path) -> None:
+    paths = [tmp_path / str(i) for i in range(20)]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 1000)
+    assert list(hashing.sha256_all(paths)) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]

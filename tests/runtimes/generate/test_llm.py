@@ -1,0 +1,160 @@
+"""Prompts of every kind become completions, whole or piece by piece."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_engines import BOS, EOS, ToyEngine, byte_tokenizer, hashed, scripted
+
+from llmc.errors import LlmcError
+from llmc.runtimes.generate.llm import LLM
+from llmc.runtimes.generate.sampling import SamplingParams
+
+HELLO = ([BOS, *b"Say hello: "], [*"héllo 🎉".encode(), EOS])
+BYE = ([BOS, *b"And bye: "], [*b"bye", EOS])
+ASKED = ([BOS, *b"user:hi\n"], [*b"yes?", EOS])
+TALK = [{"role": "user", "content": "hi"}]
+
+
+def llm(tmp_path: Path, **options: Any) -> LLM:
+    engine = ToyEngine(scripted(258, HELLO, BYE, ASKED), vocab_size=258)
+    return LLM(engine, byte_tokenizer(tmp_path), **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "chat", "want"),
+    [
+        ("Say hello: ", False, ["héllo 🎉"]),
+        (["Say hello: "], False, ["héllo 🎉"]),
+        (["Say hello: ", "And bye: "], False, ["héllo 🎉", "bye"]),
+        (list(BYE[0]), False, ["bye"]),
+        (np.array(list(BYE[0])), False, ["bye"]),
+        ([list(BYE[0]), list(HELLO[0])], False, ["bye", "héllo 🎉"]),
+        ([np.array(list(BYE[0]))], False, ["bye"]),
+        (["And bye: ", list(HELLO[0]), TALK], False, ["bye", "héllo 🎉", "yes?"]),
+        ("hi", True, ["yes?"]),
+        (["hi", "hi"], True, ["yes?", "yes?"]),
+        (TALK, True, ["yes?"]),
+        ([TALK, TALK], False, ["yes?", "yes?"]),
+        ([], False, []),
+    ],
+)
+def test_prompts_of_every_kind(tmp_path: Path, prompts: Any, chat: bool, want: list[str]) -> None:
+    assert [one.text for one in llm(tmp_path).generate(prompts, chat=chat)] == want
+
+
+def test_a_completion_tells_all(tmp_path: Path) -> None:
+    (found,) = llm(tmp_path).generate("And bye: ", SamplingParams(logprobs=0))
+    assert (found.text, found.token_ids, found.finish_reason) == ("bye", [*b"bye", EOS], "stop")
+    assert found.logprobs and [one.token for one in found.logprobs] == found.token_ids
+    stats = found.stats
+    assert (stats.prompt_tokens, stats.completion_tokens) == (10, 4)
+    assert stats.ttft_s > 0 and stats.decode_s > 0
+    assert stats.tokens_per_s == pytest.approx(3 / stats.decode_s)
+
+
+def test_one_token_has_no_speed(tmp_path: Path) -> None:
+    (found,) = llm(tmp_path).generate("And bye: ", SamplingParams(max_tokens=1))
+    assert (found.text, found.finish_reason, found.logprobs) == ("b", "length", None)
+    assert (found.stats.decode_s, found.stats.tokens_per_s) == (0, 0)
+
+
+def test_waiting_counts_towards_the_first_token(tmp_path: Path) -> None:
+    first, second = llm(tmp_path, batch_size=1).generate(["Say hello: ", "And bye: "])
+    assert second.stats.ttft_s > first.stats.ttft_s + first.stats.decode_s
+
+
+def test_params_for_each_prompt(tmp_path: Path) -> None:
+    found = llm(tmp_path).generate(["And bye: "] * 2, [SamplingParams(max_tokens=1), SamplingParams(stop="e")])
+    assert [one.text for one in found] == ["b", "by"]
+    with pytest.raises(LlmcError, match="2 prompts and 0 sampling"):
+        llm(tmp_path).generate(["And bye: "] * 2, [])
+
+
+def test_no_more_rows_than_asked_for(tmp_path: Path) -> None:
+    model = llm(tmp_path, batch_size=2)
+    assert [one.text for one in model.generate(["And bye: "] * 5)] == ["bye"] * 5
+    assert model.engine.slots == 2
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_the_text_in_pieces(tmp_path: Path) -> None:
+    assert list(llm(tmp_path).stream("Say hello: ")) == ["h", "é", "l", "l", "o", " ", "🎉"]
+    assert list(llm(tmp_path).stream(TALK)) == list(llm(tmp_path).stream("hi", chat=True)) == list("yes?")
+    assert list(llm(tmp_path).stream("Say hello: ", SamplingParams(stop="llo"))) == ["h", "é"]
+
+
+def test_a_stream_stops_when_its_reader_does(tmp_path: Path) -> None:
+    model = llm(tmp_path)
+    for piece in model.stream("Say hello: "):
+        assert piece == "h"
+        break
+    assert len(model.engine.calls) == 1
+    assert [one.text for one in model.generate("And bye: ")] == ["bye"]
+
+
+def test_a_stream_does_not_go_on_with_anothers_cache(tmp_path: Path) -> None:
+    model = llm(tmp_path)
+    stream = model.stream("Say hello: ")
+    assert next(stream) == "h"
+    model.generate("And bye: ")
+    calls = len(model.engine.calls)
+    with pytest.raises(LlmcError, match="STREAM_SUPERSEDED"):
+        next(stream)
+    assert len(model.engine.calls) == calls
+
+
+def test_a_stream_refuses_when_it_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="PROMPT_TOO_LONG"):
+        llm(tmp_path).stream("x" * 64)
+
+
+# Tokenizers and folders -----------------------------------------------------------------------------------------------
+
+
+def test_without_a_tokenizer_there_are_tokens() -> None:
+    model = LLM(ToyEngine(hashed()))
+    (found,) = model.generate([1, 2], SamplingParams(max_tokens=3))
+    assert (found.text, len(found.token_ids)) == ("", 3)
+    for ask in (lambda: model.generate("a"), lambda: model.generate(TALK), lambda: model.stream([1, 2])):
+        with pytest.raises(LlmcError, match="TOKENIZER_MISSING"):
+            ask()
+
+
+def test_token_ids_are_no_chat(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="Token ids are no chat message"):
+        llm(tmp_path).generate([1, 2], chat=True)
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_a_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: bool) -> None:
+    asked: list[object] = []
+
+    def load(path: Path, *, threads: int | None) -> ToyEngine:
+        asked.append((path, threads))
+        return ToyEngine(scripted(258, BYE), vocab_size=258)
+
+    monkeypatch.setitem(sys.modules, "llmc.runtimes.engines.load", types.SimpleNamespace(load=load))
+    if tokenizer:
+        byte_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
+    model = LLM(str(tmp_path), threads=3)
+    assert asked == [(str(tmp_path), 3)]
+    (found,) = model.generate(list(BYE[0]))
+    assert (found.text, found.finish_reason) == ("bye" if tokenizer else "", "stop")
+
+
+def test_a_production_box_needs_neither_torch_nor_transformers() -> None:
+    code = "import sys, llmc.runtimes.generate.llm; print(*{n.split('.')[0] for n in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert {"llmc", "numpy", "tokenizers"} <= {*done.stdout.split()}
+    assert not {"torch", "transformers", "onnx", "safetensors"} & {*done.stdout.split()}

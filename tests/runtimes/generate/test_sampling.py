@@ -1,0 +1,315 @@
+"""Sampling means what transformers and vLLM mean by the same names, and draws from the distribution that it tells."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation import logits_process as hf
+
+from llmc.errors import LlmcError
+from llmc.runtimes.generate.sampling import Sampler, SamplingParams, process
+
+VOCAB = 1000
+PROMPT, OUTPUT = [5, 9, 5, 7], [9, 9, 3, 5, 9]
+
+
+def logits(seed: int = 0, size: int = VOCAB) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=3, size=size).astype(np.float32)
+
+
+def theirs(*processors: Any, history: Sequence[int] = (*PROMPT, *OUTPUT), seed: int = 0) -> np.ndarray:
+    """The scores that transformers' processors make of `logits`."""
+    ids, scores = torch.tensor([list(history)]), torch.tensor(logits(seed))[None]
+    for processor in processors:
+        scores = processor(ids, scores)
+    return scores[0].double().numpy()
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+def ours(params: SamplingParams, seed: int = 0) -> np.ndarray:
+    return Sampler(params).probabilities(logits(seed), PROMPT, OUTPUT)
+
+
+# What is asked for ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "says"),
+    [
+        ("max_tokens", 0, "1 or more"),
+        ("max_tokens", 2.5, "whole number"),
+        ("max_tokens", True, "whole number"),
+        ("temperature", -0.1, "0 or more"),
+        ("temperature", float("nan"), "a number"),
+        ("temperature", "warm", "a number"),
+        ("top_p", 0, "above 0 and at most 1"),
+        ("top_p", 1.01, "above 0 and at most 1"),
+        ("top_k", -2, "0 for all"),
+        ("min_p", 1.5, "0 to 1"),
+        ("repetition_penalty", 0, "above 0"),
+        ("presence_penalty", 2.1, "-2 to 2"),
+        ("frequency_penalty", -2.1, "-2 to 2"),
+        ("no_repeat_ngram_size", -1, "0 or more"),
+        ("min_tokens", 129, "0 to max_tokens"),
+        ("seed", -1, "0 or more"),
+        ("logprobs", -1, "0 or more"),
+        ("stop", ["a", ""], "not empty"),
+        ("stop_token_ids", [-1], "token ids"),
+        ("logit_bias", {1: float("inf")}, "finite"),
+        ("logit_bias", {"1": 1.0}, "token ids"),
+    ],
+)
+def test_nonsense_is_refused_by_name_and_range(name: str, bad: object, says: str) -> None:
+    with pytest.raises(LlmcError) as caught:
+        SamplingParams(**{name: bad})
+    assert caught.value.code == "SAMPLING_INVALID"
+    assert name in caught.value.what and says in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "good", [{"temperature": 1}, {"top_k": -1}, {"top_p": np.float32(0.5)}, {"seed": 0}, {"logprobs": 0}]
+)
+def test_what_makes_sense_is_taken(good: dict[str, Any]) -> None:
+    SamplingParams(**good)
+
+
+def test_collections_may_be_left_out_or_short() -> None:
+    assert SamplingParams(stop=None, stop_token_ids=None, logit_bias=None) == SamplingParams()
+    assert SamplingParams(stop="end").stop == ("end",)
+    with pytest.raises(TypeError, match="best_of"):
+        SamplingParams(best_of=2)
+
+
+def test_params_stay_as_they_were_given() -> None:
+    stops, bias = ["a"], {1: 2.0}
+    params = SamplingParams(stop=stops, logit_bias=bias)
+    stops.append("b")
+    bias[3] = 1.0
+    assert params.stop == ("a",) and params.logit_bias == {1: 2.0}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.top_k = 3
+
+
+@pytest.mark.parametrize("params", [SamplingParams(logit_bias={10: 1.0}), SamplingParams(stop_token_ids=[3, 10])])
+def test_tokens_outside_the_vocabulary_are_refused(params: SamplingParams) -> None:
+    params.check_vocab(11)
+    with pytest.raises(LlmcError, match=r"\[10\].*vocabulary size, 10"):
+        params.check_vocab(10)
+
+
+# Penalties ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_repetition_penalty(penalty: float) -> None:
+    found = process(logits(), SamplingParams(repetition_penalty=penalty), PROMPT, OUTPUT)
+    np.testing.assert_array_equal(found, theirs(hf.RepetitionPenaltyLogitsProcessor(penalty)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9, 10])
+@pytest.mark.parametrize("history", [[1, 2, 3, 1, 2, 4, 1, 2], [7, 7, 7], [1, 2, 3, 4], [6]])
+def test_no_repeat_ngram(size: int, history: list[int]) -> None:
+    found = process(logits(), SamplingParams(no_repeat_ngram_size=size), history[:2], history[2:])
+    np.testing.assert_array_equal(found, theirs(hf.NoRepeatNGramLogitsProcessor(size), history=history))
+
+
+def test_presence_and_frequency_look_at_the_output_only() -> None:
+    given = logits()
+    found = process(given, SamplingParams(presence_penalty=0.5, frequency_penalty=0.25), PROMPT, OUTPUT) - given
+    want = np.zeros(VOCAB)
+    want[[9, 3, 5]] = [-0.5 - 3 * 0.25, -0.5 - 0.25, -0.5 - 0.25]
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_biases_come_before_penalties_and_bans_last() -> None:
+    given = np.full(10, 1.0, dtype=np.float32)
+    params = SamplingParams(logit_bias={9: 3.0, 2: 5.0}, repetition_penalty=2.0, presence_penalty=1.0)
+    found = process(given, params, PROMPT, OUTPUT, banned=[2])
+    assert found.tolist() == [1, 1, -np.inf, -0.5, 1, -0.5, 1, 0.5, 1, 1.0]
+    assert given.tolist() == [1.0] * 10
+
+
+def test_an_end_is_banned_before_min_tokens() -> None:
+    given = logits()
+    best = int(given.argmax())
+    sampler = Sampler(SamplingParams(min_tokens=2), {best, VOCAB + 5})
+    assert [sampler.sample(given, [1], [1] * count)[0] == best for count in (0, 1, 2)] == [False, False, True]
+
+
+# Distributions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "processors"),
+    [
+        ({"temperature": 0.7}, [hf.TemperatureLogitsWarper(0.7)]),
+        ({"top_k": 1}, [hf.TopKLogitsWarper(1)]),
+        ({"top_k": 40}, [hf.TopKLogitsWarper(40)]),
+        ({"top_k": VOCAB + 7}, [hf.TopKLogitsWarper(VOCAB + 7)]),
+        ({"top_p": 0.01}, [hf.TopPLogitsWarper(0.01)]),
+        ({"top_p": 0.9}, [hf.TopPLogitsWarper(0.9)]),
+        ({"min_p": 0.05}, [hf.MinPLogitsWarper(0.05)]),
+        ({"min_p": 1.0}, [hf.MinPLogitsWarper(1.0)]),
+        (
+            {"temperature": 1.5, "top_k": 300, "top_p": 0.8},
+            [hf.TemperatureLogitsWarper(1.5), hf.TopKLogitsWarper(300), hf.TopPLogitsWarper(0.8)],
+        ),
+        (
+            {"temperature": 3.0, "top_p": 0.999},
+            [hf.TemperatureLogitsWarper(3.0), hf.TopPLogitsWarper(0.999)],
+        ),
+        (
+            {"repetition_penalty": 1.2, "top_p": 0.9},
+            [hf.RepetitionPenaltyLogitsProcessor(1.2), hf.TopPLogitsWarper(0.9)],
+        ),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_probabilities_are_those_of_transformers(params: dict[str, Any], processors: list[Any], seed: int) -> None:
+    found = ours(SamplingParams(**{"temperature": 1.0, **params}), seed)
+    want = softmax(theirs(*processors, seed=seed))
+    assert ((found > 0) == (want > 0)).all()
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_top_p_keeps_equals_and_at_least_one() -> None:
+    given = np.log(np.array([0.3, 0.1, 0.3, 0.3]))
+    for top_p, kept in ((0.01, [0, 2, 3]), (0.6, [0, 2, 3]), (0.95, [0, 1, 2, 3])):
+        found = Sampler(SamplingParams(temperature=1.0, top_p=top_p)).probabilities(given)
+        assert np.flatnonzero(found).tolist() == kept
+
+
+def test_top_p_just_below_one_keeps_all_however_sums_are_rounded() -> None:
+    for seed in range(20):
+        found = Sampler(SamplingParams(temperature=3.0, top_p=1 - 2**-53)).probabilities(logits(seed))
+        assert np.count_nonzero(found) == VOCAB
+
+
+def test_top_p_of_equals_keeps_all() -> None:
+    found = Sampler(SamplingParams(temperature=1.0, top_p=0.25)).probabilities(np.zeros(9))
+    assert np.count_nonzero(found) == 9
+
+
+def test_min_p_comes_before_top_p() -> None:
+    given = np.log(np.array([0.4, 0.3, 0.2, 0.1]))
+    found = Sampler(SamplingParams(temperature=1.0, min_p=0.6, top_p=0.5)).probabilities(given)
+    # Of 0.4 and 0.3, the first has 0.57 of the mass: enough for top_p, which 0.4 of the whole would not be.
+    assert found.tolist() == [1, 0, 0, 0]
+
+
+def test_equals_of_the_last_of_top_k_are_kept() -> None:
+    found = Sampler(SamplingParams(temperature=1.0, top_k=2)).probabilities(np.array([1.0, 2.0, 1.0, 0.0]))
+    assert (found > 0).tolist() == [True, True, True, False]
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    found = ours(SamplingParams(temperature=1e-300))
+    assert found.tolist() == ours(SamplingParams()).tolist()
+    assert found[logits().argmax()] == found.sum() == 1
+
+
+# Draws ----------------------------------------------------------------------------------------------------------------
+
+
+def test_greedy_takes_the_first_of_equals_behind_penalties() -> None:
+    given = np.array([0.0, 3.0, 2.0, 2.0], dtype=np.float32)
+    assert Sampler(SamplingParams()).sample(given) == (1, None)
+    assert Sampler(SamplingParams(repetition_penalty=3.0)).sample(given, [1])[0] == 2
+    assert Sampler(SamplingParams(repetition_penalty=3.0, top_k=1, seed=0)).sample(given, [1])[0] == 2
+
+
+def test_plain_greedy_costs_one_argmax() -> None:
+    class Counted(np.ndarray):
+        calls: list[str] = []
+
+        def argmax(self, *args: Any, **kwargs: Any) -> Any:
+            self.calls.append("argmax")
+            return self.view(np.ndarray).argmax(*args, **kwargs)
+
+        def __array_ufunc__(self, ufunc: np.ufunc, *args: Any, **kwargs: Any) -> Any:
+            self.calls.append(ufunc.__name__)
+            return NotImplemented
+
+        def __array_function__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+            self.calls.append(function.__name__)
+            return NotImplemented
+
+    Sampler(SamplingParams(top_k=5, top_p=0.5)).sample(logits().view(Counted), PROMPT, OUTPUT)
+    assert Counted.calls == ["argmax"]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0, seed=1),
+        SamplingParams(temperature=0.8, top_k=6, seed=2),
+        SamplingParams(temperature=1.3, top_p=0.8, seed=3),
+        SamplingParams(temperature=1.0, min_p=0.1, frequency_penalty=0.5, seed=4),
+    ],
+)
+def test_draws_follow_the_probabilities(params: SamplingParams) -> None:
+    given, count = logits(size=12) / 2, 20_000
+    sampler = Sampler(params)
+    want = sampler.probabilities(given, PROMPT, OUTPUT)
+    drawn = np.bincount([sampler.sample(given, PROMPT, OUTPUT)[0] for _ in range(count)], minlength=12)
+    assert not drawn[want == 0].any()
+    expected = want[want > 0] * count
+    statistic = ((drawn[want > 0] - expected) ** 2 / expected).sum()
+    # The 99.9th percentile of chi-square with 11 degrees of freedom; the seeds are fixed.
+    assert statistic < 31.3
+
+
+def test_a_seed_repeats_and_no_seed_does_not() -> None:
+    def draw(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=2.0, seed=seed))
+        return [sampler.sample(logits())[0] for _ in range(20)]
+
+    assert draw(7) == draw(7) != draw(8)
+    assert draw(None) != draw(None)
+
+
+def test_a_draw_never_falls_on_no_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(SamplingParams(temperature=1.0))
+    for number in (0.0, 1.0):  # 1 itself is what rounding can make of the largest number below it
+        monkeypatch.setattr(sampler, "_random", type("Fixed", (), {"random": lambda self, n=number: n})())
+        assert sampler.choose(np.arange(5), np.array([0.0, 0.25, 0.0, 0.75, 0.0])) == (1 if number == 0 else 3)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.0, top_p=0.5)])
+@pytest.mark.parametrize("broken", [[0.0, np.nan, 1.0], [-np.inf] * 3])
+def test_broken_logits_are_refused(params: SamplingParams, broken: list[float]) -> None:
+    for ask in (Sampler(params).sample, Sampler(params).probabilities):
+        with pytest.raises(LlmcError, match="LOGITS_INVALID"):
+            ask(np.array(broken, dtype=np.float32))
+
+
+# Log probabilities ----------------------------------------------------------------------------------------------------
+
+
+def test_logprobs_are_the_models_own() -> None:
+    given = logits()
+    want = np.log(softmax(given.astype(np.float64)))
+    order = np.argsort(-want)
+    token, found = Sampler(SamplingParams(logprobs=3, logit_bias={8: 90.0}, temperature=0.3, seed=0)).sample(given)
+    assert token == found.token == 8
+    assert found.logprob == pytest.approx(want[8], abs=1e-9)
+    assert [t for t, _ in found.top] == order[:3].tolist()
+    np.testing.assert_allclose([p for _, p in found.top], want[order[:3]], atol=1e-9)
+
+
+def test_logprobs_of_equals_come_by_id_and_none_may_be_asked_for() -> None:
+    given = np.array([0.0, 1.0, 1.0, 0.5])
+    ask = {count: Sampler(SamplingParams(logprobs=count)).sample(given)[1] for count in (0, 3, 9)}
+    assert ask[0].top == ()
+    assert [t for t, _ in ask[3].top] == [1, 2, 3]
+    assert [t for t, _ in ask[9].top] == [1, 2, 3, 0]

@@ -1,0 +1,111 @@
+"""The benchmark's arithmetic, by an engine whose calls take known times."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmc import LlmcError
+from llmc.runtimes.measure import bench as module
+from llmc.runtimes.measure.bench import Latency, Rate, bench
+
+
+class Clocked:
+    """An engine that takes, by the clock of these tests, 1 ms a prompt token and 10 ms a step; each test's runs
+    get slower by half, and the first one is ten times as slow."""
+
+    vocab_size, max_seq_len, slots = 50, 64, 0
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[tuple[np.ndarray, np.ndarray, np.ndarray | None, bool]] = []
+
+    def open_slots(self, count: int) -> None:
+        self.slots = count
+
+    def forward(
+        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
+    ) -> np.ndarray:
+        self.calls.append((tokens.copy(), starts.copy(), slots, last_only))
+        self.now += self.slow * (tokens.shape[1] / 1000 if slots is not None else 0.01)
+        return np.zeros((len(tokens), 1, self.vocab_size), np.float32)
+
+    def watch(self, test: str, done: int, total: int) -> None:
+        assert total == 4
+        self.slow = [10.0, 1.0, 1.5, 2.0][done]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Clocked:
+    made = Clocked()
+    monkeypatch.setattr(module.time, "perf_counter", lambda: made.now)
+    return made
+
+
+def test_one_sequence(engine: Clocked) -> None:
+    result = bench(engine, prompt=20, tokens=10, repeats=3, watch=engine.watch)
+    assert result.rates == (
+        Rate("pp20", pytest.approx(1000 / 1.5), pytest.approx(500), pytest.approx(1000)),
+        Rate("tg10", pytest.approx(100 / 1.5), pytest.approx(50), pytest.approx(100)),
+    )
+    assert result.ttft_ms == Latency(pytest.approx(30), pytest.approx(39), pytest.approx(39.8))
+    assert result.tpot_ms == Latency(pytest.approx(15), pytest.approx(20), pytest.approx(20))
+    assert result.peak_rss_bytes and 1e7 < result.peak_rss_bytes < 1e12
+
+
+def test_sequences_side_by_side(engine: Clocked) -> None:
+    result = bench(engine, prompt=20, tokens=10, repeats=3, concurrency=4, watch=engine.watch)
+    assert engine.slots == 4
+    assert [rate.max for rate in result.rates] == [pytest.approx(1000), pytest.approx(400)]
+    # The last of four prompts waits for three others.
+    assert result.ttft_ms and result.ttft_ms.p50 == pytest.approx(70)
+    assert result.ttft_ms.p99 == pytest.approx(160 - 0.11 * 40)
+    assert result.tpot_ms and result.tpot_ms.p50 == pytest.approx(15)
+
+
+def test_the_calls_are_those_of_llama_bench(engine: Clocked) -> None:
+    bench(engine, prompt=20, tokens=10, repeats=3, concurrency=2, watch=engine.watch)
+    prefill, decode = engine.calls[: 4 * 2], engine.calls[4 * 2 :]
+    for i, (tokens, starts, slots, last_only) in enumerate(prefill):
+        assert (tokens.shape, tokens.dtype, last_only) == ((1, 20), np.int64, True)
+        assert starts.tolist() == [0]
+        assert slots is not None and slots.tolist() == [i % 2]
+    assert len(decode) == 4 * 10
+    for i, (tokens, starts, slots, last_only) in enumerate(decode):
+        assert (tokens.shape, tokens.dtype, slots, last_only) == ((2, 1), np.int64, None, True)
+        assert starts.tolist() == [i % 10] * 2
+    assert all(0 <= tokens.min() <= tokens.max() < 50 for tokens, *_ in engine.calls)
+    assert len(set(prefill[0][0].ravel().tolist())) > 5
+
+
+def test_a_test_can_be_left_out(engine: Clocked) -> None:
+    result = bench(engine, prompt=0, tokens=10, repeats=3, watch=engine.watch)
+    assert [rate.test for rate in result.rates] == ["tg10"]
+    assert (result.ttft_ms, result.as_dict()["ttft_ms"]) == (None, None)
+    result = bench(engine, prompt=20, tokens=0, repeats=3, watch=engine.watch)
+    assert ([rate.test for rate in result.rates], result.tpot_ms) == (["pp20"], None)
+
+
+@pytest.mark.parametrize(("prompt", "tokens", "said"), [(65, 1, "prompt of 65"), (1, 65, "decode test of 65")])
+def test_what_does_not_fit_is_refused_before_any_work(engine: Clocked, prompt: int, tokens: int, said: str) -> None:
+    with pytest.raises(LlmcError, match="BENCH_TOO_LONG") as caught:
+        bench(engine, prompt, tokens)
+    assert said in caught.value.what and "64" in caught.value.what
+    assert not engine.calls
+    engine.slow = 1.0
+    bench(engine, 64, 64, repeats=1)
+
+
+def test_the_document() -> None:
+    latency = Latency(1.0, 2.0, 3.0)
+    result = module.BenchResult((Rate("pp512", 2.0, 1.0, 3.0),), latency, None, 5, 1, 1000, 0.5, 2)
+    assert result.as_dict() == {
+        "results": [{"test": "pp512", "tokens_per_s": {"median": 2.0, "min": 1.0, "max": 3.0}}],
+        "ttft_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0},
+        "tpot_ms": None,
+        "load_s": 0.5,
+        "peak_rss_bytes": 1000,
+        "threads": 2,
+        "repeats": 5,
+        "concurrency": 1,
+    }

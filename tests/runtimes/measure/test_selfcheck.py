@@ -1,0 +1,177 @@
+"""The numeric half of the gate: it passes what is right and sees every way of being wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compiled import artifact
+
+import llmc
+from llmc import LlmcError
+from llmc.runtimes.engines.base import Engine
+from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, Reference, check, limits_row
+
+Arguments = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Wrong:
+    """An engine whose calls and answers are changed on the way."""
+
+    def __init__(
+        self, engine: Engine, call: Callable[..., Arguments], answer: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        self.engine, self.call, self.answer = engine, call, answer
+        self.vocab_size, self.max_seq_len, self.slots = engine.vocab_size, engine.max_seq_len, 0
+
+    def open_slots(self, count: int) -> None:
+        self.slots = count
+        self.engine.open_slots(count)
+
+    def forward(
+        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
+    ) -> np.ndarray:
+        tokens, starts, slots = self.call(tokens, starts, np.arange(len(tokens)) if slots is None else slots)
+        return self.answer(self.engine.forward(tokens, starts, slots, last_only))
+
+
+def later(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
+    return tokens, starts + 1, slots
+
+
+def forgets_the_last(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
+    return tokens, np.where(tokens.shape[1] == 1, np.maximum(starts - 1, 0), starts), slots
+
+
+def mixes_up_rows_of_a_step(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
+    return tokens, starts, slots if tokens.shape[1] > 1 else slots[::-1]
+
+
+def forgets_what_came_before_a_piece(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
+    return tokens, starts if tokens.shape[1] == 1 else starts * 0, slots
+
+
+def same(*values: Any) -> Any:
+    return values if len(values) > 1 else values[0]
+
+
+def with_nan(logits: np.ndarray) -> np.ndarray:
+    logits = logits.copy()
+    logits[..., 5] = np.nan
+    return logits
+
+
+# What is wrong on the way in, on the way out, and the checks that must fail for it.
+FAULTS = {
+    "right": (same, same, ()),
+    "a number more on all logits": (same, lambda logits: logits + 3, ()),
+    "positions shifted": (later, same, (0, 1, 2)),
+    "a token forgotten": (forgets_the_last, same, (1,)),
+    "rows mixed up": (mixes_up_rows_of_a_step, same, (1,)),
+    "a piece begins anew": (forgets_what_came_before_a_piece, same, (2,)),
+    "vocabulary permuted": (same, lambda logits: np.roll(logits, 1, -1), (0, 1, 2)),
+    "logits scaled": (same, lambda logits: logits * 1.01, (0, 1, 2)),
+    "not a number": (same, with_nan, (0, 1, 2)),
+    "infinite": (same, lambda logits: logits / 0 if logits.shape[1] == 1 else logits, (1, 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return llmc.load(artifact("speaking"), threads=1)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference.read(artifact("speaking"))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_seen_where_they_are(engine: Engine, reference: Reference, name: str) -> None:
+    call, answer, failing = FAULTS[name]
+    report = check(Wrong(engine, call, answer), reference)
+    assert [c.name for c in report.checks] == ["prompts", "a ragged batch, token by token", "a prompt in pieces"]
+    assert [i for i, c in enumerate(report.checks) if not c.ok] == list(failing)
+    assert report.passed == (not failing) == report.as_dict()["passed"]
+
+
+def test_what_is_measured(engine: Engine, reference: Reference) -> None:
+    report = check(engine, reference)
+    # 7, 26 and 70 tokens at once, 12 behind each one by one, and the last of each of three pieces.
+    assert (report.precision, report.tokens) == ("fp32", 103 + 36 + 3)
+    assert all(0 < c.measured < 1e-5 for c in report.checks)
+    # An error of a hundredth is measured as one.
+    scaled = check(Wrong(engine, same, lambda logits: logits * 1.01), reference)
+    assert [c.measured for c in scaled.checks] == [pytest.approx(0.01, rel=0.01)] * 3
+
+
+def test_rounded_weights_are_held_to_both() -> None:
+    folder = artifact("speaking", quantize="int4")
+    reference = Reference.read(folder)
+    engine = llmc.load(folder, threads=1)
+    report = check(engine, reference)
+    assert report.passed and len(report.checks) == 6
+    model, alike = report.checks[0], report.checks[1]
+    assert (model.limit, alike.limit) == (LIMITS["int4"].model, LIMITS["int4"].rounded)
+    assert alike.measured < model.measured / 3
+    # An error against the same weights counts, whatever the one against the model is.
+    other = replace(reference, rounded=reference.rounded * np.float32(0.6))
+    assert [c.ok for c in check(engine, other).checks] == [True, False] * 3
+
+
+@pytest.mark.parametrize("codes", CACHE_LIMITS)
+def test_a_rounded_cache_is_held_to_rounded_keys_and_values(codes: str) -> None:
+    folder = artifact("speaking", kv_cache_dtype=codes)
+    reference, engine = Reference.read(folder), llmc.load(folder, threads=1)
+    report = check(engine, reference)
+    assert report.passed and report.precision == f"fp32, {codes} cache" and len(report.checks) == 6
+    model, alike = report.checks[0], report.checks[1]
+    assert (model.limit, alike.limit) == (CACHE_LIMITS[codes].model, CACHE_LIMITS[codes].rounded)
+    assert alike.measured < model.measured / 5
+    for call in (later, forgets_the_last, mixes_up_rows_of_a_step, forgets_what_came_before_a_piece):
+        assert not check(Wrong(engine, call, same), reference).passed
+
+
+def test_limits_of_rounded_caches_are_the_wider_of_both() -> None:
+    assert LIMITS[limits_row("fp32", False, "int8")] == CACHE_LIMITS["int8"]
+    assert LIMITS[limits_row("int4", False, "fp8")] == LIMITS["int4"]
+    assert LIMITS[limits_row("fp32", True, "fp8")] == replace(CACHE_LIMITS["fp8"], model=2.0)
+    assert limits_row("int4", False) == "int4" and limits_row("int4", True) == "pruned int4"
+
+
+def test_a_reference_as_it_was_saved(reference: Reference, tmp_path: Path) -> None:
+    reference.save(tmp_path)
+    again = Reference.read(tmp_path)
+    for field in fields(Reference):
+        assert np.array_equal(getattr(again, field.name), getattr(reference, field.name)), field.name
+    with pytest.raises(LlmcError) as caught:
+        Reference.read(tmp_path / "none")
+    assert caught.value.code == "REFERENCE_MISSING"
+
+
+def test_nan_is_never_within_a_limit() -> None:
+    assert Check("x", 1.0, 1.0).ok and not Check("x", 1.1, 1.0).ok and not Check("x", float("nan"), 1.0).ok
+
+
+def selfcheck(folder: Path) -> dict[str, Any]:
+    run = subprocess.run(
+        [sys.executable, "-m", "llmc.runtimes.measure.selfcheck", folder], capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout)
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    found = selfcheck(artifact("speaking"))
+    assert found["passed"] and len(found["checks"]) == 3 and found["peak_rss_bytes"] > 1 << 20
+    folder = shutil.copytree(artifact("speaking"), tmp_path / "out")
+    (folder / "reference.npz").unlink()
+    assert selfcheck(folder)["error"]["code"] == "ARTIFACT_DAMAGED"
