@@ -24,13 +24,13 @@ _PUBLIC = {
     "Artifact": ".compiler.api",
     "capture": ".compiler.api",
     "compile": ".compiler.api",
-    "Program": ".compiler.ir.program",
-    "Stage": ".compiler.ir.stages",
+    "Program": ".ir.program",
+    "Stage": ".ir.stages",
     "LlmcError": ".errors",
-    "LLM": ".runtimes.llm",
-    "Completion": ".runtimes.llm",
-    "SamplingParams": ".runtimes.sampling",
-    "load": ".runtimes.load",
+    "LLM": ".runtimes.generate.llm",
+    "Completion": ".runtimes.generate.llm",
+    "SamplingParams": ".runtimes.generate.sampling",
+    "load": ".runtimes.engines.load",
 }
 
 __all__ = [

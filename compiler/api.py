@@ -19,17 +19,17 @@ from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter, check_output
 from ..runtimes.measure.selfcheck import Report
 from .build import Build
-from .calibration.shelf import Shelf
-from .calibration.tokens import CalibrationText
+from .compress.cache import Shelf
+from .compress.calibration_text import CalibrationText
+from .compress.max_kl import keep_under
+from .compress.pruning import choose_layers, choose_weights
+from .compress.quantization import quantize as choose_rounding
 from .config import CompileConfig
 from .frontend.capture import trace
 from .frontend.demo import cache_dir
 from .frontend.sources import Source, find_source
-from .max_kl import keep_under
+from .gate.verify import verify as verify_artifact
 from .phases import Phases, Watch
-from .pruning import choose_layers, choose_weights
-from .quantization import quantize as choose_rounding
-from .verify import verify as verify_artifact
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DEFAULT_MAX_SEQ_LEN = 2048

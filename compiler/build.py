@@ -15,16 +15,16 @@ from ..passes.quantize.quantize import Quantize
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter
 from ..runtimes.measure.selfcheck import LIMITS, limits_row
-from .backends.onnx.build import build_onnx
-from .blame import find_divergence
-from .companions import describe, identity, save_companions, write_json
+from .compress.pruning import Pruning
+from .compress.quantization import Quantization
 from .config import CompileConfig
 from .frontend.sources import Source
+from .gate.bisect import find_divergence
+from .gate.rounded_cache import with_rounded_keys
+from .gate.verify import check_apart, gate_failed, make_reference
+from .metadata_files import describe, identity, save_companions, write_json
 from .phases import Phases
-from .pruning import Pruning
-from .quantization import Quantization
-from .rounded_keys import with_rounded_keys
-from .verify import check_apart, gate_failed, make_reference
+from .targets.onnx.build import build_onnx
 
 
 @dataclass(frozen=True)

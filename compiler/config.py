@@ -10,9 +10,9 @@ from ..kernels.ops.quantized import CACHE_CODES
 from ..passes.base import Pass
 from ..passes.pipeline import engine_passes
 from ..passes.quantize.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
-from .calibration.prune import PRUNE_ALGOS
-from .calibration.sparsity import Sparsity
-from .calibration.tokens import CalibrationText
+from .compress.calibration_text import CalibrationText
+from .compress.prune_linears import PRUNE_ALGOS
+from .compress.sparsity import Sparsity
 
 TARGETS = ("ort",)
 OPS = ("contrib", "standard")

@@ -11,7 +11,7 @@ import torch
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.calibration.shelf import Shelf
+from llmc.compiler.compress.cache import Shelf
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 

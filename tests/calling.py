@@ -15,8 +15,8 @@ from check_lowering import lowered
 from check_pass import VOCAB, capture, inputs
 from torch import Tensor, nn
 
-from llmc.compiler.backends.onnx.lower import Table
 from llmc.compiler.frontend import capture as capturing
+from llmc.compiler.targets.onnx.lower import Table
 from llmc.ir.program import Program
 from llmc.kernels.ops import embedding
 

@@ -12,8 +12,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from llmc.compiler.backends.onnx.external import ExternalData
-from llmc.compiler.backends.onnx.lower import Lowering, Table
+from llmc.compiler.targets.onnx.external import ExternalData
+from llmc.compiler.targets.onnx.lower import Lowering, Table
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 

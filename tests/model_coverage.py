@@ -27,7 +27,7 @@ from zoo.facts import WRONG_POSITION_IDS
 from zoo.tiny import UNBUILDABLE, tiny_model, tiny_model_types
 
 import llmc
-from llmc.compiler.verify import verify
+from llmc.compiler.gate.verify import verify
 from llmc.runtimes.measure.selfcheck import LIMITS
 
 MAX_SEQ_LEN = 64

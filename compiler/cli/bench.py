@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .command import Verb, artifact_argument, print_json, threads_option
 from .progress import steps
-from .verb import Verb, artifact_argument, print_json, threads_option
 
 if TYPE_CHECKING:
     from ...runtimes.artifact.manifest import Manifest

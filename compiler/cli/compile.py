@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import sheet
+from . import console
+from .command import (
+    Verb,
+    dtype_option,
+    json_option,
+    kv_cache_dtype_option,
+    max_seq_len_option,
+    model_argument,
+    print_json,
+)
 from .progress import steps
-from .pruning_options import pruning_options, pruning_sheet, warn_of_zeros
+from .pruning_options import pruning_line, pruning_options, warn_of_zeros
 from .rounding_options import choices, rounding_options, warn_of_float8
-from .verb import Verb, dtype_option, json_option, kv_cache_dtype_option, max_seq_len_option, model_argument, print_json
 
 if TYPE_CHECKING:
     from ..api import Artifact
@@ -99,16 +107,16 @@ def _show(artifact: Artifact, verified: bool) -> None:
     seconds = report["seconds"]
     phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
     files = manifest.files.values()
-    sheet.facts(
+    console.facts(
         [
             ("artifact", f"{artifact.path}: {manifest.model['name']}, {manifest.target}, {scheme}"),
-            *([("weights", sheet.weights(manifest.quantization))] if manifest.quantization else []),
-            *([("divergence", sheet.kept_under(max_kl))] if max_kl else []),
-            *([("pruned", pruning_sheet(manifest.pruning))] if manifest.pruning else []),
-            ("size", f"{sheet.size(sum(file.bytes for file in files))} in {len(files)} files"),
+            *([("weights", console.weights(manifest.quantization))] if manifest.quantization else []),
+            *([("divergence", console.kept_under(max_kl))] if max_kl else []),
+            *([("pruned", pruning_line(manifest.pruning))] if manifest.pruning else []),
+            ("size", f"{console.size(sum(file.bytes for file in files))} in {len(files)} files"),
             ("gate", "passed" if verified else "left out (--no-verify)"),
             ("time", f"{sum(seconds.values()):.1f} s: {phases}"),
-            ("peak memory", sheet.size(max(report["peak_rss_bytes"].values()))),
+            ("peak memory", console.size(max(report["peak_rss_bytes"].values()))),
         ]
     )
     click.echo(f'\nTo run it: llmc run {artifact.path} "Write two sentences about the sea."')

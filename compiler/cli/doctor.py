@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import sheet
-from .verb import Verb, json_option, print_json
+from . import console
+from .command import Verb, json_option, print_json
 
 if TYPE_CHECKING:
-    from ..doctor import Report
+    from ..inspect.doctor import Report
 
 CHECK_FAILED = 1
 
@@ -24,7 +24,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     Exit status 1 if something that capturing a model needs is missing or does not fit.
     """
-    from ..doctor import examine
+    from ..inspect.doctor import examine
 
     report = examine()
     if as_json:
@@ -44,21 +44,21 @@ def _show(report: Report) -> None:
         ("instructions", ", ".join(cpu.instructions) or "unknown"),
     ]
     if report.memory_bytes is not None:
-        free = f", {sheet.size(report.available_bytes)} available" if report.available_bytes is not None else ""
-        devices.append(("memory", sheet.size(report.memory_bytes) + free))
+        free = f", {console.size(report.available_bytes)} available" if report.available_bytes is not None else ""
+        devices.append(("memory", console.size(report.memory_bytes) + free))
     devices.append(("NVIDIA driver", report.driver or "none"))
-    devices += [("CUDA device", f"{g.name}, SM {g.capability}, {sheet.size(g.memory_bytes)}") for g in report.gpus]
+    devices += [("CUDA device", f"{g.name}, SM {g.capability}, {console.size(g.memory_bytes)}") for g in report.gpus]
     if not report.gpus:
         devices.append(("CUDA device", "none that torch sees"))
-    sheet.facts(devices)
+    console.facts(devices)
 
-    sheet.heading("Versions")
+    console.heading("Versions")
     rows = [["llmc", report.llmc, "", ""], ["python", report.python, "", ""]]
     rows += [[p.name, p.version or "absent", p.wanted, p.remedy] for p in report.packages]
-    sheet.table(["package", "version", "llmc asks for", "to get it"], rows)
+    console.table(["package", "version", "llmc asks for", "to get it"], rows)
 
-    sheet.heading("Targets: what the machine offers, and what this version of llmc does")
-    sheet.table(
+    console.heading("Targets: what the machine offers, and what this version of llmc does")
+    console.table(
         ["target", "capture", "compile", "run", "this llmc can"],
         [[t.name, str(t.capture), str(t.compile), str(t.run), ", ".join(t.this_llmc)] for t in report.targets],
     )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import sheet
+from . import console
+from .command import Verb, artifact_argument, json_option, print_json, threads_option
 from .progress import steps
-from .verb import Verb, artifact_argument, json_option, print_json, threads_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +120,7 @@ def _reference(given: str, windows: list[Window], vocab_size: int, watch: Callab
         from ...runtimes.measure.evaluate import EngineReference
 
         return EngineReference(load(given), windows)
-    from ..ruler import reference_of
+    from ..gate.reference_logits import reference_of
 
     return reference_of(given, windows, vocab_size, watch=watch)
 
@@ -134,7 +134,7 @@ def _is_artifact(given: str) -> bool:
 def _watched(artifact: Path) -> dict[str, WatchedGraph]:
     """What has no layers to be watched is refused before any work."""
     from ...runtimes.artifact.open import open_artifact
-    from ..backends.onnx.borders import watch_layers
+    from ..targets.onnx.layer_outputs import watch_layers
 
     return watch_layers(artifact, open_artifact(artifact))
 
@@ -150,7 +150,7 @@ def _layers(
     from ...runtimes.artifact.open import read_manifest
     from ...runtimes.engines.ort.layers import WatchedEngine
     from ...runtimes.measure.layers import measure_layers
-    from ..layer_values import artifact_layers, model_layers
+    from ..gate.layer_outputs import artifact_layers, model_layers
 
     windows = windows[:_LAYER_WINDOWS]
     if _is_artifact(reference):
@@ -176,13 +176,13 @@ def _show(result: Evaluation, text: Text, per_position: bool, layers: LayerError
             ("  rms", f"{change.rms:.4g}", ""),
             *((f"  {name}", f"{getattr(change, name):+.4g}", "") for name in _PERCENTILES),
         ]
-    sheet.table(["measure", "value", "± error"], rows)
+    console.table(["measure", "value", "± error"], rows)
     if per_position:
         found = [
             (f"{one['from']}..{one['to'] - 1}", one["tokens"], f"{one['kld']:.4g}") for one in result.by_position()
         ]
         click.echo()
-        sheet.table(["tokens before", "tokens", "KL divergence"], found)
+        console.table(["tokens before", "tokens", "KL divergence"], found)
     if layers:
         _show_layers(layers)
     click.echo()
@@ -197,10 +197,10 @@ def _show_layers(layers: LayerErrors) -> None:
         for layer in measured
     ]
     click.echo()
-    sheet.table(["leaves layer", "error", "median token", "added here"], rows)
+    console.table(["leaves layer", "error", "median token", "added here"], rows)
     for layer in layers.layers:
         if layer.why is not None:
-            sheet.paragraph(f"{layer.name} is not measured: {layer.why}.")
+            console.paragraph(f"{layer.name} is not measured: {layer.why}.")
 
 
 def _count(tokens: int, windows: int) -> str:

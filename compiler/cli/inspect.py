@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import sheet
+from . import console
+from .command import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json, refuse
 from .inspect_artifact import inspect_artifact
 from .progress import progress
-from .verb import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json, refuse
 
 if TYPE_CHECKING:
     from ...passes.base import Pass, PassResult
@@ -105,7 +105,7 @@ def _refuse_options_of_models(ctx: click.Context) -> None:
 
 def _show(summary: dict[str, Any]) -> None:
     stages: dict[str, dict[str, Any]] = summary["stages"]
-    sheet.facts(
+    console.facts(
         [
             ("model", summary["model"]),
             ("stage", summary["stage"]),
@@ -115,8 +115,8 @@ def _show(summary: dict[str, Any]) -> None:
             ("nodes", ", ".join(f"{moment['nodes']:,} {name}" for name, moment in stages.items())),
         ]
     )
-    sheet.heading("Passes")
-    sheet.table(
+    console.heading("Passes")
+    console.table(
         ["pass", "stage", "matches", "misses", "ms"],
         [
             [p["name"], p["stage"], p["matches"], sum(m["count"] for m in p["misses"]), p["ms"]]
@@ -125,14 +125,14 @@ def _show(summary: dict[str, Any]) -> None:
     )
     missed = [[p["name"], m["count"], m["reason"], m["at"][0]] for p in summary["passes"] for m in p["misses"]]
     if missed:
-        sheet.heading("Left alone")
-        sheet.table(["pass", "misses", "reason", "for example"], missed)
-    sheet.heading("Ops")
+        console.heading("Left alone")
+        console.table(["pass", "misses", "reason", "for example"], missed)
+    console.heading("Ops")
     names = {op for moment in stages.values() for op in moment["ops"]}
     ordered = sorted(names, key=lambda op: (not op.startswith("llmc."), op))
-    sheet.table(["op", *stages], [[op, *(moment["ops"].get(op, 0) for moment in stages.values())] for op in ordered])
-    sheet.heading("Layers")
+    console.table(["op", *stages], [[op, *(moment["ops"].get(op, 0) for moment in stages.values())] for op in ordered])
+    console.heading("Layers")
     for group in summary["layers"]:
         many = len(group["layers"])
         ops = ", ".join(f"{op.removeprefix('llmc.')} {count}" for op, count in group["ops"].items())
-        sheet.paragraph(f"{group['name']}{': the same' if many > 1 else ''}: {ops}")
+        console.paragraph(f"{group['name']}{': the same' if many > 1 else ''}: {ops}")

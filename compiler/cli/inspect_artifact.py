@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...errors import LlmcError
-from . import sheet
-from .verb import as_json, print_json, refuse
+from . import console
+from .command import as_json, print_json, refuse
 from .verify import show_checks
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _total(manifest: Manifest) -> int:
 
 def _show(manifest: Manifest) -> None:
     model = manifest.model
-    sheet.facts(
+    console.facts(
         [
             (
                 "model",
@@ -63,24 +63,24 @@ def _show(manifest: Manifest) -> None:
             ("identity", model["identity"]),
             ("target", manifest.target),
             ("positions", f"{manifest.max_seq_len:,}"),
-            ("quantization", sheet.weights(manifest.quantization) if manifest.quantization else "none"),
+            ("quantization", console.weights(manifest.quantization) if manifest.quantization else "none"),
             ("built with", _pairs(manifest.built_with)),
             ("needs", ", ".join(f"{module}{wanted}" for module, wanted in manifest.requires.items())),
         ]
     )
-    sheet.heading("Files")
-    rows = [[name, sheet.size(file.bytes), file.sha256[:12]] for name, file in manifest.files.items()]
-    sheet.table(["file", "size", "sha256"], [*rows, ["all", sheet.size(_total(manifest)), ""]])
-    sheet.heading("Graphs")
+    console.heading("Files")
+    rows = [[name, console.size(file.bytes), file.sha256[:12]] for name, file in manifest.files.items()]
+    console.table(["file", "size", "sha256"], [*rows, ["all", console.size(_total(manifest)), ""]])
+    console.heading("Graphs")
     graphs = manifest.graphs.items()
-    sheet.table(
+    console.table(
         ["graph", "file", "tokens at a time"], [[name, g.file, _range(g.min_rows, g.max_rows)] for name, g in graphs]
     )
-    sheet.heading(f"Caches of one sequence, {sheet.size(sum(cache.nbytes for cache in manifest.caches))}")
-    sheet.table(
+    console.heading(f"Caches of one sequence, {console.size(sum(cache.nbytes for cache in manifest.caches))}")
+    console.table(
         ["layers", "kind", "positions", "heads", "key and value", "dtype", "size"],
         [
-            [many, *shown, sheet.size(many * nbytes)]
+            [many, *shown, console.size(many * nbytes)]
             for (*shown, nbytes), many in Counter(map(_as_shown, manifest.caches)).items()
         ],
     )
@@ -103,7 +103,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _show_gate(gate: Any) -> None:
-    sheet.heading("Verification, when it was compiled")
+    console.heading("Verification, when it was compiled")
     try:
         show_checks(gate["checks"])
     except (KeyError, TypeError, ValueError):  # another version of llmc wrote it

@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import sheet
+from . import console
+from .command import (
+    Verb,
+    dtype_option,
+    json_option,
+    kv_cache_dtype_option,
+    max_seq_len_option,
+    model_argument,
+    print_json,
+)
 from .progress import progress
-from .verb import Verb, dtype_option, json_option, kv_cache_dtype_option, max_seq_len_option, model_argument, print_json
 
 if TYPE_CHECKING:
     from ...passes.base import Pass, PassResult
-    from ..plan import Plan
+    from ..inspect.plan import Plan
 
 
 @click.command(cls=Verb, short_help="What compiling would take, before any weight is read.")
@@ -40,7 +48,7 @@ def plan(
 ) -> None:
     """Say what compiling MODEL would take, before any weight is read: coverage, memory, disk."""
     with progress(f"Capturing {model}") as now:
-        from ..plan import plan as make_plan
+        from ..inspect.plan import plan as make_plan
 
         def watch(subject: Pass, result: PassResult) -> None:
             now(f"After {subject.name}: {result.matches} matches")
@@ -66,50 +74,53 @@ def _document(made: Plan) -> dict[str, Any]:
 
 def _show(made: Plan) -> None:
     covered, plain = made.coverage.dialect, made.coverage.aten
-    sheet.facts(
+    console.facts(
         [
             ("model", made.model),
             ("computes in", made.dtype),
             ("positions", f"{made.max_seq_len:,} in {made.max_batch_size:,} sequence{'s'[: made.max_batch_size > 1]}"),
         ]
     )
-    sheet.heading("Coverage")
-    sheet.facts(
+    console.heading("Coverage")
+    console.facts(
         [
             (f"dialect, {sum(covered.values()):,} calls", _ops(covered)),
             (f"plain ATen, {sum(plain.values()):,} calls", _ops(plain)),
         ]
     )
     if made.coverage.fallbacks:
-        sheet.heading("Fallbacks: what a pass looked at and left plain")
-        sheet.table(
+        console.heading("Fallbacks: what a pass looked at and left plain")
+        console.table(
             ["pass", "node", "reason"], [[name, miss.node, miss.reason] for name, miss in made.coverage.fallbacks]
         )
-    sheet.heading("Parameters, each counted once")
+    console.heading("Parameters, each counted once")
     rows = [
-        [name, g.tensors, g.parameters, sheet.size(g.disk_bytes), sheet.size(g.bytes)] for name, g in _with_total(made)
+        [name, g.tensors, g.parameters, console.size(g.disk_bytes), console.size(g.bytes)]
+        for name, g in _with_total(made)
     ]
-    sheet.table(["group", "tensors", "parameters", "on disk", f"in {made.dtype}"], rows)
-    sheet.heading("KV cache")
+    console.table(["group", "tensors", "parameters", "on disk", f"in {made.dtype}"], rows)
+    console.heading("KV cache")
     limits = sorted({layer.limit for layer in made.kv_cache if layer.limit})
     windows = f"; some layers keep {', '.join(map(str, limits))} positions at most" if limits else ""
-    sheet.facts(
+    console.facts(
         [
             ("layers with a cache", str(len(made.kv_cache))),
             ("kept as", made.dtype if made.kv_cache_dtype == "auto" else f"{made.kv_cache_dtype} with scales"),
-            ("a position", sheet.size(made.kv_bytes_per_token)),
+            ("a position", console.size(made.kv_bytes_per_token)),
             (
                 "full",
-                f"{sheet.size(made.kv_bytes)} for {made.max_batch_size} x {made.max_seq_len:,} positions{windows}",
+                f"{console.size(made.kv_bytes)} for {made.max_batch_size} x {made.max_seq_len:,} positions{windows}",
             ),
         ]
     )
-    sheet.heading("Estimates")
-    output = ", ".join(f"{name} {sheet.size(n)}" for name, n in made.output_bytes.items())
-    largest = f"{made.largest_tensor}, {sheet.size(made.largest_tensor_bytes)}"
-    sheet.facts([("memory to compile", sheet.size(made.peak_bytes)), ("largest tensor", largest), ("output", output)])
-    sheet.heading("How these were estimated")
-    sheet.facts(list(made.formulas.items()))
+    console.heading("Estimates")
+    output = ", ".join(f"{name} {console.size(n)}" for name, n in made.output_bytes.items())
+    largest = f"{made.largest_tensor}, {console.size(made.largest_tensor_bytes)}"
+    console.facts(
+        [("memory to compile", console.size(made.peak_bytes)), ("largest tensor", largest), ("output", output)]
+    )
+    console.heading("How these were estimated")
+    console.facts(list(made.formulas.items()))
 
 
 def _with_total(made: Plan) -> list[tuple[str, Any]]:

@@ -63,7 +63,7 @@ def _on_stderr(*columns: ProgressColumn) -> Progress:
 
 def _peak() -> str:
     from ...runtimes.memory import peak_rss
-    from .sheet import size
+    from .console import size
 
     peak = peak_rss()
     return f"peak {size(peak)}" if peak else ""

@@ -45,7 +45,7 @@ def warn_of_zeros(chosen: dict[str, Any]) -> None:
         )
 
 
-def pruning_sheet(pruning: dict[str, Any]) -> str:
+def pruning_line(pruning: dict[str, Any]) -> str:
     """`layers.3, layers.5 left out; 2:4 by sparsegpt: 50.0% of 120 weights is zero`"""
     said = []
     if layers := pruning.get("layers"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...errors import LlmcError
-from .verb import Verb, artifact_argument, json_option, print_json, threads_option
+from .command import Verb, artifact_argument, json_option, print_json, threads_option
 
 if TYPE_CHECKING:
     from ...runtimes.engines.base import Engine

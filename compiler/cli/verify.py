@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import sheet
+from . import console
+from .command import CHECK_FAILED, Verb, artifact_argument, json_option, print_json
 from .progress import progress
-from .verb import CHECK_FAILED, Verb, artifact_argument, json_option, print_json
 
 if TYPE_CHECKING:
     from ...runtimes.measure.selfcheck import Report
@@ -26,7 +26,7 @@ def verify(ctx: click.Context, artifact: Path, model: str | None, as_json: bool)
     Exit status 1 if a check fails.
     """
     with progress(f"Verifying {artifact}"):
-        from ..verify import verify as compare
+        from ..gate.verify import verify as compare
 
         report = compare(artifact, model)
     if as_json:
@@ -46,4 +46,4 @@ def _show(report: Report) -> None:
 def show_checks(checks: Any) -> None:
     """A table of what the gate measured, from its JSON."""
     rows = [[c["name"], f"{c['measured']:.3g}", f"{c['limit']:.3g}", "yes" if c["ok"] else "NO"] for c in checks]
-    sheet.table(["check", "measured", "limit", "ok"], rows)
+    console.table(["check", "measured", "limit", "ok"], rows)

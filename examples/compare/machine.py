@@ -7,7 +7,7 @@ import platform
 import time
 from pathlib import Path
 
-from llmc.compiler.doctor import read_cpu
+from llmc.compiler.inspect.doctor import read_cpu
 from llmc.runtimes.engines.cores import physical_cores
 
 

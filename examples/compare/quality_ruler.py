@@ -53,7 +53,7 @@ class Ruler:
 
     @cached_property
     def reference(self) -> Reference:
-        from llmc.compiler.ruler import reference_of  # torch: only where something is left to measure
+        from llmc.compiler.gate.reference_logits import reference_of  # torch: only where something is left to measure
 
         vocab_size = json.loads((self._hf.parent / WORKLOAD).read_text())["vocab_size"]
         return reference_of(str(self._hf), self.windows, vocab_size, watch=progress("the model itself"))

@@ -19,9 +19,9 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
-from llmc.compiler.backends.onnx import build, rounded_cache
-from llmc.compiler.backends.onnx.lower import Lowering
 from llmc.compiler.cli.main import main
+from llmc.compiler.targets.onnx import build, rounded_cache
+from llmc.compiler.targets.onnx.lower import Lowering
 from llmc.passes.quantize.rounding_plan import Grid, Override
 from llmc.runtimes.artifact.open import open_artifact
 from llmc.runtimes.measure.selfcheck import Reference, limits_row

@@ -10,7 +10,7 @@ import torch
 
 import llmc
 from llmc import LlmcError
-from llmc.compiler.calibration.sparsity import Sparsity
+from llmc.compiler.compress.sparsity import Sparsity
 from llmc.compiler.config import CompileConfig
 from llmc.passes.cache.fuse_attention import FuseAttention
 from llmc.passes.cache.insert_kv_cache import InsertKvCache

@@ -15,8 +15,8 @@ from llmc.ir.stored import OnlyNumbers, StoredCodes, stored_codes, why_dequantiz
 from llmc.ir.weights import Weight, cast, concat, fold, parameter, record, recorded, rows, transpose
 from llmc.kernels.ops.quantized import dequantize
 
-from ..frontend.prequantized.files import write
-from ..frontend.prequantized.test_gptq import config, make
+from ..compiler.frontend.prequantized.files import write
+from ..compiler.frontend.prequantized.test_gptq import config, make
 
 
 def codes(

@@ -10,8 +10,8 @@ from subprocess import CompletedProcess
 import pytest
 from click.testing import CliRunner
 
-from llmc.compiler import doctor
 from llmc.compiler.cli.main import main
+from llmc.compiler.inspect import doctor
 
 
 def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]]) -> None:

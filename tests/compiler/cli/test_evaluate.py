@@ -39,14 +39,14 @@ class Unsure(Counting):
 
 @pytest.fixture
 def ruler(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    module = types.ModuleType("llmc.compiler.ruler")
+    module = types.ModuleType("llmc.compiler.gate.reference_logits")
 
     def reference_of(model: str, windows: list[Window], vocab_size: int, *, watch: Any) -> EngineReference:
         module.asked = (model, len(windows), vocab_size)  # type: ignore[attr-defined]
         return EngineReference(Unsure(), windows)
 
     module.reference_of = reference_of  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "llmc.compiler.ruler", module)
+    monkeypatch.setitem(sys.modules, "llmc.compiler.gate.reference_logits", module)
     return module
 
 

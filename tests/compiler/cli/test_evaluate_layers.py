@@ -72,7 +72,7 @@ def test_a_graph_without_layers_is_refused_before_any_work(text: str, monkeypatc
 
 
 def test_layers_that_are_not_measured_are_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmc.compiler import layer_values
+    from llmc.compiler.gate import layer_outputs as layer_values
     from llmc.runtimes.measure.layers import LayerReference
 
     given = layer_values.model_layers

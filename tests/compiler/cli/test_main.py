@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from llmc import LlmcError, __version__
+from llmc.compiler.cli.command import Verb, json_option
 from llmc.compiler.cli.main import main
-from llmc.compiler.cli.verb import Verb, json_option
 
 
 def run(*arguments: str, command: click.Command = main) -> tuple[int, str, str]:

@@ -11,9 +11,9 @@ from artifacts import write
 from click.testing import CliRunner, Result
 
 from llmc.compiler import api
-from llmc.compiler.calibration.prune import PRUNE_ALGOS
 from llmc.compiler.cli.main import main
 from llmc.compiler.cli.pruning_options import _OPTIONS
+from llmc.compiler.compress.prune_linears import PRUNE_ALGOS
 
 PRUNING = {
     "layers": {"dropped": ["layers.3", "layers.5"], "importance": {}},

@@ -25,9 +25,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         calls.update(folder=folder, model=model)
         return calls["report"]
 
-    module = types.ModuleType("llmc.compiler.verify")
+    module = types.ModuleType("llmc.compiler.gate.verify")
     module.verify = verify  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "llmc.compiler.verify", module)
+    monkeypatch.setitem(sys.modules, "llmc.compiler.gate.verify", module)
     return calls
 
 

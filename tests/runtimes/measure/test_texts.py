@@ -36,7 +36,8 @@ def test_topics_are_those_of_help() -> None:
 
 
 def test_another_process_reads_the_same() -> None:
-    code = "from llmc.runtimes.measure.texts import read_text; print(read_text('docstrings').sha256, read_text('topics').sha256)"
+    names = ("docstrings", "topics")
+    code = f"from llmc.runtimes.measure import texts; print(*(texts.read_text(n).sha256 for n in {names}))"
     # -OO drops the docstrings of modules that are imported; hashing of names differs from process to process.
     found = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.split() == [read_text(name).sha256 for name in ("docstrings", "topics")]

@@ -1,1 +1,0 @@
-"""Rounding with the help of text: which numbers matter, measured on what flows through the model."""

@@ -1,0 +1,1 @@
+"""Targets: from a cached program to the files of one runtime. One folder per target."""

@@ -1,0 +1,1 @@
+"""Target "ort": ONNX Runtime on CPUs."""

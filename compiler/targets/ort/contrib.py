@@ -1,0 +1,64 @@
+"""The dialect in ONNX Runtime's own ops, where they do more at once than the standard's."""
+
+from __future__ import annotations
+
+import torch
+
+from ..onnx.graph import MICROSOFT, Value
+from ..onnx.lower import Lowering, Table
+from ..onnx.standard import STANDARD
+from .quantized_contrib import contrib_embedding, contrib_linear
+
+
+def add_rms_norm(g: Lowering, x: Value, residual: Value, weight: Value | None, eps: float) -> tuple[str, str]:
+    """Add and norm in one pass over memory."""
+    gain = g.constant(torch.ones(x.shape[-1], dtype=x.dtype)) if weight is None else weight
+    y, _, _, total = g.op("SkipSimplifiedLayerNormalization", x, residual, gain, count=4, domain=MICROSOFT, epsilon=eps)
+    return y, total
+
+
+def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
+    y = g.op("FusedMatMul", x, weight, domain=MICROSOFT, transB=1)
+    return y if bias is None else g.op("Add", y, bias)
+
+
+def fused_attention(
+    g: Lowering,
+    q: Value,
+    k: Value | None,
+    v: Value | None,
+    k_cache: Value,
+    v_cache: Value,
+    starts: Value,
+    heads: int,
+    scale: float,
+    cos: Value | None,
+    sin: Value | None,
+    interleaved: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: Value | None,
+) -> tuple[str, str, str]:
+    """GroupQueryAttention takes rotation, cache and grouped heads in one."""
+    return g.op(
+        "GroupQueryAttention", q, k, v, k_cache, v_cache, *_lengths(g), cos, sin, None, None, sinks,
+        count=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=int(k_cache.shape[1]), scale=scale,
+        do_rotary=int(cos is not None), rotary_interleaved=int(interleaved), local_window_size=window, softcap=softcap,
+    )  # fmt: skip
+
+
+def _lengths(g: Lowering) -> tuple[str, str]:
+    """Positions of each row but one, [B] int32, and of the longest, a scalar: as the op wants to be told."""
+    if "lengths" not in g.memo:
+        last = g.cast(g.op("Sub", g.held, g.constant([1])), torch.int32)
+        g.memo["lengths"] = last, g.cast(g.op("Squeeze", g.total), torch.int32)
+    return g.memo["lengths"]
+
+
+CONTRIB: Table = STANDARD | {
+    "llmc.add_rms_norm": add_rms_norm,
+    "llmc.fused_attention": fused_attention,
+    "llmc.linear": linear,
+    "llmc.quant_embedding": contrib_embedding,
+    "llmc.quant_linear": contrib_linear,
+}

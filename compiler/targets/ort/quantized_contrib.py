@@ -1,0 +1,94 @@
+"""Linears and embeddings over rounded weights in ONNX Runtime's kernels; the standard's ops where it has none."""
+
+from __future__ import annotations
+
+import torch
+
+from ....ir.weights import transpose
+from ..onnx.graph import MICROSOFT, Value
+from ..onnx.lower import Derived, Lowering, WeightValue
+from ..onnx.quantized import standard_embedding, standard_linear, with_bias
+from ..onnx.rounded_inputs import integer_input
+from ..onnx.rounded_matrix import RoundedMatrix
+
+
+def contrib_linear(
+    g: Lowering, x: Value, weight: WeightValue, scales: WeightValue, zeros: WeightValue | None, bias: Value | None,
+    scheme: str, group_size: int, activation: str, x_scale: Value | None, multiples: WeightValue | None,
+) -> str:  # fmt: skip
+    """One row or few: codes are expanded as they are read. Rounded inputs: integers on both sides."""
+    matrix = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
+    if activation == "int8" and _is_integers(g, matrix):
+        return with_bias(g, _integer_matmul(g, x, matrix, x_scale), bias)
+    if activation == "none" and matrix.block and scheme in ("int8", "int4"):
+        return _matmul_of_codes(g, x, matrix, matrix.block, bias)
+    if activation == "none" and matrix.block and scheme == "nf4":
+        return with_bias(g, _matmul_of_levels(g, x, matrix, matrix.block), bias)
+    return standard_linear(g, x, weight, scales, zeros, bias, scheme, group_size, activation, x_scale, multiples)
+
+
+def contrib_embedding(
+    g: Lowering, ids: Value, weight: WeightValue, scales: WeightValue, zeros: WeightValue | None, scheme: str,
+    group_size: int, multiples: WeightValue | None,
+) -> str:  # fmt: skip
+    """Rows of codes, expanded as they are read."""
+    table = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
+    block = table.block
+    if scheme not in ("int8", "int4") or block is None:
+        return standard_embedding(g, ids, weight, scales, zeros, scheme, group_size, multiples)
+    return g.op(
+        "GatherBlockQuantized", table.unsigned(g, weight.shape), ids, table.spacing(g, block),
+        table.unsigned_zeros(g, block), domain=MICROSOFT,
+        bits=4 if table.is_packed else 8, block_size=block, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+
+
+def _matmul_of_codes(g: Lowering, x: Value, matrix: RoundedMatrix, block: int, bias: Value | None) -> str:
+    bits = 4 if matrix.is_packed else 8
+    codes = matrix.unsigned(g, (matrix.rows, matrix.columns // block, block * bits // 8))
+    # accuracy_level 4: the input is rounded to int8 block by block, which the fast kernels need.
+    return g.op(
+        "MatMulNBits", x, codes, matrix.spacing(g, block), matrix.unsigned_zeros(g, block), None, bias,
+        domain=MICROSOFT, K=matrix.columns, N=matrix.rows, bits=bits, block_size=block, accuracy_level=4,
+    )  # fmt: skip
+
+
+def _matmul_of_levels(g: Lowering, x: Value, matrix: RoundedMatrix, block: int) -> str:
+    blocks = matrix.rows * (matrix.columns // block)
+    scales = g.op("Reshape", matrix.spacing(g, block), g.constant([blocks]))
+    return g.op(
+        "MatMulBnb4", x, matrix.high_nibble_first(g), scales, domain=MICROSOFT,
+        K=matrix.columns, N=matrix.rows, block_size=block, quant_type=1,
+    )  # fmt: skip
+
+
+def _is_integers(g: Lowering, matrix: RoundedMatrix) -> bool:
+    """Whether the weight is a matrix of int8 times one scale a row, in a layout that is stored or derived."""
+    if matrix.scheme == "int8":
+        return matrix.has_one_step
+    return matrix.scheme == "int4" and matrix.scales.shape[1] == 1 and g.derives
+
+
+def _integer_matmul(g: Lowering, x: Value, matrix: RoundedMatrix, x_scale: Value | None) -> str:
+    """Integers on both sides, summed exactly, then times both scales."""
+    codes, scale = integer_input(g, x, x_scale)
+    y = g.op(
+        "MatMulIntegerToFloat", codes, _columns(g, matrix), g.constant(1.0) if x_scale is None else scale,
+        matrix.row_scales(g), g.constant(128, torch.uint8), matrix.row_zeros(g) if matrix.scheme == "int8" else None,
+        domain=MICROSOFT,
+    )  # fmt: skip
+    return g.op("Mul", y, scale) if x_scale is None else y
+
+
+def _columns(g: Lowering, matrix: RoundedMatrix) -> Value:
+    """The integers [I, O] as the kernel multiplies them: int8 codes, or int4's with their zero point and multiple."""
+    name = f"{matrix.codes}.columns"
+    if not g.derives:
+        return g.weight(name, transpose(matrix.codes.weight))
+    codes, zeros, multiples = g.data.add(str(matrix.codes), matrix.unsigned_weight), None, None
+    if matrix.is_packed and matrix.zeros is not None:
+        zeros = g.data.add(str(matrix.zeros), matrix.unsigned_zeros_weight(matrix.group_size))
+    if matrix.multiples is not None:
+        multiples = g.data.add(str(matrix.multiples), matrix.multiples.weight)
+    shape = matrix.rows, matrix.columns
+    return g.derive(Derived(name, matrix.scheme, *shape, matrix.group_size, codes, zeros, multiples))

@@ -1,0 +1,44 @@
+"""Texts to calibrate on, as tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from compiled import speaking_model
+from zoo.tiny import tiny_model
+
+from llmc.compiler.compress.calibration_text import CalibrationText, calibration_tokens
+from llmc.compiler.frontend.sources import find_source
+from llmc.errors import LlmcError
+
+
+def tokens(tmp_path: Path, content: str, max_seq_len: int = 64, **wanted: int) -> torch.Tensor:
+    path = tmp_path / "text.txt"
+    path.write_text(content)
+    text = CalibrationText(str(path), **wanted)
+    return calibration_tokens(find_source(speaking_model()), text.read(), text, max_seq_len)
+
+
+def test_sequences_are_from_all_over_the_text(tmp_path: Path) -> None:
+    found = tokens(tmp_path, "a" * 100 + "b" * 100 + "c" * 100, samples=3, length=20)
+    assert found.shape == (3, 20) and found.dtype == torch.int64
+    assert [len(set(row.tolist())) for row in found] == [1, 1, 1] and len(set(found[:, 0].tolist())) == 3
+
+
+def test_no_more_than_the_text_and_the_engine_have(tmp_path: Path) -> None:
+    assert tokens(tmp_path, "abc" * 30, samples=50, length=40).shape == (2, 40)
+    assert tokens(tmp_path, "abc" * 30, max_seq_len=16, samples=2, length=40).shape == (2, 16)
+    assert tokens(tmp_path, "abc", samples=2, length=40).shape == (1, 3)
+
+
+def test_too_short(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="CALIBRATION_TOO_SHORT"):
+        tokens(tmp_path, "a")
+
+
+def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
+    wanted = CalibrationText()
+    with pytest.raises(LlmcError, match="TOKENIZER"):
+        calibration_tokens(find_source(tiny_model("llama")), wanted.read(), wanted, 64)

@@ -1,0 +1,103 @@
+"""What rounding is foretold to cost, against what it does cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from check_pass import inputs
+from torch import Tensor
+from zoo.tiny import tiny_model
+
+import llmc
+from llmc.compiler.compress import sensitivity as module
+from llmc.compiler.compress.sensitivity import sensitivity
+from llmc.ir.program import Program
+from llmc.ir.stages import Stage
+from llmc.ir.weights import parameter
+from llmc.kernels.ops import linear
+from llmc.kernels.ops.quantized import round_activation
+from llmc.passes.queries import is_op
+
+TOKENS = inputs(64, 30)[0]
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return llmc.capture(tiny_model("llama"), until=Stage.OPTIMIZED)
+
+
+def noise(program: Program, size: float) -> dict[str, Tensor]:
+    """An error for each matrix of a layer, of very different sizes."""
+    torch.manual_seed(0)
+    names = [name for name, weight in program.weights.items() if ".layers." in name and len(weight.shape) == 2]
+    assert len(names) >= 8
+    return {
+        name: size * 4.0 ** -(i % 4) * torch.randn(program.weights[name].shape) * program.weights[name].evaluate().std()
+        for i, name in enumerate(names)
+    }
+
+
+def divergence(program: Program, error: dict[str, Tensor], tokens: Tensor) -> float:
+    changed = program.copy()
+    for name, part in error.items():
+        changed.weights[name] = parameter(program.weights[name].evaluate() + part, name)
+    return kld(logits(program, tokens), logits(changed, tokens))
+
+
+def logits(program: Program, tokens: Tensor) -> Tensor:
+    return program(tokens, torch.arange(tokens.shape[1]).repeat(len(tokens), 1))
+
+
+def kld(exact: Tensor, changed: Tensor) -> float:
+    own, other = (torch.log_softmax(x.double(), -1) for x in (exact, changed))
+    return float((own.exp() * (own - other)).sum(-1).mean())
+
+
+def rounded(x: Tensor) -> Tensor:
+    codes, scale = round_activation(x, "int8")
+    return codes * scale
+
+
+def test_foretold_and_measured(program: Program) -> None:
+    errors = noise(program, 0.1)
+    foretold = sensitivity(program, TOKENS, {name: lambda part=part: part for name, part in errors.items()}).weights
+    measured = {name: divergence(program, {name: error}, TOKENS) for name, error in errors.items()}
+    for name in errors:
+        assert 1 / 3 < foretold[name] / measured[name] < 3
+    ranks = torch.tensor([[sorted(d.values()).index(d[name]) for name in errors] for d in (foretold, measured)])
+    assert torch.corrcoef(ranks)[0, 1] > 0.9
+    assert sum(foretold.values()) == pytest.approx(divergence(program, errors, TOKENS), rel=0.4)
+
+
+def test_layers_are_no_borders(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one piece it is the same: nothing is lost where the way back is cut."""
+    errors = {name: lambda part=part: part for name, part in noise(program, 0.1).items()}
+    cut = sensitivity(program, TOKENS[:2], errors)
+    assert len(module._segments(program)) >= 4
+    calls = [node for node in program.nodes if node.op == "call_function"]
+    monkeypatch.setattr(module, "_segments", lambda program: [calls])
+    whole = sensitivity(program, TOKENS[:2], errors)
+    for scores, in_pieces in ((whole.weights, cut.weights), (whole.inputs, cut.inputs)):
+        assert scores == pytest.approx(in_pieces, rel=1e-4) and scores.keys() == errors.keys()
+
+
+def test_rounded_inputs_foretold_and_measured(program: Program) -> None:
+    none = {name: lambda shape=program.weights[name].shape: torch.zeros(shape) for name in noise(program, 0.0)}
+    foretold = sensitivity(program, TOKENS, none)
+    assert not any(foretold.weights.values())
+    exact = logits(program, TOKENS)
+    for name, score in foretold.inputs.items():
+        changed = program.copy()
+        for node in changed.nodes:
+            if is_op(node, linear) and node.args[1].target == name:
+                with changed.graph.inserting_before(node):
+                    node.args = (changed.graph.call_function(rounded, node.args[:1]), *node.args[1:])
+        changed.module.recompile()
+        measured = kld(exact, logits(changed, TOKENS))
+        assert 1 / 3 < score / measured < 3, name
+
+
+def test_progress(program: Program) -> None:
+    seen: list[tuple[int, int]] = []
+    sensitivity(program, TOKENS[:2], {}, lambda *step: seen.append(step))
+    assert seen[-1][0] == seen[-1][1] == len(seen)

@@ -1,0 +1,31 @@
+"""What an 8-bit cache is held to: the program without a cache, its keys and values rounded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attending import SCALE, Attending, join, optimized, qkv
+from check_pass import inputs
+from torch import Tensor
+
+from llmc.compiler.gate.rounded_cache import with_rounded_keys
+from llmc.kernels.ops import attention
+from llmc.kernels.ops.quantized import CACHE_CODES, round_rows, rows_of
+
+
+def plain(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    return join(attention(*qkv(m, place, x), SCALE, window=5))
+
+
+@pytest.mark.parametrize("codes", CACHE_CODES)
+def test_attentions_look_at_rounded_keys_and_values(codes: str) -> None:
+    def rounded(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+        q, k, v = qkv(m, place, x)
+        k, v = (rows_of(*round_rows(each, CACHE_CODES[codes])) for each in (k, v))
+        return join(attention(q, k, v, SCALE, window=5))
+
+    before = optimized(plain)
+    text = str(before)
+    got = with_rounded_keys(before, codes)(*inputs(2, 11))
+    assert torch.equal(got, optimized(rounded)(*inputs(2, 11)))
+    assert str(before) == text and not torch.equal(got, before(*inputs(2, 11)))

@@ -1,0 +1,183 @@
+"""Which of ONNX Runtime's kernels serves which rounding, and what that costs: no number is stored twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from calling import calling, random
+from check_lowering import lowered
+from rounding_kinds import OUTPUTS, lookup, product, rounded
+from torch import Tensor
+
+from llmc.compiler.targets.onnx.standard import STANDARD
+from llmc.compiler.targets.ort.contrib import CONTRIB
+
+TABLES = {"standard": STANDARD, "contrib": CONTRIB}
+
+
+def kernels(model: onnx.ModelProto) -> list[tuple[str, int | None]]:
+    """The nodes that read codes, and in which blocks."""
+    found = []
+    for node in model.graph.node:
+        blocks = [a.i for a in node.attribute if a.name == "block_size"]
+        if node.domain or blocks or node.op_type == "DequantizeLinear":
+            found.append((node.op_type, *(blocks or [None])))
+    return found
+
+
+SERVED: list[tuple[str, int, int, str, tuple[str, int | None]]] = [
+    ("int8", 64, 256, "none", ("MatMulNBits", 64)),
+    ("int8", 256, 512, "none", ("MatMulNBits", 256)),
+    ("int8", 256, 256, "none", ("MatMulNBits", 128)),  # one scale a row: the fastest block
+    ("int8", 48, 96, "none", ("MatMulNBits", 16)),
+    ("int8 with zeros", 32, 96, "none", ("MatMulNBits", 32)),
+    ("int8", 24, 96, "none", ("DequantizeLinear", 24)),
+    ("int4", 256, 512, "none", ("MatMulNBits", 256)),
+    ("int4 with zeros", 16, 96, "none", ("MatMulNBits", 16)),
+    ("int4 of a checkpoint", 96, 96, "none", ("MatMulNBits", 32)),
+    ("nf4", 64, 128, "none", ("MatMulBnb4", 64)),
+    ("nf4", 48, 96, "none", ("MatMulBnb4", 16)),
+    ("fp8", 96, 96, "none", ("DequantizeLinear", None)),
+    ("fp8", 128, 256, "none", ("DequantizeLinear", 128)),
+    ("int8", 96, 96, "int8", ("MatMulIntegerToFloat", None)),
+    ("int8", 32, 96, "int8", ("DequantizeLinear", 32)),  # no matrix of integers times one scale a row
+    ("fp8", 96, 96, "fp8", ("DequantizeLinear", None)),
+]
+
+
+@pytest.mark.parametrize(("kind", "group", "width", "activation", "kernel"), SERVED)
+def test_the_kernel_of_a_linear(
+    tmp_path: Path, kind: str, group: int, width: int, activation: str, kernel: tuple[str, int | None]
+) -> None:
+    parts = rounded(kind, group, width)
+    model = lowered(calling(product(kind, group, activation, parts=parts), width, **parts), CONTRIB, tmp_path)
+    assert kernels(model) == [kernel]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_kernel_of_a_table(tmp_path: Path, bits: int) -> None:
+    for group, kernel in ((32, ("GatherBlockQuantized", 32)), (24, None)):
+        parts = rounded(f"int{bits}", group, 96)
+        model = lowered(calling(lookup(f"int{bits}", group, parts), 96, **parts), CONTRIB, tmp_path)
+        assert kernels(model) == ([kernel] if kernel else [])
+
+
+def places(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Where the weights of a model lie, and their length."""
+    external = {t.name: {e.key: int(e.value) for e in t.external_data if e.key != "location"}
+                for t in model.graph.initializer if t.external_data}  # fmt: skip
+    return {name: (at["offset"], at["length"]) for name, at in external.items()}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("kind", ["int8", "int8 with zeros", "int4", "int4 with zeros"])
+def test_head_and_embedding_read_one_matrix(kind: str, table: str, tmp_path: Path) -> None:
+    parts = rounded(kind, 32, 96)
+
+    def tied(m: Any, x: Tensor, positions: Tensor) -> Tensor:
+        return product(kind, 32, parts=parts)(m, lookup(kind, 32, parts)(m, x, positions), positions)
+
+    model = lowered(calling(tied, 96, **parts), TABLES[table], tmp_path)
+    nbytes = parts["codes"].numel()
+    assert len({at for at, length in places(model).values() if length == nbytes}) == 1
+    names = [node.op_type for node in model.graph.node]
+    assert names.count("Mul") <= 1 + 1 * (table == "standard"), "the scales of the groups are computed once"
+
+
+# Bytes beside the codes for each row in groups of 32 out of 96: scales or multiples, and zero points.
+BESIDE = {"int8": 12, "int8 with zeros": 15, "int4": 4 + 3, "int4 with zeros": 4 + 3 + 2, "nf4": 12}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_is_stored(kind: str, tmp_path: Path) -> None:
+    parts = rounded(kind, 32, 96)
+    model = lowered(calling(product(kind, 32, parts=parts), 96, **parts), CONTRIB, tmp_path)
+    stored = {place for name, place in places(model).items() if name.rpartition("rows")[1] == ""}
+    assert sum(length for _, length in stored) == parts["codes"].numel() + OUTPUTS * BESIDE[kind]
+
+
+def test_one_scale_a_row_is_stored_once_however_it_is_read(tmp_path: Path) -> None:
+    parts = rounded("int8", 96, 96)
+
+    def both(m: Any, x: Tensor, positions: Tensor) -> Tensor:
+        return product("int8", 96, parts=parts)(m, x, positions) + product("int8", 96, "int8", parts=parts)(
+            m, x, positions
+        )
+
+    model = lowered(calling(both, 96, **parts), CONTRIB, tmp_path)
+    assert len({at for at, length in places(model).values() if length == 4 * OUTPUTS}) == 1
+
+
+def opened(folder: Path) -> onnx.ModelProto:
+    """What ONNX Runtime makes of the model in a folder before it runs it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimized.onnx")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8 with zeros", "int4", "int4 with zeros", "nf4"])
+@pytest.mark.parametrize("group", [32, 96])
+def test_scales_are_computed_when_a_graph_is_opened(kind: str, group: int, tmp_path: Path) -> None:
+    """Kernels pack their weight with its scales in advance, where those are constant by then."""
+    parts = rounded(kind, group, 96)
+    lowered(calling(product(kind, group, parts=parts), 96, **parts), CONTRIB, tmp_path)
+    model = opened(tmp_path)
+    (kernel,) = [node for node in model.graph.node if node.op_type in ("MatMulNBits", "MatMulBnb4")]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    assert {name for name in kernel.input[1:] if name} <= constants
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8_e5m2"])
+@pytest.mark.parametrize("group", [256, 128])
+def test_floats_of_eight_bits_stay_so_in_memory(kind: str, group: int, tmp_path: Path) -> None:
+    parts = rounded(kind, group, 256)
+    lowered(calling(product(kind, group, parts=parts), 256, **parts), CONTRIB, tmp_path)
+    large = [t.data_type for t in opened(tmp_path).graph.initializer if list(t.dims) == [OUTPUTS, 256]
+             or list(t.dims) == [256, OUTPUTS]]  # fmt: skip
+    assert large == [onnx.TensorProto.FLOAT8E4M3FN if kind == "fp8" else onnx.TensorProto.FLOAT8E5M2]
+
+
+@pytest.mark.parametrize("activation", ["int8", "fp8"])
+@pytest.mark.parametrize("static", [False, True])
+def test_the_rounding_of_a_shared_input_is_made_once(tmp_path: Path, activation: str, static: bool) -> None:
+    kind = "int8" if activation == "int8" else "fp8"
+    parts = rounded(kind, 96, 96)
+    call = product(kind, 96, activation, static=static, parts=parts)
+
+    def two(m: Any, x: Tensor, positions: Tensor) -> Tensor:
+        return call(m, x, positions) + call(m, x, positions)
+
+    for table in TABLES.values():
+        model = lowered(calling(two, 96, **parts, x_scale=torch.tensor(0.02)), table, tmp_path)
+        made = Counter(node.op_type for node in model.graph.node)
+        assert made["QuantizeLinear"] + made["Clip"] == 1 and made["ReduceMax"] == (0 if static else 1)
+        assert made["MatMulIntegerToFloat"] + made["MatMul"] == 2
+
+
+def test_two_static_scales_are_two_roundings(tmp_path: Path) -> None:
+    parts = rounded("int8", 96, 96)
+
+    def two(m: Any, x: Tensor, positions: Tensor) -> Tensor:
+        first = product("int8", 96, "int8", static=True, parts=parts)(m, x, positions)
+        m = type("Other", (), {"codes": m.codes, "scales": m.scales, "x_scale": m.other})
+        return first + product("int8", 96, "int8", static=True, parts=parts)(m, x, positions)
+
+    given = {**parts, "x_scale": torch.tensor(0.02), "other": torch.tensor(0.03)}
+    model = lowered(calling(two, 96, **given), CONTRIB, tmp_path)
+    assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 2
+
+
+def test_a_bias_goes_into_the_kernel_that_takes_one(tmp_path: Path) -> None:
+    parts = rounded("int4", 32, 96)
+    call = product("int4", 32, bias=True, parts=parts)
+    model = lowered(calling(call, 96, **parts, bias=random(OUTPUTS)), CONTRIB, tmp_path)
+    assert "Add" not in {node.op_type for node in model.graph.node}
