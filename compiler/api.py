@@ -17,7 +17,7 @@ from ..passes.pipeline import Dump, run_passes, run_pipeline
 from ..passes.quantize.rounding_plan import Override
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter, check_output
-from ..runtimes.measure.selfcheck import Report
+from ..runtimes.measure.selfcheck import GateReport
 from .build import Build
 from .compress.cache import Shelf
 from .compress.calibration_text import CalibrationText
@@ -27,7 +27,7 @@ from .compress.quantization import quantize as choose_rounding
 from .config import CompileConfig
 from .frontend.capture import trace
 from .frontend.demo import cache_dir
-from .frontend.sources import Source, find_source
+from .frontend.sources import ModelSource, find_source
 from .gate.verify import verify as verify_artifact
 from .phases import Phases, Watch
 
@@ -63,7 +63,7 @@ def capture(
     return run_pipeline(program, until, dump=Path(dump_ir) if dump_ir else None)
 
 
-def _captured(source: Source, module: nn.Module, max_seq_len: int | None) -> Program:
+def _captured(source: ModelSource, module: nn.Module, max_seq_len: int | None) -> Program:
     """The program of a module that `source` has built."""
     # What the module computes in, tensor by tensor: some parts stay in float32 whatever the rest is in.
     dtypes = {name: value.dtype for name, value in module.state_dict(keep_vars=True).items()}
@@ -182,6 +182,6 @@ class Artifact:
     manifest: Manifest
     report: dict[str, Mapping[str, float]]
 
-    def verify(self) -> Report:
+    def verify(self) -> GateReport:
         """The gate, again, on this machine."""
         return verify_artifact(self.path)

@@ -18,8 +18,8 @@ from ..runtimes.measure.selfcheck import LIMITS, limits_row
 from .compress.pruning import Pruning
 from .compress.quantization import Quantization
 from .config import CompileConfig
-from .frontend.sources import Source
-from .gate.bisect import find_divergence
+from .frontend.sources import ModelSource
+from .gate.bisect import find_faulty_pass
 from .gate.rounded_cache import with_rounded_keys
 from .gate.verify import check_apart, gate_failed, make_reference
 from .metadata_files import describe, identity, save_companions, write_json
@@ -48,7 +48,7 @@ class Written:
 class Build:
     """Writes artifacts of one optimized program; whoever writes a second one replaces the first."""
 
-    source: Source
+    source: ModelSource
     module: nn.Module
     program: Program
     config: CompileConfig
@@ -130,7 +130,7 @@ class Build:
 
 def _culprit(program: Program, passes: Sequence[Pass], tokens: Tensor, limit: float) -> str:
     """Where what was compiled stopped being the model, in a sentence."""
-    found = find_divergence(program, passes, tokens, limit)
+    found = find_faulty_pass(program, passes, tokens, limit)
     if found is not None:
         return f"{found}."
     return "Every pass keeps the numbers without a cache: the cache, the ONNX graphs or their runtime change them."

@@ -21,7 +21,7 @@ from ..runtimes.artifact.manifest import FORMAT, GraphSpec, Manifest, ModelSpec
 from .compress.pruning import Pruning
 from .compress.quantization import Quantization
 from .config import CompileConfig
-from .frontend.sources import Source
+from .frontend.sources import ModelSource
 from .targets.onnx.build import cache_specs
 from .targets.ort.genai import genai_config
 
@@ -34,7 +34,7 @@ def write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def save_companions(source: Source, program: Program, folder: Path) -> None:
+def save_companions(source: ModelSource, program: Program, folder: Path) -> None:
     """Write configs and tokenizer, so that the folder is a model to every tool that reads such folders."""
     if source.config is None:
         return
@@ -52,7 +52,7 @@ def save_companions(source: Source, program: Program, folder: Path) -> None:
 
 
 def describe(
-    source: Source,
+    source: ModelSource,
     module: nn.Module,
     program: Program,
     config: CompileConfig,
@@ -83,7 +83,7 @@ def describe(
     )
 
 
-def identity(source: Source, module: nn.Module) -> str:
+def identity(source: ModelSource, module: nn.Module) -> str:
     """What was compiled, by content: the hub's commit, or a hash of the files or the tensors."""
     if source.files:
         if commit := re.search(r"/snapshots/([0-9a-f]{40})/", source.files[0].as_posix()):
@@ -108,7 +108,7 @@ def _compact(path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False, separators=(",", ":")))
 
 
-def _save_generation_config(source: Source, folder: Path) -> None:
+def _save_generation_config(source: ModelSource, folder: Path) -> None:
     from transformers import GenerationConfig
 
     given = [path.parent / "generation_config.json" for path in source.files[:1]]

@@ -43,7 +43,7 @@ class PassRecord:
 
 
 @dataclass(frozen=True)
-class CacheTensor:
+class CacheInput:
     """One of the tensors that make a cache, [B, heads, length, width].
 
     Attributes:
@@ -84,16 +84,16 @@ class Cache:
     value_scales: str | None = None
 
     @property
-    def tensors(self) -> tuple[CacheTensor, ...]:
+    def tensors(self) -> tuple[CacheInput, ...]:
         """What it consists of, in the order of the program's inputs and outputs."""
         numbers = (
-            CacheTensor(self.keys, "key", self.key_dim, self.dtype),
-            CacheTensor(self.values, "value", self.value_dim, self.dtype),
+            CacheInput(self.keys, "key", self.key_dim, self.dtype),
+            CacheInput(self.values, "value", self.value_dim, self.dtype),
         )
         if self.key_scales is None or self.value_scales is None:
             return numbers
         scales = ((self.key_scales, "key_scale"), (self.value_scales, "value_scale"))
-        return *numbers, *(CacheTensor(name, role, 1, torch.float32) for name, role in scales)
+        return *numbers, *(CacheInput(name, role, 1, torch.float32) for name, role in scales)
 
 
 @dataclass(eq=False)

@@ -26,7 +26,7 @@ from ..errors import LlmcError
 aten = torch.ops.aten
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Where a leaf's bytes are: a slice of a file, or memory."""
 
     @property
@@ -87,7 +87,7 @@ class Leaf(Weight):
             a pass may read it and compute with it.
     """
 
-    source: Source
+    source: WeightSource
     constant: bool = False
 
     @property

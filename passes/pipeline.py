@@ -11,11 +11,11 @@ from ..ir.printer import to_python
 from ..ir.program import Program
 from ..ir.stages import Stage, verify
 from .base import Fuel, Pass, PassResult
-from .cache.check_token_independence import CheckRows
+from .cache.check_token_independence import CheckTokenIndependence
 from .cache.fuse_attention import FuseAttention
-from .cache.hoist_logit_selection import RaiseRows
+from .cache.hoist_logit_selection import HoistLogitSelection
 from .cache.insert_kv_cache import InsertKvCache
-from .cache.select_logits import ChooseRows
+from .cache.select_logits import SelectLogits
 from .match.fold_constants import FoldConstants
 from .match.match_activation import MatchActivation
 from .match.match_attention import MatchAttention
@@ -31,7 +31,7 @@ from .match.read_positions import ReadPositions
 from .match.remove_dead_code import RemoveDeadCode
 from .match.remove_no_ops import RemoveNoOps
 from .match.share_weights import ShareWeights
-from .match.unify_op_names import UseOneName
+from .match.unify_op_names import UnifyOpNames
 from .optimize.drop_layers import DropLayers
 from .optimize.fold_scales import FoldScales
 from .optimize.fuse_residual_norm import FuseResidualNorm
@@ -57,7 +57,7 @@ class Reach(Pass):
 
 PIPELINE: list[Pass] = [
     # captured -> canonical: every spelling of a thing becomes the one op that means it.
-    UseOneName(),  # first, so that no other pass has to know what else an op is called
+    UnifyOpNames(),  # first, so that no other pass has to know what else an op is called
     RemoveNoOps(),  # and no matcher has to look through what does nothing
     FoldConstants(),  # what hangs on weights alone becomes a weight: 1 + w, transposed matrices
     MatchConcat(),
@@ -88,7 +88,7 @@ def optimizing_passes(dropped: Sequence[str] = ()) -> list[Pass]:
     canonical = next(i for i, p in enumerate(PIPELINE) if p.reaches is Stage.CANONICAL) + 1
     drop: list[Pass] = [DropLayers(dropped)] if dropped else []
     # The last one before anything is spent on a model whose state no cache keeps.
-    return [*PIPELINE[:canonical], *drop, *PIPELINE[canonical:], CheckRows()]
+    return [*PIPELINE[:canonical], *drop, *PIPELINE[canonical:], CheckTokenIndependence()]
 
 
 def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool, cache_codes: str | None = None) -> list[Pass]:
@@ -103,8 +103,8 @@ def engine_passes(rounding: Sequence[Pass], *, ring: bool, fuse: bool, cache_cod
     return [
         *rounding,
         InsertKvCache(ring, cache_codes),
-        ChooseRows(),
-        RaiseRows(),
+        SelectLogits(),
+        HoistLogitSelection(),
         *([FuseAttention()] if fuse else []),
     ]
 

@@ -11,7 +11,7 @@ from . import console
 from .command import Verb, json_option, print_json
 
 if TYPE_CHECKING:
-    from ..inspect.doctor import Report
+    from ..inspect.doctor import MachineReport
 
 CHECK_FAILED = 1
 
@@ -35,7 +35,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         ctx.exit(CHECK_FAILED)
 
 
-def _show(report: Report) -> None:
+def _show(report: MachineReport) -> None:
     cpu = report.cpu
     cores = f"{cpu.physical_cores} cores, " if cpu.physical_cores else ""
     devices = [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...runtimes.engines.ort.layers import WatchedGraph
-    from ...runtimes.measure.evaluate import Estimate, Evaluation, Reference
+    from ...runtimes.measure.evaluate import Estimate, Evaluation, ReferencePredictions
     from ...runtimes.measure.layers import LayerErrors
     from ...runtimes.measure.texts import Text
     from ...runtimes.measure.windows import Window
@@ -114,7 +114,9 @@ def evaluate(
         _show(result, text, per_position, layers)
 
 
-def _reference(given: str, windows: list[Window], vocab_size: int, watch: Callable[[str, int, int], None]) -> Reference:
+def _reference(
+    given: str, windows: list[Window], vocab_size: int, watch: Callable[[str, int, int], None]
+) -> ReferencePredictions:
     if _is_artifact(given):
         from ...runtimes.engines.load import load
         from ...runtimes.measure.evaluate import EngineReference

@@ -21,7 +21,7 @@ from .progress import progress
 
 if TYPE_CHECKING:
     from ...passes.base import Pass, PassResult
-    from ..inspect.plan import Plan
+    from ..inspect.plan import CompilePlan
 
 
 @click.command(cls=Verb, short_help="What compiling would take, before any weight is read.")
@@ -67,12 +67,12 @@ def plan(
         _show(made)
 
 
-def _document(made: Plan) -> dict[str, Any]:
+def _document(made: CompilePlan) -> dict[str, Any]:
     derived = {"total": asdict(made.total), "kv_bytes_per_token": made.kv_bytes_per_token, "kv_bytes": made.kv_bytes}
     return asdict(made) | derived
 
 
-def _show(made: Plan) -> None:
+def _show(made: CompilePlan) -> None:
     covered, plain = made.coverage.dialect, made.coverage.aten
     console.facts(
         [
@@ -123,7 +123,7 @@ def _show(made: Plan) -> None:
     console.facts(list(made.formulas.items()))
 
 
-def _with_total(made: Plan) -> list[tuple[str, Any]]:
+def _with_total(made: CompilePlan) -> list[tuple[str, Any]]:
     return [*made.groups.items(), ("total", made.total)]
 
 

@@ -12,7 +12,7 @@ from .command import CHECK_FAILED, Verb, artifact_argument, json_option, print_j
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ...runtimes.measure.selfcheck import Report
+    from ...runtimes.measure.selfcheck import GateReport
 
 
 @click.command(cls=Verb, short_help="Compare an artifact with its model, on this machine.")
@@ -37,7 +37,7 @@ def verify(ctx: click.Context, artifact: Path, model: str | None, as_json: bool)
         ctx.exit(CHECK_FAILED)
 
 
-def _show(report: Report) -> None:
+def _show(report: GateReport) -> None:
     show_checks(report.as_dict()["checks"])
     failed = sum(not check.ok for check in report.checks)
     click.echo(f"\n{failed} of {len(report.checks)} checks failed." if failed else "\nAll checks passed.")

@@ -15,8 +15,8 @@ from ...ir.program import Program
 from ...ir.weights import constant
 from ...kernels.ops import linear
 from ...kernels.ops.quantized import FLOAT8
-from ...kernels.ops.rounding import Steps, codes_of, packed, plain_steps
-from ...passes.quantize.move_scales import Place, divide_rows, find_place, move
+from ...kernels.ops.rounding import GridScales, codes_of, packed, plain_steps
+from ...passes.quantize.move_scales import ScaleSite, divide_rows, find_site, move
 from ...passes.quantize.quantize import Rounded
 from ...passes.quantize.rounding_plan import Choice, RoundingPlan
 from ...passes.queries import arguments, is_op
@@ -136,8 +136,8 @@ class _Calibrator:
         value = arguments(node)["x"]
         if self.algorithm.scales is not None and value not in self._seen:
             self._seen.add(value)
-            place = find_place(self.program, node)
-            if isinstance(place, Place) and self._is_free(place):
+            place = find_site(self.program, node)
+            if isinstance(place, ScaleSite) and self._is_free(place):
                 self._move(place, choice)
         if choice.is_wide or name in self.found.rounded:
             return  # the head is the last: nothing behind it could make its errors good
@@ -147,13 +147,13 @@ class _Calibrator:
         self.found.rounded[name] = rounded
         self.stream.use(name, rounded.value(choice))
 
-    def _is_free(self, place: Place) -> bool:
+    def _is_free(self, place: ScaleSite) -> bool:
         """Whether all that would change is rounded here, or not at all."""
         divided = (self.plan.weights.get(name) for name, _ in place.divided)
         readers = (self._choice(reader) for reader in place.readers)
         return all(readers) and not any(choice and choice.is_stored for choice in divided)
 
-    def _move(self, place: Place, choice: Choice) -> None:
+    def _move(self, place: ScaleSite, choice: Choice) -> None:
         """Find scales of the channels that a place can take, and move them."""
         kept = self.shelf.keep(f"{place.weights[0]} channels", lambda: self._search(place, choice))
         scales = kept["scales"].evaluate()
@@ -167,7 +167,7 @@ class _Calibrator:
         move(self.program, place, scales)
         self.stream.replace(place.value, lambda value: value / scales)
 
-    def _search(self, place: Place, choice: Choice) -> dict[str, Tensor]:
+    def _search(self, place: ScaleSite, choice: Choice) -> dict[str, Tensor]:
         inputs = Inputs.of(self.stream.inputs(place.value))
         weight = torch.cat([self.program.weights[name].evaluate().float() for name in place.weights])
         found = search_scales(inputs, weight, choice, str(self.algorithm.scales), self._input_block(choice))
@@ -202,7 +202,7 @@ class _Calibrator:
         made["error"] = (sample @ (became - weight).T).square().sum() / wanted
         return made
 
-    def _codes(self, value: fx.Node, inputs: list[Tensor], weight: Tensor, choice: Choice) -> tuple[Steps, Tensor]:
+    def _codes(self, value: fx.Node, inputs: list[Tensor], weight: Tensor, choice: Choice) -> tuple[GridScales, Tensor]:
         assert choice.grid is not None
         scheme, group, symmetric = choice.grid.scheme, choice.group_size or weight.shape[1], choice.grid.symmetric
         if self.algorithm.clips:

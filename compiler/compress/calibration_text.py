@@ -12,7 +12,7 @@ from ...errors import LlmcError
 from ...runtimes.measure.texts import Text, read_text
 
 if TYPE_CHECKING:
-    from ..frontend.sources import Source
+    from ..frontend.sources import ModelSource
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class CalibrationText:
         return read_text(self.text)
 
 
-def calibration_tokens(source: Source, text: Text, wanted: CalibrationText, max_seq_len: int) -> Tensor:
+def calibration_tokens(source: ModelSource, text: Text, wanted: CalibrationText, max_seq_len: int) -> Tensor:
     """Sequences from all over the text, [samples, length]; fewer if it is short."""
     tokens = torch.tensor(source.tokenizer()(text.content)["input_ids"])
     length = min(wanted.length, max_seq_len, len(tokens))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.ops.quantized import levels_of
-from ...kernels.ops.rounding import LARGEST_MULTIPLE, Steps, nearest, plain_steps
+from ...kernels.ops.rounding import LARGEST_MULTIPLE, GridScales, nearest, plain_steps
 
 # How far from the plain spacing is searched: its largest weights are cut off then, and the others lie closer.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
@@ -16,7 +16,7 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 _FEWER = (1, 0, -1, -2, -3, -4)
 
 
-def best_steps(weight: Tensor, importance: Tensor, scheme: str, group_size: int, symmetric: bool) -> Steps:
+def best_steps(weight: Tensor, importance: Tensor, scheme: str, group_size: int, symmetric: bool) -> GridScales:
     """The spacing of each group with the least error, summed over squares by importance.
 
     Args:
@@ -34,10 +34,10 @@ def best_steps(weight: Tensor, importance: Tensor, scheme: str, group_size: int,
     return best
 
 
-def _candidates(groups: Tensor, plain: Steps, scheme: str) -> Iterator[Steps]:
+def _candidates(groups: Tensor, plain: GridScales, scheme: str) -> Iterator[GridScales]:
     if plain.multiples is None:
         for share in _SHARES:
-            yield Steps(plain.scales * share)
+            yield GridScales(plain.scales * share)
         return
     symmetric = plain.zeros is None
     for fewer in _FEWER:
@@ -45,27 +45,27 @@ def _candidates(groups: Tensor, plain: Steps, scheme: str) -> Iterator[Steps]:
         for sign in (1, -1) if symmetric else (1,):
             multiples = (sign * count).to(torch.int8)
             if plain.zeros is None:
-                yield Steps(plain.scales, None, multiples)
+                yield GridScales(plain.scales, None, multiples)
                 continue
             # The range keeps its middle: both ends are cut alike.
             shrunk = count / plain.multiples
             lowest, highest = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
             middle, half = (lowest + highest) / 2, (highest - lowest) / 2 * shrunk
             zeros = torch.round((half - middle) / (plain.scales * multiples)).clamp(0, 15)
-            yield Steps(plain.scales, zeros.to(torch.uint8), multiples)
+            yield GridScales(plain.scales, zeros.to(torch.uint8), multiples)
 
 
-def _snapped(groups: Tensor, steps: Steps, scheme: str) -> Tensor:
+def _snapped(groups: Tensor, steps: GridScales, scheme: str) -> Tensor:
     """The groups at the nearest numbers of the spacing."""
     spacing = steps.spacing.unsqueeze(2)
     zeros = None if steps.zeros is None else steps.zeros.unsqueeze(2)
     return levels_of(nearest(groups, spacing, zeros, scheme), zeros, scheme).mul_(spacing)
 
 
-def _choose(better: Tensor, one: Steps, other: Steps) -> Steps:
+def _choose(better: Tensor, one: GridScales, other: GridScales) -> GridScales:
     """Group by group one or the other; a row's scale is the same in both."""
     scales = torch.where(better, one.scales, other.scales) if one.multiples is None else other.scales
-    return Steps(scales, _where(better, one.zeros, other.zeros), _where(better, one.multiples, other.multiples))
+    return GridScales(scales, _where(better, one.zeros, other.zeros), _where(better, one.multiples, other.multiples))
 
 
 def _where(better: Tensor, one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.ops.quantized import levels_of
-from ...kernels.ops.rounding import Steps, nearest
+from ...kernels.ops.rounding import GridScales, nearest
 
 # Columns that are rounded before the rest of the matrix learns of it.
 _BLOCK = 128
@@ -21,7 +21,7 @@ _BLOCK = 128
 def gptq(
     weight: Tensor,
     hessian: Tensor,
-    steps: Steps,
+    steps: GridScales,
     scheme: str,
     group_size: int,
     damping: float = 0.01,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...errors import LlmcError
 from ...runtimes.engines.load import load
 from ...runtimes.generate.tokenizer import Tokenizer
-from ...runtimes.measure.evaluate import Divergence, Reference, evaluate
+from ...runtimes.measure.evaluate import KlDivergence, ReferencePredictions, evaluate
 from ...runtimes.measure.texts import read_text
 from ...runtimes.measure.windows import Window, cut_windows, opening
 from ..build import Build
@@ -29,7 +29,7 @@ def keep_under(limit: float, rounding: Quantization, build: Build) -> Quantizati
         LlmcError: MAX_KL_UNREACHED if even all of them on more bits are above it.
     """
     windows: list[Window] = []
-    reference: list[Reference] = []
+    reference: list[ReferencePredictions] = []
 
     def measure(count: int) -> float:
         written = build.write(rounding.raise_bits(one.name for one in rounding.candidates[:count]))
@@ -55,7 +55,7 @@ def keep_under(limit: float, rounding: Quantization, build: Build) -> Quantizati
     return replace(kept, measured={"limit": limit, "measured": best.measured, "tokens": TOKENS, "trials": len(trials)})
 
 
-def _pessimistic(found: Divergence) -> float:
+def _pessimistic(found: KlDivergence) -> float:
     return found.mean + _ERRORS * (found.stderr or 0.0)
 
 

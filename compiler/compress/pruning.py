@@ -18,7 +18,7 @@ from ...passes.pipeline import optimizing_passes, run_pipeline
 from ...passes.quantize.prune import Prune
 from ...runtimes.measure.texts import Text
 from ..config import CompileConfig
-from ..frontend.sources import Source
+from ..frontend.sources import ModelSource
 from ..phases import Watch
 from .cache import Shelf
 from .calibration_text import calibration_tokens
@@ -76,7 +76,7 @@ class Pruning:
 
 
 def choose_layers(
-    source: Source, program: Program, config: CompileConfig, text: Text | None, shelf: Shelf, watch: Watch
+    source: ModelSource, program: Program, config: CompileConfig, text: Text | None, shelf: Shelf, watch: Watch
 ) -> Pruning:
     """Weigh the layers of a captured program, which is left as it was, and drop those that do least.
 
@@ -109,7 +109,7 @@ def choose_layers(
 
 def choose_weights(
     pruning: Pruning,
-    source: Source,
+    source: ModelSource,
     program: Program,
     config: CompileConfig,
     text: Text | None,
@@ -132,6 +132,6 @@ def choose_weights(
     return replace(pruning, pattern=str(config.sparsity), algorithm=algorithm, pruned=found)
 
 
-def _tokens(source: Source, program: Program, config: CompileConfig, text: Text | None) -> Tensor:
+def _tokens(source: ModelSource, program: Program, config: CompileConfig, text: Text | None) -> Tensor:
     assert text is not None, "the config asks for one"
     return calibration_tokens(source, text, config.calibration, program.max_seq_len)

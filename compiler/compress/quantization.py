@@ -18,7 +18,7 @@ from ...passes.quantize.quantize import Quantize
 from ...passes.quantize.rounding_plan import AS_STORED, Choice, Grid, RoundingPlan, analyse
 from ...runtimes.measure.texts import Text
 from ..config import CompileConfig
-from ..frontend.sources import Source
+from ..frontend.sources import ModelSource
 from .bit_allocation import Candidate, by_worth, spare_until
 from .cache import Shelf
 from .calibrate import ALGORITHMS, Calibration, calibrate
@@ -120,7 +120,7 @@ class Quantization:
 
 
 def quantize(
-    source: Source,
+    source: ModelSource,
     program: Program,
     config: CompileConfig,
     text: Text | None,
@@ -172,7 +172,7 @@ def quantize(
     return result.raise_bits(spare_until(result.candidates, target, share))
 
 
-def _tokens(source: Source, program: Program, config: CompileConfig, text: Text | None) -> Tensor | None:
+def _tokens(source: ModelSource, program: Program, config: CompileConfig, text: Text | None) -> Tensor | None:
     if text is None or not config.calibrates:
         return None
     try:

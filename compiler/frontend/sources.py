@@ -30,7 +30,7 @@ _WANTED_FROM_HUB = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "t
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model that was found but not read.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source:
     files: tuple[Path, ...] = ()
 
 
-def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = False) -> Source:
+def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = False) -> ModelSource:
     """Find what `model` names: a module, `demo`, a GGUF file, a folder, or a model on the Hugging Face hub."""
     if isinstance(model, nn.Module):
         return _from_module(model)
@@ -76,7 +76,7 @@ def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = Fals
     )
 
 
-def _from_module(module: nn.Module) -> Source:
+def _from_module(module: nn.Module) -> ModelSource:
     config = getattr(module, "config", None)
     name = type(module).__name__
 
@@ -94,10 +94,10 @@ def _from_module(module: nn.Module) -> Source:
     def no_tokenizer() -> PreTrainedTokenizerBase:
         raise _no_tokenizer(name, "A module has none; compile from the folder it was loaded from.")
 
-    return Source(name, config, build, weights, no_tokenizer)
+    return ModelSource(name, config, build, weights, no_tokenizer)
 
 
-def _from_gguf(path: Path, name: str) -> Source:
+def _from_gguf(path: Path, name: str) -> ModelSource:
     file = GgufFile(path)
     config = file.config()
 
@@ -106,10 +106,10 @@ def _from_gguf(path: Path, name: str) -> Source:
         check_complete(model, found, name)
         return found
 
-    return Source(name, config, lambda dtype: _skeleton(config, dtype, False), weights, file.tokenizer, (path,))
+    return ModelSource(name, config, lambda dtype: _skeleton(config, dtype, False), weights, file.tokenizer, (path,))
 
 
-def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> Source:
+def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> ModelSource:
     config, quantized = _read_config(folder, trust_remote_code)
     leaves = open_safetensors(folder)
     stored: Mapping[str, Weight] = read_weights(quantized, leaves) if quantized else leaves
@@ -136,7 +136,8 @@ def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> Source:
         return found
 
     files = (folder / "config.json", *sorted(folder.glob("*.safetensors")))
-    return Source(name, config, lambda dtype: _skeleton(config, dtype, trust_remote_code), weights, tokenizer, files)
+    build = lambda dtype: _skeleton(config, dtype, trust_remote_code)  # noqa: E731
+    return ModelSource(name, config, build, weights, tokenizer, files)
 
 
 def _no_tokenizer(name: str, hint: str) -> LlmcError:

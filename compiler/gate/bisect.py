@@ -17,7 +17,7 @@ _SAMPLES = 512
 
 
 @dataclass(frozen=True)
-class Divergence:
+class FaultyPass:
     """The first pass behind which a program is not what it was, and the first node that shows it."""
 
     step: str
@@ -28,7 +28,7 @@ class Divergence:
         return f"{self.step} is the first to change the result (error {self.error:.2g}), first seen in {self.place}"
 
 
-def find_divergence(program: Program, passes: Sequence[Pass], tokens: Tensor, limit: float) -> Divergence | None:
+def find_faulty_pass(program: Program, passes: Sequence[Pass], tokens: Tensor, limit: float) -> FaultyPass | None:
     """Run passes one by one and compare what each makes with what it was given; None if all keep the numbers.
 
     One that is meant to change them is not compared.
@@ -47,7 +47,7 @@ def find_divergence(program: Program, passes: Sequence[Pass], tokens: Tensor, li
         after = _watch(program, tokens, positions)
         error = _error(before.logits, after.logits)
         if subject.keeps_numbers and not error <= limit:  # NaN is not
-            return Divergence(subject.name, _first_difference(before, after, limit), error)
+            return FaultyPass(subject.name, _first_difference(before, after, limit), error)
         before = after
     return None
 

@@ -12,13 +12,13 @@ from ...runtimes.measure.layers import LayerReference
 from ...runtimes.measure.windows import Window
 
 if TYPE_CHECKING:
-    from ..frontend.sources import Source
+    from ..frontend.sources import ModelSource
 
 Watch = Callable[[str, int, int], None]
 
 
 def model_layers(
-    model: str | Source,
+    model: str | ModelSource,
     names: Collection[str],
     windows: Sequence[Window],
     *,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ...ir.weights import Weight
-    from ..frontend.sources import Source
+    from ..frontend.sources import ModelSource
 
 # Raised whenever the same windows of the same model would give another file.
 _VERSION = 1
@@ -55,7 +55,7 @@ class StoredReference:
 
 
 def reference_of(
-    model: str | Source,
+    model: str | ModelSource,
     windows: Sequence[Window],
     vocab_size: int,
     *,
@@ -98,7 +98,7 @@ def _key(identity: str, windows: Sequence[Window]) -> str:
 
 
 def _rows(
-    source: Source,
+    source: ModelSource,
     module: nn.Module,
     windows: Sequence[Window],
     vocab_size: int,
@@ -124,7 +124,7 @@ def _rows(
         yield logits.numpy(), window.targets
 
 
-def _mismatch(source: Source, why: str) -> LlmcError:
+def _mismatch(source: ModelSource, why: str) -> LlmcError:
     hint = "Give the model that the artifact was compiled from, or another artifact of it."
     return LlmcError("REFERENCE_MISMATCH", f"{source.name} {why}.", hint)
 

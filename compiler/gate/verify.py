@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import LlmcError
-from ...runtimes.measure.selfcheck import Check, Reference, Report, check, limits_row
+from ...runtimes.measure.selfcheck import Check, GateReference, GateReport, check, limits_row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ...ir.program import Program
-    from ..frontend.sources import Source
+    from ..frontend.sources import ModelSource
 
 # Prompts of a batch, and how many tokens follow each one by one.
 PROMPTS = (7, 26, 70)
@@ -38,8 +38,8 @@ TOP, SPREAD = 32, 32
 
 
 def make_reference(
-    source: Source, module: nn.Module, program: Program, *, precision: str, rounded: Program | None = None
-) -> Reference:
+    source: ModelSource, module: nn.Module, program: Program, *, precision: str, rounded: Program | None = None
+) -> GateReference:
     """What the model gives, by its own code, for fixed sequences.
 
     Args:
@@ -65,7 +65,7 @@ def make_reference(
     if rounded is not None:
         positions = torch.arange(tokens.shape[1]).repeat(tokens.shape[0], 1)
         other = rounded(tokens, positions).gather(2, ids)
-    return Reference(
+    return GateReference(
         precision=np.array(precision),
         tokens=tokens.numpy(),
         prompts=np.array(prompts),
@@ -76,7 +76,7 @@ def make_reference(
     )
 
 
-def _sequences(source: Source, lengths: list[int], vocab_size: int) -> Tensor:
+def _sequences(source: ModelSource, lengths: list[int], vocab_size: int) -> Tensor:
     """Rows of these lengths, filled up with zeros: English where the model has a tokenizer, random tokens where not."""
     import torch
 
@@ -104,7 +104,7 @@ def _places(logits: Tensor) -> Tensor:
 class Verdict:
     """What a process of its own found, and the memory that it took."""
 
-    report: Report
+    report: GateReport
     peak_rss_bytes: int
 
 
@@ -123,7 +123,7 @@ def check_apart(folder: Path) -> Verdict:
     if error := found.get("error"):
         raise LlmcError(error["code"], error["what"], error["hint"])
     checks = [Check(c["name"], c["measured"], c["limit"]) for c in found["checks"]]
-    return Verdict(Report(found["precision"], found["tokens"], checks), found["peak_rss_bytes"])
+    return Verdict(GateReport(found["precision"], found["tokens"], checks), found["peak_rss_bytes"])
 
 
 def _where_llmc_is() -> dict[str, str]:
@@ -131,7 +131,7 @@ def _where_llmc_is() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> Report:
+def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> GateReport:
     """The gate, again, on this machine.
 
     Args:
@@ -142,11 +142,11 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> R
     folder = Path(folder)
     engine = load(folder)
     if model is None:
-        return check(engine, Reference.read(folder))
+        return check(engine, GateReference.read(folder))
     return check(engine, _reference_of(model, engine))
 
 
-def _reference_of(model: Any, engine: Any) -> Reference:
+def _reference_of(model: Any, engine: Any) -> GateReference:
     import torch
 
     from ...ir.stages import Stage
@@ -161,7 +161,7 @@ def _reference_of(model: Any, engine: Any) -> Reference:
     return make_reference(source, source.build(torch.float32), program, precision=row)
 
 
-def gate_failed(report: Report, culprit: str) -> LlmcError:
+def gate_failed(report: GateReport, culprit: str) -> LlmcError:
     """The refusal of an artifact that failed a check."""
     failed = [check for check in report.checks if not check.ok]
     found = "; ".join(f"{c.name}: {c.measured:g}, the limit is {c.limit:g}" for c in failed)

@@ -76,7 +76,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetSupport:
     """What the machine offers to one target, and what this version of llmc does for it."""
 
     name: str
@@ -87,7 +87,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Report:
+class MachineReport:
     """The whole examination."""
 
     llmc: str
@@ -99,7 +99,7 @@ class Report:
     available_bytes: int | None
     gpus: tuple[Gpu, ...]
     driver: str | None
-    targets: tuple[Target, ...]
+    targets: tuple[TargetSupport, ...]
 
     @property
     def healthy(self) -> bool:
@@ -107,12 +107,12 @@ class Report:
         return all(target.capture.can for target in self.targets)
 
 
-def examine() -> Report:
+def examine() -> MachineReport:
     """Look at this machine; nothing is changed, nothing is fetched."""
     packages = tuple(map(_package, _PACKAGES))
     gpus = _gpus()
     memory = _meminfo()
-    return Report(
+    return MachineReport(
         llmc=_version("llmc") or "not installed",
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
@@ -170,7 +170,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _targets(packages: dict[str, Package], cuda: bool) -> tuple[Target, ...]:
+def _targets(packages: dict[str, Package], cuda: bool) -> tuple[TargetSupport, ...]:
     def needs(*names: str) -> Answer:
         for package in map(packages.__getitem__, names):
             if package.remedy:
@@ -182,7 +182,7 @@ def _targets(packages: dict[str, Package], cuda: bool) -> tuple[Target, ...]:
     trt = "tensorrt" if "tensorrt" in packages else "tensorrt-rtx"
     no_gpu = Answer(False, "torch sees no CUDA device")
     return tuple(
-        Target(
+        TargetSupport(
             name,
             capture=needs(*_CAPTURE),
             compile=needs(*_CAPTURE, runtime, *writers),

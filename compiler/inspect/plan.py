@@ -61,7 +61,7 @@ class KvLayer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompilePlan:
     """What compiling takes and gives.
 
     Attributes:
@@ -111,7 +111,7 @@ def plan(
     max_seq_len: int | None = None,
     max_batch_size: int = 1,
     watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
-) -> Plan:
+) -> CompilePlan:
     """Capture and canonicalize a model, and add up what compiling it would take; no weight is read.
 
     Raises:
@@ -127,7 +127,7 @@ def plan(
     run_pipeline(program, Stage.CANONICAL, watch=watch)
     weights = {name: weight for name, weight in program.weights.items() if not weight.is_constant}
     largest = max(weights, key=lambda name: weights[name].nbytes)
-    return Plan(
+    return CompilePlan(
         model=program.source,
         dtype=dtype,
         kv_cache_dtype=kv_cache_dtype,

@@ -49,7 +49,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedStep:
     """One pass: what it is for, what it says that it did, and what came out."""
 
     about: str
@@ -72,7 +72,7 @@ class Inspection:
     dtype: str
     parameters: int
     captured: Snapshot
-    steps: list[Step] = field(default_factory=list)
+    steps: list[RecordedStep] = field(default_factory=list)
     refusal: LlmcError | None = None
 
     @property
@@ -124,7 +124,7 @@ def inspect_model(
 
     def keep(subject: Pass, outcome: PassResult) -> None:
         record = program.history[-1]
-        result.steps.append(Step(inspect.getdoc(subject) or "", record, _snapshot(program, details)))
+        result.steps.append(RecordedStep(inspect.getdoc(subject) or "", record, _snapshot(program, details)))
         watch(subject, outcome)
 
     try:

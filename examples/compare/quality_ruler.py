@@ -19,7 +19,7 @@ from quality_pipe import PipedEngine
 import llmc
 from llmc.runtimes.artifact.hashing import sha256_all
 from llmc.runtimes.generate.tokenizer import Tokenizer
-from llmc.runtimes.measure.evaluate import Reference, evaluate
+from llmc.runtimes.measure.evaluate import ReferencePredictions, evaluate
 from llmc.runtimes.measure.texts import read_text
 from llmc.runtimes.measure.windows import Window, cut_windows, opening
 
@@ -52,7 +52,7 @@ class Ruler:
         self.capacity = max(len(window.tokens) for window in self.windows)
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> ReferencePredictions:
         from llmc.compiler.gate.reference_logits import reference_of  # torch: only where something is left to measure
 
         vocab_size = json.loads((self._hf.parent / WORKLOAD).read_text())["vocab_size"]

@@ -26,7 +26,7 @@ _BLOCK = 1 << 20
 _Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class Steps(NamedTuple):
+class GridScales(NamedTuple):
     """How the numbers are spaced that a group of weights can become.
 
     Attributes:
@@ -62,7 +62,9 @@ def round_weight(
     return _by_rows(weight, lambda rows: _rounded(rows, scheme, weight.shape[1], symmetric, largest))
 
 
-def plain_steps(weight: Tensor, scheme: str, group_size: int, symmetric: bool, largest: Tensor | None = None) -> Steps:
+def plain_steps(
+    weight: Tensor, scheme: str, group_size: int, symmetric: bool, largest: Tensor | None = None
+) -> GridScales:
     """The spacing by which the weight farthest from zero in a group is the grid's farthest number.
 
     In int4 it becomes code -8, whichever sign it has: the multiple is negative then.
@@ -75,10 +77,10 @@ def plain_steps(weight: Tensor, scheme: str, group_size: int, symmetric: bool, l
         return _plain_int4(groups) if symmetric else _plain_int4_with_zeros(groups)
     farthest = groups.abs().amax(2) if largest is None else largest.expand(groups.shape[:2])
     end = {"int8": 127.0, "nf4": 1.0}.get(scheme) or torch.finfo(FLOAT8[scheme]).max
-    return Steps(nonzero(farthest / end))
+    return GridScales(nonzero(farthest / end))
 
 
-def codes_of(weight: Tensor, steps: Steps, scheme: str, group_size: int) -> Tensor:
+def codes_of(weight: Tensor, steps: GridScales, scheme: str, group_size: int) -> Tensor:
     """The nearest code of each weight, unpacked, [O, I]; halves go to the even one."""
     groups = weight.float().unflatten(1, (-1, group_size))
     zeros = steps.zeros
@@ -113,22 +115,22 @@ def _rounded(weight: Tensor, scheme: str, group_size: int, symmetric: bool, larg
     return packed(codes, scheme), steps.scales, zeros, multiples
 
 
-def _plain_int4(groups: Tensor) -> Steps:
+def _plain_int4(groups: Tensor) -> GridScales:
     farthest = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
     wanted = farthest / -8
     scales = nonzero(wanted.abs().amax(1, keepdim=True) / LARGEST_MULTIPLE[True])
     multiples = torch.round(wanted / scales)
     multiples = torch.where(multiples == 0, torch.where(wanted < 0, -1.0, 1.0), multiples)
-    return Steps(scales, None, multiples.to(torch.int8))
+    return GridScales(scales, None, multiples.to(torch.int8))
 
 
-def _plain_int4_with_zeros(groups: Tensor) -> Steps:
+def _plain_int4_with_zeros(groups: Tensor) -> GridScales:
     lowest, highest = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
     wanted = (highest - lowest) / 15
     scales = nonzero(wanted.amax(1, keepdim=True) / LARGEST_MULTIPLE[False])
     multiples = torch.round(wanted / scales).clamp(min=1)
     zeros = torch.round(-lowest / (scales * multiples)).clamp(0, 15)
-    return Steps(scales, zeros.to(torch.uint8), multiples.to(torch.int8))
+    return GridScales(scales, zeros.to(torch.uint8), multiples.to(torch.int8))
 
 
 def _by_rows(weight: Tensor, rounded: Callable[[Tensor], _Parts]) -> _Parts:

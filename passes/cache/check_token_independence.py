@@ -19,7 +19,7 @@ _BATCH, _LENGTH, _SHORTER = 3, 7, 5
 _TOUCHED = 2  # the position whose values are changed
 
 
-class CheckRows(Pass):
+class CheckTokenIndependence(Pass):
     """Refuse a program in which a token sees another one by other means than attention.
 
     With a cache, a call sees the new tokens only: a convolution over the sequence, a running sum, a recurrence would

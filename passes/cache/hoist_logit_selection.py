@@ -12,10 +12,10 @@ from ...ir.stages import Stage
 from ...kernels.ops import take_rows
 from ..base import Fuel, Pass, PassResult
 from ..queries import is_op
-from .select_logits import ChooseRows
+from .select_logits import SelectLogits
 
 
-class RaiseRows(Pass):
+class HoistLogitSelection(Pass):
     """Take the chosen rows behind the last attention instead of in front of the head.
 
     Tokens meet in attention only, so what comes behind the last one is computed for the chosen rows alone: a layer's
@@ -29,7 +29,7 @@ class RaiseRows(Pass):
     """
 
     needs = Stage.CACHED
-    after = (ChooseRows,)
+    after = (SelectLogits,)
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
         chosen = next((node for node in program.nodes if is_op(node, take_rows)), None)

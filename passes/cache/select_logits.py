@@ -17,7 +17,7 @@ _ELEMENTWISE = ("mul", "div", "tanh")
 _CASTS = ("to", "_to_copy")
 
 
-class ChooseRows(Pass):
+class SelectLogits(Pass):
     """Drop the rows that nobody reads in front of the head, which is a fifth of a small model's prefill.
 
     Example:  logits = linear(h, head)                  # [B, S, V]

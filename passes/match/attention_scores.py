@@ -23,7 +23,7 @@ _HIDDEN = -9000.0
 
 
 @dataclass(frozen=True)
-class Step:
+class ScoreStep:
     """One call on the way to the softmax, and which of its arguments the scores are."""
 
     node: fx.Node
@@ -45,7 +45,7 @@ class Way:
     """From the product of queries and keys to the softmax."""
 
     product: fx.Node
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ScoreStep, ...] = ()
     # Of torch's own attention, which is a product and the softmax in one.
     mask: fx.Node | None = None
     is_causal: bool = False
@@ -73,7 +73,7 @@ class Way:
 
 def find_way(scores: fx.Node, statics: Statics) -> Way | None:
     """How the softmax's argument comes from a product, or None where it comes from something else."""
-    steps: list[Step] = []
+    steps: list[ScoreStep] = []
     node = scores
     while not is_call(node, "matmul", "bmm", "baddbmm"):
         moving = [n for n in node.all_input_nodes if n not in statics]
@@ -85,7 +85,7 @@ def find_way(scores: fx.Node, statics: Statics) -> Way | None:
             raise Unknown("the scores are masked or biased by something that depends on the tokens", node)
         if len(moving) != 1:
             return None
-        steps.append(Step(node, moving[0]))
+        steps.append(ScoreStep(node, moving[0]))
         node = moving[0]
     if len(shape(node)) not in (3, 4):
         return None
@@ -121,7 +121,7 @@ class Scores:
     inner: float | None = None
     offset: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1))
     lost: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1, dtype=torch.bool))  # the product plays no part
-    added: list[tuple[Step, float]] = field(default_factory=list)
+    added: list[tuple[ScoreStep, float]] = field(default_factory=list)
 
     def follow(self) -> Scores:
         """Take all steps; raises `Unknown` at one that attention doesn't have."""
@@ -130,7 +130,7 @@ class Scores:
             found = arguments(product)
             self.scale = self.number(found["alpha"], product)
             if (base := self.way.base) is not None:
-                self.add(Step(product, product), base, self.number(found["beta"], product))
+                self.add(ScoreStep(product, product), base, self.number(found["beta"], product))
         if self.way.is_causal:
             later = torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
             self.overwrite(later.view(1, 1, *later.shape), torch.tensor(-torch.inf))
@@ -139,7 +139,7 @@ class Scores:
             if value.dtype == torch.bool:
                 self.overwrite(~value, torch.tensor(-torch.inf))
             else:
-                self.add(Step(product, product), mask)
+                self.add(ScoreStep(product, product), mask)
         for step in self.way.steps:
             if less_its_peak(step.node):
                 continue
@@ -189,10 +189,10 @@ class Scores:
             raise Unknown("the scores are scaled by more than one number", node)
         return float(value)
 
-    def add(self, step: Step, value: Any, factor: float = 1.0) -> None:
+    def add(self, step: ScoreStep, value: Any, factor: float = 1.0) -> None:
         self.offset = self.offset + self.lift(value, step.node) * factor
         if isinstance(value, fx.Node):
-            self.added += [(Step(step.node, term), factor) for term in _summands(value)]
+            self.added += [(ScoreStep(step.node, term), factor) for term in _summands(value)]
 
     def multiply(self, factor: float) -> None:
         self.scale *= factor
@@ -223,17 +223,17 @@ def _summands(node: fx.Node) -> list[fx.Node]:
     return [node]
 
 
-def _add(scores: Scores, step: Step) -> None:
+def _add(scores: Scores, step: ScoreStep) -> None:
     scores.add(step, step.other, float(arguments(step.node)["alpha"]))
 
 
-def _subtract(scores: Scores, step: Step) -> None:
+def _subtract(scores: Scores, step: ScoreStep) -> None:
     if step.node.args[0] is not step.scores:
         raise Unknown("the scores are subtracted from something", step.node)
     scores.add(step, step.other, -float(arguments(step.node)["alpha"]))
 
 
-def _multiply(scores: Scores, step: Step) -> None:
+def _multiply(scores: Scores, step: ScoreStep) -> None:
     if isinstance(step.other, fx.Node) and len(shape_of(step.other)) and not _is_single(step.other):
         # A mask of zeros and ones; what is zeroed must be hidden by a later step.
         keep = scores.lift(step.other, step.node)
@@ -244,24 +244,24 @@ def _multiply(scores: Scores, step: Step) -> None:
     scores.multiply(_positive(scores.number(step.other, step.node), step))
 
 
-def _divide(scores: Scores, step: Step) -> None:
+def _divide(scores: Scores, step: ScoreStep) -> None:
     if step.node.args[0] is not step.scores or arguments(step.node).get("rounding_mode"):
         raise Unknown("the scores are divided in no way that attention has", step.node)
     scores.multiply(1 / _positive(scores.number(step.other, step.node), step))
 
 
-def _positive(factor: float, step: Step) -> float:
+def _positive(factor: float, step: ScoreStep) -> float:
     if factor <= 0:
         raise Unknown("the scores are scaled by a number that is not positive", step.node)
     return factor
 
 
-def _fill(scores: Scores, step: Step) -> None:
+def _fill(scores: Scores, step: ScoreStep) -> None:
     found = arguments(step.node)
     scores.overwrite(scores.lift(found["mask"], step.node).bool(), scores.lift(found["value"], step.node))
 
 
-def _choose(scores: Scores, step: Step) -> None:
+def _choose(scores: Scores, step: ScoreStep) -> None:
     condition, a, b = step.node.args
     mask = scores.lift(condition, step.node).bool()
     if a is step.scores:
@@ -270,25 +270,25 @@ def _choose(scores: Scores, step: Step) -> None:
         scores.overwrite(mask, scores.lift(a, step.node))
 
 
-def _bound_below(scores: Scores, step: Step) -> None:
+def _bound_below(scores: Scores, step: ScoreStep) -> None:
     found = arguments(step.node)
     if found.get("max") is not None or scores.number(found.get("min", step.other), step.node) > _HIDDEN:
         raise Unknown("the scores are clamped", step.node)
 
 
-def _cap(scores: Scores, step: Step) -> None:
+def _cap(scores: Scores, step: ScoreStep) -> None:
     if scores.inner is not None or bool(scores.offset.any()) or bool(scores.lost.any()):
         raise Unknown("the tanh is not the first thing that happens to the scores", step.node)
     scores.inner, scores.scale = scores.scale, 1.0
 
 
-def _keep(scores: Scores, step: Step) -> None:
+def _keep(scores: Scores, step: ScoreStep) -> None:
     before, after = ([str(s) for s in shape(n)] for n in (step.scores, step.node))
     if before[-2:] != after[-2:] or len(after) not in (3, 4) or (step.name == "expand" and before != after):
         raise Unknown("the scores change their shape", step.node)
 
 
-def _drop(scores: Scores, step: Step) -> None:
+def _drop(scores: Scores, step: ScoreStep) -> None:
     if not is_off(step.node):
         raise Unknown("scores are dropped at random", step.node)
 
@@ -302,7 +302,7 @@ def shape_of(node: fx.Node) -> tuple[Any, ...]:
     return shape(node) if isinstance(node.meta["val"], Tensor) else ()
 
 
-_FOLLOW: dict[str, Callable[[Scores, Step], None]] = {
+_FOLLOW: dict[str, Callable[[Scores, ScoreStep], None]] = {
     "add": _add,
     "sub": _subtract,
     "mul": _multiply,

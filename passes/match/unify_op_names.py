@@ -30,7 +30,7 @@ NAMES = {
 }
 
 
-class UseOneName(Rewrite):
+class UnifyOpNames(Rewrite):
     """Call each op by the name that the other passes know.
 
     Example:  y = multiply(x, 2.0);  z = concat([x, y], -1)

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Place:
+class ScaleSite:
     """A value that only linears read, and what makes it.
 
     Attributes:
@@ -69,7 +69,7 @@ class MoveScales(Pass):
             name = str(getattr(node.args[1], "target", "")) if is_op(node, linear) else ""
             if name not in self.scales or fuel.empty:
                 continue
-            place = find_place(program, node)
+            place = find_site(program, node)
             if isinstance(place, str):
                 misses.append(miss(place, node))
             elif place.readers[0] is node:
@@ -79,7 +79,7 @@ class MoveScales(Pass):
         return PassResult(matches, misses)
 
 
-def find_place(program: Program, reader: fx.Node) -> Place | str:
+def find_site(program: Program, reader: fx.Node) -> ScaleSite | str:
     """Where scales of the value that a linear reads can go, or why nowhere."""
     value = arguments(reader)["x"]
     others = [user for user in value.users if not (is_op(user, linear) and arguments(user)["x"] is value)]
@@ -97,10 +97,10 @@ def find_place(program: Program, reader: fx.Node) -> Place | str:
     made = _norm_behind(program, value) or _gated_behind(program, value)
     if made is None:
         return "its input has no weight that could take the scales"
-    return Place(value, readers, made, tables[0] if tables else None)
+    return ScaleSite(value, readers, made, tables[0] if tables else None)
 
 
-def move(program: Program, place: Place, scales: Tensor) -> None:
+def move(program: Program, place: ScaleSite, scales: Tensor) -> None:
     """Multiply what the linears read the value's channels by, and divide what makes them."""
     factor = constant(scales, f"{place.weights[0]}.channels")
     for name in place.weights:

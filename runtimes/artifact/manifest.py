@@ -40,7 +40,7 @@ class ScalesSpec:
     present_value: str
 
 
-class CacheTensor(NamedTuple):
+class CacheBinding(NamedTuple):
     """One of the tensors that make a cache, [slots, heads, length, width]."""
 
     past: str
@@ -72,15 +72,15 @@ class CacheSpec:
     scales: ScalesSpec | None = None
 
     @property
-    def tensors(self) -> list[CacheTensor]:
+    def tensors(self) -> list[CacheBinding]:
         """What a runtime keeps from call to call."""
         made = [
-            CacheTensor(self.key, self.present_key, self.key_dim, self.dtype),
-            CacheTensor(self.value, self.present_value, self.value_dim, self.dtype),
+            CacheBinding(self.key, self.present_key, self.key_dim, self.dtype),
+            CacheBinding(self.value, self.present_value, self.value_dim, self.dtype),
         ]
         if scales := self.scales:
-            made.append(CacheTensor(scales.key, scales.present_key, 1, "fp32"))
-            made.append(CacheTensor(scales.value, scales.present_value, 1, "fp32"))
+            made.append(CacheBinding(scales.key, scales.present_key, 1, "fp32"))
+            made.append(CacheBinding(scales.value, scales.present_value, 1, "fp32"))
         return made
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import LlmcError
 from ..engines.base import Engine
-from .loop import Step, generate
+from .loop import NextToken, generate
 from .sampling import Logprobs, SamplingParams
 from .stopping import FinishReason
 from .tokenizer import Message, Tokenizer, read_eos_ids
@@ -124,12 +124,14 @@ class LLM:
         steps = self._steps([self._encode(prompt, chat)], params)
         return (step.text for step in steps if step.text)
 
-    def _steps(self, ids: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None) -> Iterator[Step]:
+    def _steps(
+        self, ids: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> Iterator[NextToken]:
         chosen = SamplingParams() if params is None else params
         steps = generate(self.engine, ids, chosen, self._eos_ids, self.tokenizer, batch_size=self.batch_size)
         return self._in_turn(steps)
 
-    def _in_turn(self, steps: Iterator[Step]) -> Iterator[Step]:
+    def _in_turn(self, steps: Iterator[NextToken]) -> Iterator[NextToken]:
         """The steps, as long as nobody else writes into the engine's caches; the last one needs them no more."""
         turn = self._turn = object()
         for step in steps:
@@ -159,10 +161,10 @@ class _Output:
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
-        self._steps: list[Step] = []
+        self._steps: list[NextToken] = []
         self._first = self._last = 0.0
 
-    def add(self, step: Step, now: float) -> None:
+    def add(self, step: NextToken, now: float) -> None:
         self._first, self._last = self._first if self._steps else now, now
         self._steps.append(step)
 

@@ -18,7 +18,7 @@ from .stopping import Decoder, Ending, FinishReason
 
 
 @dataclass(frozen=True)
-class Step:
+class NextToken:
     """One new token of one row.
 
     Attributes:
@@ -43,7 +43,7 @@ def generate(
     *,
     chunk_size: int = 512,
     batch_size: int = 8,
-) -> Iterator[Step]:
+) -> Iterator[NextToken]:
     """Continue prompts, and yield each token as it is made.
 
     What was asked for is checked here, before the first step is taken. A sequence never holds more tokens, prompt
@@ -100,14 +100,14 @@ class _Row:
         self._sampler = Sampler(params, stop_ids)
         self._ending = Ending(params, stop_ids, room, decoder, prompt.tolist())
 
-    def take(self, logits: np.ndarray) -> Step:
+    def take(self, logits: np.ndarray) -> NextToken:
         """Choose the next token by logits [V]."""
         prompt, output = self.ids[: self._prompt_length], self.ids[self._prompt_length : self.length]
         token, logprobs = self._sampler.sample(logits, prompt, output)
         self.ids[self.length] = token
         self.length += 1
         text, finish_reason = self._ending.push(token)
-        return Step(self.index, token, text, logprobs, finish_reason)
+        return NextToken(self.index, token, text, logprobs, finish_reason)
 
 
 def _checked(prompt: Sequence[int], index: int, engine: Engine) -> np.ndarray:
@@ -130,7 +130,7 @@ def _checked(prompt: Sequence[int], index: int, engine: Engine) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _advance(engine: Engine, rows: list[_Row], chunk_size: int, slots: int) -> Iterator[Step]:
+def _advance(engine: Engine, rows: list[_Row], chunk_size: int, slots: int) -> Iterator[NextToken]:
     if not rows:
         return
     if engine.slots != slots:  # else they are used again as they are: a prompt starts at 0 and overwrites
@@ -161,7 +161,7 @@ def _advance(engine: Engine, rows: list[_Row], chunk_size: int, slots: int) -> I
         yield from steps
 
 
-def _file(step: Step, row: _Row, live: list[_Row], free: list[int]) -> None:
+def _file(step: NextToken, row: _Row, live: list[_Row], free: list[int]) -> None:
     """Put a row with those that go on, or its slot with those that are free."""
     if step.finish_reason is None:
         live.append(row)

@@ -21,7 +21,7 @@ BINS = 16
 _CHUNK = 1 << 18
 
 
-class Reference(Protocol):
+class ReferencePredictions(Protocol):
     """What another engine, or the model itself, gives for the same windows."""
 
     vocab_size: int
@@ -54,7 +54,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Divergence:
+class KlDivergence:
     """Kullback-Leibler divergence of an engine from its reference over the scored tokens, in nats."""
 
     mean: float
@@ -108,7 +108,7 @@ class Evaluation:
     scores: Scores
     perplexity: Estimate
     ratio: Estimate | None
-    kld: Divergence | None
+    kld: KlDivergence | None
     same_top1: Estimate | None
     same_top5: Estimate | None
     probability_change: Change | None
@@ -152,7 +152,7 @@ def window_logits(engine: Engine, window: Window) -> np.ndarray:
 def evaluate(
     engine: Engine,
     windows: Sequence[Window],
-    reference: Reference | None = None,
+    reference: ReferencePredictions | None = None,
     watch: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> Evaluation:
     """Measure an engine on windows of a text; it holds the logits of one window at a time.
@@ -198,7 +198,7 @@ def summarise(scores: Scores) -> Evaluation:
         perplexity,
         # Paired: what makes a passage hard is common to both and cancels.
         ratio=_exponential(mean(scores.nll - scores.reference_nll)),
-        kld=Divergence(kld.value, kld.stderr, *map(float, shape)),
+        kld=KlDivergence(kld.value, kld.stderr, *map(float, shape)),
         same_top1=mean(scores.rank < 1),
         same_top5=mean(scores.rank < 5),
         probability_change=Change(

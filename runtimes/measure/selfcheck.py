@@ -77,7 +77,7 @@ def limits_row(precision: str, pruned: bool, cache: str | None = None) -> str:
 
 
 @dataclass(frozen=True)
-class Reference:
+class GateReference:
     """What the model gives for some sequences, at some places of its vocabulary.
 
     Attributes:
@@ -101,7 +101,7 @@ class Reference:
         np.savez(folder / REFERENCE, **asdict(self))
 
     @classmethod
-    def read(cls, folder: Path) -> Reference:
+    def read(cls, folder: Path) -> GateReference:
         try:
             with np.load(folder / REFERENCE, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in fields(cls)})
@@ -127,7 +127,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class GateReport:
     """What the gate found."""
 
     precision: str
@@ -143,7 +143,7 @@ class Report:
         return {"passed": self.passed, "precision": self.precision, "tokens": self.tokens, "checks": checks}
 
 
-def check(engine: Engine, reference: Reference) -> Report:
+def check(engine: Engine, reference: GateReference) -> GateReport:
     """Run the reference's sequences every way that a server would, and measure each."""
     limits = LIMITS[str(reference.precision)]
     checks, tokens = [], 0
@@ -153,7 +153,7 @@ def check(engine: Engine, reference: Reference) -> Report:
         checks.append(Check(name, _round(np.sqrt(found[:, 0].mean())), limits.model))
         if reference.rounded.ndim > 1:
             checks.append(Check(f"{name}, rounded alike", _round(np.sqrt(found[:, 1].mean())), limits.rounded))
-    return Report(str(reference.precision), tokens, checks)
+    return GateReport(str(reference.precision), tokens, checks)
 
 
 def _round(value: float) -> float:
@@ -161,7 +161,7 @@ def _round(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _runs(engine: Engine, reference: Reference) -> dict[str, Iterator[np.ndarray]]:
+def _runs(engine: Engine, reference: GateReference) -> dict[str, Iterator[np.ndarray]]:
     """Each way of running: for each token the squared errors against the model and against the rounded program."""
     tokens, prompts, steps = reference.tokens, reference.prompts, int(reference.steps)
     count = len(tokens)
@@ -193,7 +193,7 @@ def _runs(engine: Engine, reference: Reference) -> dict[str, Iterator[np.ndarray
     return {"prompts": prefill(), "a ragged batch, token by token": decode(), "a prompt in pieces": chunks()}
 
 
-def _compare(logits: np.ndarray, reference: Reference, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _compare(logits: np.ndarray, reference: GateReference, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
     """[N, 2] for logits [N, V] of N tokens."""
     ids = reference.ids[rows, at]
     got = _centred(np.take_along_axis(logits, ids, 1))
@@ -214,7 +214,7 @@ def main() -> None:
     """`python -m llmc.runtimes.measure.selfcheck DIR`"""
     folder = Path(sys.argv[1])
     try:
-        report = check(load(folder, check_files=False), Reference.read(folder))
+        report = check(load(folder, check_files=False), GateReference.read(folder))
         document = report.as_dict() | {"peak_rss_bytes": peak_rss()}
     except LlmcError as error:
         document = {"error": {"code": error.code, "what": error.what, "hint": error.hint}}

@@ -24,7 +24,7 @@ from llmc.compiler.targets.onnx import build, rounded_cache
 from llmc.compiler.targets.onnx.lower import Lowering
 from llmc.passes.quantize.rounding_plan import Grid, Override
 from llmc.runtimes.artifact.open import open_artifact
-from llmc.runtimes.measure.selfcheck import Reference, limits_row
+from llmc.runtimes.measure.selfcheck import GateReference, limits_row
 
 # fp32, weights on 8 and 4 bits, activations and caches too; both tables; rings, slopes, learned positions.
 MADE: list[tuple[str, dict[str, Any]]] = [
@@ -207,7 +207,7 @@ def test_whatever_stops_it_a_whole_artifact_stands_there(tmp_path: Path) -> None
     assert [path.name for path in rooms[0].iterdir()] == ["out"]
     assert open_artifact(rooms[0] / "out").max_seq_len == 20
     # Nor was more asked of so short a model than it has room for.
-    reference = Reference.read(rooms[0] / "out")
+    reference = GateReference.read(rooms[0] / "out")
     assert (reference.prompts.tolist(), int(reference.steps), reference.tokens.shape[1]) == ([7, 10, 10], 10, 20)
     for room in (rooms[0], rooms[1], rooms[3]):
         assert CliRunner().invoke(main, ["verify", str(room / "out")]).exit_code == 0

@@ -20,15 +20,15 @@ from llmc.ir.stages import Stage, verify
 from llmc.passes import pipeline
 from llmc.passes.base import Pass, PassResult, Rewrite, miss
 from llmc.passes.cache.fuse_attention import FuseAttention
-from llmc.passes.cache.hoist_logit_selection import RaiseRows
+from llmc.passes.cache.hoist_logit_selection import HoistLogitSelection
 from llmc.passes.cache.insert_kv_cache import InsertKvCache
-from llmc.passes.cache.select_logits import ChooseRows
+from llmc.passes.cache.select_logits import SelectLogits
 from llmc.passes.match.fold_constants import FoldConstants
 from llmc.passes.match.match_linear import MatchLinear
 from llmc.passes.match.match_rope import MatchRope
 from llmc.passes.match.precompute_positions import PrecomputePositions
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.match.unify_op_names import UseOneName
+from llmc.passes.match.unify_op_names import UnifyOpNames
 from llmc.passes.optimize.merge_qkv import MergeQkv
 from llmc.passes.pipeline import PIPELINE, Dump, Reach, check_order, run_passes, run_pipeline
 from llmc.passes.quantize.quantize import Quantize
@@ -36,7 +36,7 @@ from llmc.passes.quantize.round_activations import RoundActivations
 from llmc.passes.quantize.rounding_plan import RoundingPlan
 
 ROUND = Quantize(RoundingPlan("none", {}))
-TO_THE_END = [*PIPELINE, InsertKvCache(), ChooseRows(), RaiseRows(), FuseAttention()]
+TO_THE_END = [*PIPELINE, InsertKvCache(), SelectLogits(), HoistLogitSelection(), FuseAttention()]
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def eager(sample: tuple[Tensor, Tensor]) -> Tensor:
         ([Reach(Stage.CANONICAL), InsertKvCache()], "InsertKvCache needs a optimized program"),
         ([Reach(Stage.OPTIMIZED), InsertKvCache(), ROUND], "Quantize leads back from cached"),
         ([Reach(Stage.OPTIMIZED), InsertKvCache(), InsertKvCache()], "InsertKvCache leads back from cached"),
-        ([Reach(Stage.OPTIMIZED), ROUND, ChooseRows()], "ChooseRows needs a cached program"),
+        ([Reach(Stage.OPTIMIZED), ROUND, SelectLogits()], "SelectLogits needs a cached program"),
         ([MatchRope(), PrecomputePositions()], "MatchRope stands before PrecomputePositions"),
         ([MatchRope()], "MatchRope stands before PrecomputePositions"),
         ([RemoveNoOps(), MatchLinear(), FoldConstants()], "MatchLinear stands before FoldConstants"),
@@ -81,7 +81,7 @@ def test_a_wrong_order_is_refused(passes: list[Pass], words: str) -> None:
 
 def test_the_pipelines_order_holds() -> None:
     check_order(PIPELINE)
-    check_order([*PIPELINE, ROUND, InsertKvCache(), ChooseRows(), FuseAttention(), RoundActivations()])
+    check_order([*PIPELINE, ROUND, InsertKvCache(), SelectLogits(), FuseAttention(), RoundActivations()])
     check_order([PrecomputePositions(), RemoveNoOps(), MatchRope(), Reach(Stage.CANONICAL), MergeQkv()])
 
 
@@ -225,7 +225,7 @@ class Hesitates(Rewrite):
 
 
 def test_dumps_are_numbered_python_that_says_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = [UseOneName(), Hesitates(), *PIPELINE[1:]]
+    passes = [UnifyOpNames(), Hesitates(), *PIPELINE[1:]]
     monkeypatch.setattr(pipeline, "PIPELINE", passes)
     program = run_pipeline(captured().copy(), Stage.OPTIMIZED, dump=tmp_path / "ir")
     files = sorted((tmp_path / "ir").iterdir())

@@ -19,7 +19,7 @@ _SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
-class Place:
+class DataLocation:
     """Where a tensor's bytes are."""
 
     file: str
@@ -27,7 +27,7 @@ class Place:
     length: int
 
 
-def external_tensor(name: str, dtype: int, shape: Sequence[int], place: Place) -> TensorProto:
+def external_tensor(name: str, dtype: int, shape: Sequence[int], place: DataLocation) -> TensorProto:
     """An initializer whose bytes are elsewhere; `dtype` by its number in ONNX."""
     tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
@@ -45,16 +45,16 @@ class ExternalData:
     def __init__(self, path: Path, watch: Callable[[str], None] = lambda name: None) -> None:
         self.path = path
         self.watch = watch
-        self._by_key: dict[str, Place] = {}
-        self._by_content: dict[bytes, Place] = {}
+        self._by_key: dict[str, DataLocation] = {}
+        self._by_content: dict[bytes, DataLocation] = {}
         self._file: IO[bytes] | None = None
 
-    def add(self, name: str, weight: Weight) -> Place:
+    def add(self, name: str, weight: Weight) -> DataLocation:
         """The place of a weight, which is computed and written if its value is new. Rows of a weight lie in it."""
         if part := rows_of(weight):
             whole, first = part
             place = self.add(name, whole)
-            return Place(place.file, place.offset + first * (place.length // whole.shape[0]), weight.nbytes)
+            return DataLocation(place.file, place.offset + first * (place.length // whole.shape[0]), weight.nbytes)
         if weight.key not in self._by_key:
             self.watch(name)
             value = weight.evaluate().contiguous()
@@ -62,14 +62,14 @@ class ExternalData:
             self._by_key[weight.key] = self._write(content)
         return self._by_key[weight.key]
 
-    def _write(self, content: memoryview) -> Place:
+    def _write(self, content: memoryview) -> DataLocation:
         digest = hashlib.sha256(content).digest()
         if digest not in self._by_content:
             if self._file is None:
                 self._file = self.path.open("wb")
             alignment = LINE if content.nbytes < _SMALL else PAGE
             self._file.write(bytes(-self._file.tell() % alignment))
-            self._by_content[digest] = Place(self.path.name, self._file.tell(), content.nbytes)
+            self._by_content[digest] = DataLocation(self.path.name, self._file.tell(), content.nbytes)
             self._file.write(content)
         return self._by_content[digest]
 

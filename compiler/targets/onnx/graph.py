@@ -63,7 +63,7 @@ class Value(str):
         return self
 
 
-class Graph:
+class OnnxGraph:
     """Nodes in order, with names that follow from the order of the calls alone: the same program, the same bytes."""
 
     def __init__(self, data: ExternalData) -> None:

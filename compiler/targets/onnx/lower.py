@@ -18,8 +18,8 @@ from ....ir.weights import Weight
 from ....kernels.ops import op_of
 from ....kernels.ops.quantized import FLOAT8
 from ....runtimes.artifact.manifest import DERIVED_FILE
-from .external import PAGE, ExternalData, Place, external_tensor
-from .graph import Graph, Value, element
+from .external import PAGE, DataLocation, ExternalData, external_tensor
+from .graph import OnnxGraph, Value, element
 
 # What a table maps op names ("llmc.rms_norm", "aten.softmax") to: writes nodes, returns the name or names of what
 # the op computes. Arguments come by name, as the op's own signature or schema calls them.
@@ -49,16 +49,16 @@ class Derived:
     rows: int
     columns: int
     group_size: int
-    codes: Place
-    zeros: Place | None
-    multiples: Place | None
+    codes: DataLocation
+    zeros: DataLocation | None
+    multiples: DataLocation | None
 
     @property
     def nbytes(self) -> int:
         return self.rows * self.columns
 
 
-class Lowering(Graph):
+class Lowering(OnnxGraph):
     """An ONNX graph that is being made from a program.
 
     Attributes:
@@ -97,7 +97,7 @@ class Lowering(Graph):
         if derived.name not in self.initializers:
             offset = -(-self._derived_end // PAGE) * PAGE
             self._derived_end = offset + derived.nbytes
-            place = Place(DERIVED_FILE, offset, derived.nbytes)
+            place = DataLocation(DERIVED_FILE, offset, derived.nbytes)
             self.initializers[derived.name] = external_tensor(derived.name, TensorProto.INT8, shape, place)
             self.derived[offset] = derived
         return Value(derived.name, torch.int8, shape)

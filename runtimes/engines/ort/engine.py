@@ -38,7 +38,7 @@ class OrtEngine:
         self.vocab_size = int(manifest.model["vocab_size"])
         self.max_seq_len = manifest.max_seq_len
         self.threads = threads or physical_cores()
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[str, GraphSession] = {}
         self._ones = np.ones((1, self.max_seq_len), np.int64)
         self._graph(1)
         self.open_slots(slots)
@@ -80,7 +80,9 @@ class OrtEngine:
         pieces = range(0, tokens.shape[1], _PIECE)
         return [self.forward(tokens[:, i : i + _PIECE], starts + i, slots, last_only) for i in pieces]
 
-    def _run(self, graph: Graph, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool) -> np.ndarray:
+    def _run(
+        self, graph: GraphSession, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool
+    ) -> np.ndarray:
         """Rows in adjacent slots, in one call."""
         batch, length = tokens.shape
         ends = np.asarray(starts) + length
@@ -89,7 +91,7 @@ class OrtEngine:
         binding = graph.binding(slot, batch, self._caches)
         return graph.run(binding, tokens, mask, last_only)
 
-    def _graph(self, length: int) -> Graph:
+    def _graph(self, length: int) -> GraphSession:
         """The graph for this many tokens a row."""
         fit = {n: g for n, g in self.manifest.graphs.items() if g.min_rows <= length <= (g.max_rows or length)}
         name = max(fit, key=lambda n: fit[n].min_rows)
@@ -97,8 +99,8 @@ class OrtEngine:
             self._graphs[name] = self._open(fit[name])
         return self._graphs[name]
 
-    def _open(self, spec: GraphSpec) -> Graph:
-        return Graph(self.folder, spec, self.threads, self.vocab_size)
+    def _open(self, spec: GraphSpec) -> GraphSession:
+        return GraphSession(self.folder, spec, self.threads, self.vocab_size)
 
     def _check(self, tokens: np.ndarray, starts: np.ndarray, rows: Sequence[int]) -> None:
         check_fits(starts, tokens.shape[1], self.max_seq_len)
@@ -140,7 +142,7 @@ def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
             first = i
 
 
-class Graph:
+class GraphSession:
     """A session, and its bindings by the slots that they reach."""
 
     def __init__(

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from ...artifact.manifest import GraphSpec, Manifest
 from ...measure.windows import Window
-from .engine import Graph, OrtEngine
+from .engine import GraphSession, OrtEngine
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,12 @@ class WatchedEngine(OrtEngine):
         common = [layer for layer in self._pieces[0] if all(layer in piece for piece in self._pieces)]
         return {layer: np.concatenate([piece[layer] for piece in self._pieces], 1) for layer in common}
 
-    def _open(self, spec: GraphSpec) -> Graph:
+    def _open(self, spec: GraphSpec) -> GraphSession:
         return _Watched(self.folder, spec, self.threads, self.vocab_size, self.watched[spec.file])
 
-    def _run(self, graph: Graph, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool) -> np.ndarray:
+    def _run(
+        self, graph: GraphSession, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool
+    ) -> np.ndarray:
         logits = super()._run(graph, tokens, starts, slot, last_only)
         assert isinstance(graph, _Watched)
         rows = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == tokens.shape}
@@ -75,7 +77,7 @@ class WatchedEngine(OrtEngine):
         return logits
 
 
-class _Watched(Graph):
+class _Watched(GraphSession):
     """Keeps what left each layer in the last call, [B, S, ...], under `seen`."""
 
     def __init__(self, folder: Path, spec: GraphSpec, threads: int, vocab_size: int, watched: WatchedGraph) -> None:

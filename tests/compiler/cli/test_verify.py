@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.compiler.cli.main import main
-from llmc.runtimes.measure.selfcheck import Check, Report
+from llmc.runtimes.measure.selfcheck import Check, GateReport
 
 GOOD, BAD = Check("prefill: error", 1.25e-6, 1e-4), Check("decode: flips", 0.5, 0.01)
 
@@ -19,7 +19,7 @@ GOOD, BAD = Check("prefill: error", 1.25e-6, 1e-4), Check("decode: flips", 0.5, 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What the gate was asked; its answer is `report`."""
-    calls: dict[str, object] = {"report": Report("fp32", 100, [GOOD])}
+    calls: dict[str, object] = {"report": GateReport("fp32", 100, [GOOD])}
 
     def verify(folder: Path, model: str | None = None) -> object:
         calls.update(folder=folder, model=model)
@@ -48,7 +48,7 @@ def test_what_was_measured_is_a_table(asked: dict[str, object]) -> None:
 
 
 def test_a_failed_check_exits_1(asked: dict[str, object]) -> None:
-    asked["report"] = Report("fp32", 100, [GOOD, BAD])
+    asked["report"] = GateReport("fp32", 100, [GOOD, BAD])
     result = verify("out", "demo")
     assert result.exit_code == 1
     assert "decode: flips   0.5       0.01    NO" in result.stdout

@@ -9,12 +9,12 @@ import torch
 
 from llmc.compiler.compress.clipping import best_steps
 from llmc.kernels.ops.quantized import levels_of
-from llmc.kernels.ops.rounding import LARGEST_MULTIPLE, Steps, codes_of, plain_steps
+from llmc.kernels.ops.rounding import LARGEST_MULTIPLE, GridScales, codes_of, plain_steps
 
 KINDS = [("int4", True), ("int4", False), ("int8", True), ("nf4", True), ("fp8", True)]
 
 
-def errors(weight: torch.Tensor, steps: Steps, scheme: str, matters: torch.Tensor) -> torch.Tensor:
+def errors(weight: torch.Tensor, steps: GridScales, scheme: str, matters: torch.Tensor) -> torch.Tensor:
     """Of each group."""
     codes = codes_of(weight, steps, scheme, 16)
     zeros = None if steps.zeros is None else steps.zeros.repeat_interleave(16, 1)
@@ -66,7 +66,7 @@ def test_the_best_of_all_multiples_within_reach() -> None:
     assert plain.multiples is not None
     for row, multiple in itertools.product(range(6), range(9, 16)):
         for sign in (1, -1):
-            other = Steps(plain.scales, None, torch.full((6, 1), sign * multiple, dtype=torch.int8))
+            other = GridScales(plain.scales, None, torch.full((6, 1), sign * multiple, dtype=torch.int8))
             found = [errors(weight, steps, "int4", torch.ones(16))[row, 0] for steps in (best, other)]
             if multiple >= int(plain.multiples[row, 0].abs()) - 4:
                 assert found[0] <= found[1] * (1 + 1e-5)

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from llmc.compiler.compress.gptq import gptq
 from llmc.kernels.ops.quantized import levels_of
-from llmc.kernels.ops.rounding import Steps, codes_of, plain_steps
+from llmc.kernels.ops.rounding import GridScales, codes_of, plain_steps
 
 DAMPING = 0.01
 
 
-def values(codes: Tensor, steps: Steps, scheme: str, group: int) -> Tensor:
+def values(codes: Tensor, steps: GridScales, scheme: str, group: int) -> Tensor:
     zeros = None if steps.zeros is None else steps.zeros.repeat_interleave(group, 1)
     return levels_of(codes, zeros, scheme) * steps.spacing.repeat_interleave(group, 1)
 
 
 def by_definition(
-    weight: Tensor, hessian: Tensor, steps: Steps, scheme: str, group: int, keep_zeros: bool = False
+    weight: Tensor, hessian: Tensor, steps: GridScales, scheme: str, group: int, keep_zeros: bool = False
 ) -> np.ndarray:
     """In float64. For each column the remaining ones move by -(error / inverse[0, 0]) * inverse[0], as in OBS."""
     w, h = weight.double().numpy().copy(), hessian.double().numpy().copy()

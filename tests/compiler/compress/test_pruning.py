@@ -25,7 +25,7 @@ from llmc.compiler.gate.verify import verify
 from llmc.compiler.targets.onnx import build
 from llmc.ir.stages import Stage
 from llmc.passes.quantize.quantize import round_plainly
-from llmc.runtimes.measure.selfcheck import LIMITS, Reference
+from llmc.runtimes.measure.selfcheck import LIMITS, GateReference
 
 TEXT = "the sea is blue, and so is the sky. " * 40
 LAST = "model.layers.1"
@@ -73,7 +73,7 @@ def test_layers(tmp_path: Path) -> None:
     assert made.manifest.model["layers"] == len(made.manifest.caches) == 1
     whole = sum(p.numel() for _, p in modules()) * 4
     assert (made.path / "model.onnx.data").stat().st_size < 0.8 * whole
-    reference = Reference.read(made.path)
+    reference = GateReference.read(made.path)
     assert str(reference.precision) == "pruned fp32" and reference.rounded.ndim == 3
 
 

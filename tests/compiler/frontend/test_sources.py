@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.frontend.sources import Source, find_source
+from llmc.compiler.frontend.sources import ModelSource, find_source
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_model_of_transformers_brings_its_config() -> None:
 def test_a_folder_has_a_name_a_config_and_a_structure_without_bytes(folder: Path) -> None:
     for given in (str(folder), folder):
         source = find_source(given)
-        assert isinstance(source, Source) and source.name == str(folder)
+        assert isinstance(source, ModelSource) and source.name == str(folder)
         assert source.config is not None and source.config.model_type == "llama"
         built = source.build(torch.bfloat16)
         assert all(p.is_meta and p.dtype == torch.bfloat16 for p in built.parameters())

@@ -6,7 +6,7 @@ from check_pass import inputs
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.gate.bisect import find_divergence
+from llmc.compiler.gate.bisect import find_faulty_pass
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.ir.weights import fold
@@ -26,7 +26,7 @@ class Break(Pass):
 
 def blamed(passes: list[Pass]) -> str | None:
     program = llmc.capture(tiny_model("llama"), until=Stage.CAPTURED)
-    found = find_divergence(program, passes, inputs(2, 9)[0], 1e-3)
+    found = find_faulty_pass(program, passes, inputs(2, 9)[0], 1e-3)
     return found and found.step
 
 

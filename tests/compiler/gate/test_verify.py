@@ -15,12 +15,12 @@ from zoo.tiny import tiny_model
 from llmc import LlmcError
 from llmc.compiler.gate.verify import PROMPTS, STEPS, TEXT, check_apart, gate_failed, verify
 from llmc.runtimes.generate.tokenizer import Tokenizer
-from llmc.runtimes.measure.selfcheck import Check, Reference, Report
+from llmc.runtimes.measure.selfcheck import Check, GateReference, GateReport
 
 
 def test_the_reference_is_the_model_on_english() -> None:
     folder = artifact("speaking")
-    reference = Reference.read(folder)
+    reference = GateReference.read(folder)
     lengths = [size + STEPS for size in PROMPTS]
     assert (reference.prompts.tolist(), int(reference.steps)) == (list(PROMPTS), STEPS)
     assert reference.tokens.shape == (3, max(lengths))
@@ -37,7 +37,7 @@ def test_the_reference_is_the_model_on_english() -> None:
 
 
 def test_rounded_weights_have_a_reference_of_their_own() -> None:
-    reference = Reference.read(artifact("speaking", quantize="int4"))
+    reference = GateReference.read(artifact("speaking", quantize="int4"))
     assert reference.rounded.shape == reference.logits.shape
     error = np.square(reference.rounded - reference.logits).mean() ** 0.5
     assert 0.01 < error / reference.logits.std() < 0.5
@@ -85,7 +85,7 @@ def test_a_model_that_gives_nan() -> None:
 
 
 def test_every_failed_check_is_in_the_refusal() -> None:
-    report = Report("fp32", 1, [Check("a", 0.1, 1.0), Check("b", 2.0, 1.0), Check("c", float("nan"), 1.0)])
+    report = GateReport("fp32", 1, [Check("a", 0.1, 1.0), Check("b", 2.0, 1.0), Check("c", float("nan"), 1.0)])
     error = gate_failed(report, "The norm did it.")
     assert error.code == "GATE_FAILED" and error.hint
     assert "b: 2, the limit is 1; c: nan" in error.what and "a: " not in error.what

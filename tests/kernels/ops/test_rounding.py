@@ -10,7 +10,7 @@ import torch
 
 from llmc.kernels.ops import round_weight, rounding
 from llmc.kernels.ops.quantized import FLOAT8, NF4, dequantize, unpack_nibbles
-from llmc.kernels.ops.rounding import LARGEST_MULTIPLE, Steps, codes_of, nearest, packed, plain_steps
+from llmc.kernels.ops.rounding import LARGEST_MULTIPLE, GridScales, codes_of, nearest, packed, plain_steps
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Rows of zeros, of one weight, of weights of very different sizes, of one that is huge beside the others.
@@ -177,7 +177,7 @@ def test_codes_of_numbers_on_the_grid_are_theirs_again(scheme: str, symmetric: b
         assert steps.multiples is None or torch.equal(multiples, steps.multiples)
 
 
-def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[torch.Tensor, Steps]:
+def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[torch.Tensor, GridScales]:
     """Any unpacked codes [O, I] of groups that reach to the grid's end, and of rows that reach to the last multiple."""
     rows, groups, _ = shape
     scales = 0.01 + torch.rand(rows, groups)
@@ -188,11 +188,11 @@ def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[
         ends = torch.tensor([0x7E, 0xFE] if scheme == "fp8" else [0x7B, 0xFB])
         codes = allowed[torch.randint(len(allowed), shape)]
         codes[..., 0] = ends[torch.randint(2, shape[:2])]
-        return codes.to(torch.uint8).flatten(1).view(FLOAT8[scheme]), Steps(scales)
+        return codes.to(torch.uint8).flatten(1).view(FLOAT8[scheme]), GridScales(scales)
     if scheme == "int8":
         codes = torch.randint(-127, 128, shape)
         codes[..., 0] = 127 * (2 * torch.randint(2, shape[:2]) - 1)
-        return codes.to(torch.int8).flatten(1), Steps(scales)
+        return codes.to(torch.int8).flatten(1), GridScales(scales)
     codes = torch.randint(16, shape, dtype=torch.uint8)
     codes[..., 0] = 0  # the one number at the full distance
     if scheme == "int4":
@@ -204,7 +204,7 @@ def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[
         else:
             zeros = torch.randint(16, shape[:2], dtype=torch.uint8)
             codes[..., 1] = 15
-    return codes.flatten(1), Steps(scales, zeros, multiples)
+    return codes.flatten(1), GridScales(scales, zeros, multiples)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_codes_of_given_steps_are_the_nearest(scheme: str, symmetric: bool) -> N
     """No other code of the grid stands for a number that is nearer: what calibration relies on."""
     weight, group = torch.randn(5, 32), 8
     steps = plain_steps(weight, scheme, group, symmetric)
-    steps = Steps(steps.scales * 0.9, *steps[1:])  # some lie beyond the end
+    steps = GridScales(steps.scales * 0.9, *steps[1:])  # some lie beyond the end
     codes = codes_of(weight, steps, scheme, group)
     assert codes.shape == weight.shape
     got = dequantize(packed(codes, scheme), steps.scales, steps.zeros, scheme, group, multiples=steps.multiples)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import llmc
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
-from llmc.passes.cache.check_token_independence import CheckRows
-from llmc.passes.match.unify_op_names import UseOneName
+from llmc.passes.cache.check_token_independence import CheckTokenIndependence
+from llmc.passes.match.unify_op_names import UnifyOpNames
 
 HIDDEN = 8
 
@@ -31,7 +31,7 @@ class Model(nn.Module):
 
 
 def checked(mix: Callable[[Tensor], Tensor]) -> int:
-    return CheckRows()(capture(Model(mix), first=[UseOneName()], stage=Stage.OPTIMIZED)).matches
+    return CheckTokenIndependence()(capture(Model(mix), first=[UnifyOpNames()], stage=Stage.OPTIMIZED)).matches
 
 
 APART: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,7 +82,7 @@ def test_a_reason_names_the_module() -> None:
 
     model = Model(Layer())
     with pytest.raises(llmc.LlmcError, match=r"In mix, aten\.cumsum"):
-        CheckRows()(capture(model, first=[UseOneName()], stage=Stage.OPTIMIZED))
+        CheckTokenIndependence()(capture(model, first=[UnifyOpNames()], stage=Stage.OPTIMIZED))
 
 
 def test_calls_that_are_alike_are_tried_once() -> None:

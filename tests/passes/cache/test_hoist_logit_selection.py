@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from llmc.ir.program import Program
 from llmc.kernels.ops import add_rms_norm, attention, linear, rms_norm, take_rows
 from llmc.passes.base import Fuel, PassResult
-from llmc.passes.cache.hoist_logit_selection import RaiseRows
-from llmc.passes.cache.select_logits import ChooseRows
+from llmc.passes.cache.hoist_logit_selection import HoistLogitSelection
+from llmc.passes.cache.select_logits import SelectLogits
 from llmc.passes.optimize.fuse_residual_norm import FuseResidualNorm
 from llmc.passes.queries import is_op
 
@@ -30,7 +30,7 @@ def program(forward: Callable[[Layer, Attending, int, Tensor, Tensor], Tensor] |
             patch.setattr(Layer, "forward", forward)
         made = cached(attend)
     FuseResidualNorm()(made)
-    assert ChooseRows()(made).matches == 1
+    assert SelectLogits()(made).matches == 1
     return made
 
 
@@ -49,7 +49,7 @@ def behind_attention(layer: Layer, m: Attending, place: int, x: Tensor, position
 def test_the_last_layer_is_computed_for_the_chosen_rows(
     forward: Callable[[Layer, Attending, int, Tensor, Tensor], Tensor] | None,
 ) -> None:
-    made = check_pass(RaiseRows(), program(forward), matches=1)
+    made = check_pass(HoistLogitSelection(), program(forward), matches=1)
     joined, residual = taken(made)
     assert "reshape" in str(joined.target) or "view" in str(joined.target)
     assert residual.meta["val"].shape[2] == 12
@@ -61,7 +61,7 @@ def test_the_last_layer_is_computed_for_the_chosen_rows(
 def test_any_rows_are_those_of_the_whole() -> None:
     made = program(behind_attention)
     whole, *caches = made.run(*with_rows(made, range(5)))
-    RaiseRows()(made)
+    HoistLogitSelection()(made)
     for rows in ([-1], [4, 0, 0], range(5)):
         logits, *same = made.run(*with_rows(made, rows))
         torch.testing.assert_close(logits, whole[:, list(rows)])
@@ -76,9 +76,9 @@ def with_rows(made: Program, rows: object) -> list[Tensor]:
 def test_without_fuel_or_a_choice_nothing_is_done() -> None:
     made = program()
     (before,) = taken(made)
-    assert RaiseRows()(made, Fuel(0)) == PassResult(0)
+    assert HoistLogitSelection()(made, Fuel(0)) == PassResult(0)
     assert taken(made) == [before]
-    check_pass(RaiseRows(), cached(attend), matches=0, gone={"llmc.take_rows"})
+    check_pass(HoistLogitSelection(), cached(attend), matches=0, gone={"llmc.take_rows"})
 
 
 def goes_out(made: Program) -> Program:
@@ -99,7 +99,7 @@ def summed(layer: Layer, m: Attending, place: int, x: Tensor, positions: Tensor)
 def test_what_others_read_or_has_another_shape_is_left_alone(make: Callable[[], Program]) -> None:
     made = make()
     before = taken(made)
-    check_pass(RaiseRows(), made, matches=0)
+    check_pass(HoistLogitSelection(), made, matches=0)
     assert taken(made) == before
 
 
@@ -111,4 +111,4 @@ def test_a_call_is_not_parted_from_its_values() -> None:
         other = made.item(norm, 1)
     (end,) = made.graph.find_nodes(op="output")
     end.args = ((*end.args[0], other),)
-    check_pass(RaiseRows(), made, matches=0)
+    check_pass(HoistLogitSelection(), made, matches=0)

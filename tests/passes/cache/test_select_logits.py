@@ -14,7 +14,7 @@ from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import attention, embedding, linear
 from llmc.passes.base import Fuel, PassResult
-from llmc.passes.cache.select_logits import ChooseRows
+from llmc.passes.cache.select_logits import SelectLogits
 from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, analyse
@@ -64,7 +64,7 @@ def chosen(logits: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_chosen_rows_go_into_the_head(name: str) -> None:
-    program = check_pass(ChooseRows(), model(TAKEN[name]), matches=1, there={"llmc.take_rows"}, expected=chosen)
+    program = check_pass(SelectLogits(), model(TAKEN[name]), matches=1, there={"llmc.take_rows"}, expected=chosen)
     (head,) = [n for n in program.nodes if "linear" in str(n.target)]
     assert "take_rows" in str(head.args[0].target)
 
@@ -72,7 +72,7 @@ def test_chosen_rows_go_into_the_head(name: str) -> None:
 def test_how_many_rows_is_up_to_the_caller() -> None:
     program = model(TAKEN["capped"])
     whole = program(*samples(program, 2, 5))
-    ChooseRows()(program)
+    SelectLogits()(program)
     batch, length = map(str, program.inputs[0].meta["val"].shape)
     assert str(program.output.meta["val"].shape[1]) not in (batch, length, "1")
     tokens, positions, _ = samples(program, 2, 5)
@@ -85,7 +85,7 @@ def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
 
 
 def test_caches_are_kept_whole() -> None:
-    program = check_pass(ChooseRows(), cached(attend), matches=1, expected=chosen)
+    program = check_pass(SelectLogits(), cached(attend), matches=1, expected=chosen)
     names = [str(node.target) for node in program.inputs]
     assert names[:3] == ["tokens", "starts", "rows"] and len(names) == 7
 
@@ -103,13 +103,13 @@ def test_a_rounded_head_is_a_head() -> None:
     program = capture(Wide(), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
     Quantize(analyse(program, SCHEMES_BY_NAME["int8"]))(program)
     program.stage = Stage.CACHED
-    program = check_pass(ChooseRows(), program, matches=1, expected=chosen)
+    program = check_pass(SelectLogits(), program, matches=1, expected=chosen)
     assert program.ops()["llmc.quant_linear"] == 1
 
 
 def test_without_fuel_nothing_is_done() -> None:
     program = model(project)
-    assert ChooseRows()(program, Fuel(0)) == PassResult(0)
+    assert SelectLogits()(program, Fuel(0)) == PassResult(0)
     assert not program.ops()["llmc.take_rows"]
 
 
@@ -129,7 +129,7 @@ LEFT: dict[str, tuple[Head, str]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_other_heads_are_left_alone(name: str) -> None:
     head, reason = LEFT[name]
-    check_pass(ChooseRows(), model(head), matches=0, gone={"llmc.take_rows"}, miss=reason)
+    check_pass(SelectLogits(), model(head), matches=0, gone={"llmc.take_rows"}, miss=reason)
 
 
 @pytest.mark.parametrize(("also", "reason"), [("linear", "something else reads"), ("tanh", "don't come from a linear")])
@@ -139,6 +139,6 @@ def test_a_value_on_the_way_that_goes_out_as_well_keeps_its_rows(also: str, reas
     (end,) = program.graph.find_nodes(op="output")
     end.args = ((program.output, other),)
     before = program(*samples(program, 2, 5))
-    (found,) = ChooseRows()(program).misses
+    (found,) = SelectLogits()(program).misses
     assert reason in found.reason
     assert torch.equal(program(*samples(program, 2, 5)), before)

@@ -9,7 +9,7 @@ import torch
 from check_pass import VOCAB, check_pass
 from torch import Tensor, nn
 
-from llmc.passes.match.unify_op_names import NAMES, UseOneName
+from llmc.passes.match.unify_op_names import NAMES, UnifyOpNames
 
 
 class Computed(nn.Module):
@@ -40,7 +40,7 @@ class Computed(nn.Module):
 )
 def test_other_names(compute: Callable[[Tensor], Tensor], gone: str, there: str) -> None:
     twice = 2 if gone == "moveaxis" else 1
-    check_pass(UseOneName(), Computed(compute), matches=twice, gone={f"aten.{gone}"}, there={f"aten.{there}"})
+    check_pass(UnifyOpNames(), Computed(compute), matches=twice, gone={f"aten.{gone}"}, there={f"aten.{there}"})
 
 
 @pytest.mark.parametrize(("other", "name"), sorted(NAMES.items()))
@@ -54,4 +54,4 @@ def test_the_names_mean_the_same(other: str, name: str) -> None:
 
 
 def test_leaves_a_call_that_differs_in_more_than_its_name() -> None:
-    check_pass(UseOneName(), Computed(lambda x: torch.rsub(x, 1.0)), matches=0, there={"aten.rsub"})
+    check_pass(UnifyOpNames(), Computed(lambda x: torch.rsub(x, 1.0)), matches=0, there={"aten.rsub"})

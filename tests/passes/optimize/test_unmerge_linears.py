@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
-from llmc.passes.match.unify_op_names import UseOneName
+from llmc.passes.match.unify_op_names import UnifyOpNames
 from llmc.passes.optimize.unmerge_linears import UnmergeLinears
 from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.round_activations import RoundActivations
@@ -51,7 +51,7 @@ GRIDS = {
 
 
 def rounded(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -> Program:
-    program = capture(Merged(join, bias), first=[UseOneName()], stage=Stage.OPTIMIZED)
+    program = capture(Merged(join, bias), first=[UnifyOpNames()], stage=Stage.OPTIMIZED)
     Quantize(analyse(program, Scheme(name, GRIDS[name])))(program)
     program.stage = Stage.CACHED
     RoundActivations()(program)

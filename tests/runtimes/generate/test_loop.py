@@ -11,20 +11,20 @@ import pytest
 from fake_engines import EOS, ToyEngine, byte_tokenizer, hashed, scripted
 
 from llmc.errors import LlmcError
-from llmc.runtimes.generate.loop import Step, generate
+from llmc.runtimes.generate.loop import NextToken, generate
 from llmc.runtimes.generate.sampling import SamplingParams
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13]]
 
 
-def outputs(steps: Sequence[Step]) -> dict[int, list[int]]:
+def outputs(steps: Sequence[NextToken]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for step in steps:
         found.setdefault(step.row, []).append(step.token)
     return found
 
 
-def reasons(steps: Sequence[Step]) -> dict[int, str]:
+def reasons(steps: Sequence[NextToken]) -> dict[int, str]:
     return {step.row: step.finish_reason for step in steps if step.finish_reason}
 
 

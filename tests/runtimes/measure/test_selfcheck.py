@@ -18,7 +18,7 @@ from compiled import artifact
 import llmc
 from llmc import LlmcError
 from llmc.runtimes.engines.base import Engine
-from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, Reference, check, limits_row
+from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, GateReference, check, limits_row
 
 Arguments = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -90,13 +90,13 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    return Reference.read(artifact("speaking"))
+def reference() -> GateReference:
+    return GateReference.read(artifact("speaking"))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_seen_where_they_are(engine: Engine, reference: Reference, name: str) -> None:
+def test_faults_are_seen_where_they_are(engine: Engine, reference: GateReference, name: str) -> None:
     call, answer, failing = FAULTS[name]
     report = check(Wrong(engine, call, answer), reference)
     assert [c.name for c in report.checks] == ["prompts", "a ragged batch, token by token", "a prompt in pieces"]
@@ -104,7 +104,7 @@ def test_faults_are_seen_where_they_are(engine: Engine, reference: Reference, na
     assert report.passed == (not failing) == report.as_dict()["passed"]
 
 
-def test_what_is_measured(engine: Engine, reference: Reference) -> None:
+def test_what_is_measured(engine: Engine, reference: GateReference) -> None:
     report = check(engine, reference)
     # 7, 26 and 70 tokens at once, 12 behind each one by one, and the last of each of three pieces.
     assert (report.precision, report.tokens) == ("fp32", 103 + 36 + 3)
@@ -116,7 +116,7 @@ def test_what_is_measured(engine: Engine, reference: Reference) -> None:
 
 def test_rounded_weights_are_held_to_both() -> None:
     folder = artifact("speaking", quantize="int4")
-    reference = Reference.read(folder)
+    reference = GateReference.read(folder)
     engine = llmc.load(folder, threads=1)
     report = check(engine, reference)
     assert report.passed and len(report.checks) == 6
@@ -131,7 +131,7 @@ def test_rounded_weights_are_held_to_both() -> None:
 @pytest.mark.parametrize("codes", CACHE_LIMITS)
 def test_a_rounded_cache_is_held_to_rounded_keys_and_values(codes: str) -> None:
     folder = artifact("speaking", kv_cache_dtype=codes)
-    reference, engine = Reference.read(folder), llmc.load(folder, threads=1)
+    reference, engine = GateReference.read(folder), llmc.load(folder, threads=1)
     report = check(engine, reference)
     assert report.passed and report.precision == f"fp32, {codes} cache" and len(report.checks) == 6
     model, alike = report.checks[0], report.checks[1]
@@ -148,13 +148,13 @@ def test_limits_of_rounded_caches_are_the_wider_of_both() -> None:
     assert limits_row("int4", False) == "int4" and limits_row("int4", True) == "pruned int4"
 
 
-def test_a_reference_as_it_was_saved(reference: Reference, tmp_path: Path) -> None:
+def test_a_reference_as_it_was_saved(reference: GateReference, tmp_path: Path) -> None:
     reference.save(tmp_path)
-    again = Reference.read(tmp_path)
-    for field in fields(Reference):
+    again = GateReference.read(tmp_path)
+    for field in fields(GateReference):
         assert np.array_equal(getattr(again, field.name), getattr(reference, field.name)), field.name
     with pytest.raises(LlmcError) as caught:
-        Reference.read(tmp_path / "none")
+        GateReference.read(tmp_path / "none")
     assert caught.value.code == "REFERENCE_MISSING"
 
 

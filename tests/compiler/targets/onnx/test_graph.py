@@ -11,15 +11,15 @@ import torch
 
 from llmc import LlmcError
 from llmc.compiler.targets.onnx.external import ExternalData
-from llmc.compiler.targets.onnx.graph import IR_VERSION, MICROSOFT, Graph, Value, element
+from llmc.compiler.targets.onnx.graph import IR_VERSION, MICROSOFT, OnnxGraph, Value, element
 
 
 @pytest.fixture
-def graph(tmp_path: Path) -> Graph:
-    return Graph(ExternalData(tmp_path / "data"))
+def graph(tmp_path: Path) -> OnnxGraph:
+    return OnnxGraph(ExternalData(tmp_path / "data"))
 
 
-def test_names(graph: Graph) -> None:
+def test_names(graph: OnnxGraph) -> None:
     x = graph.input("x", torch.float32, ["n"])
     assert [graph.op("Relu", x), graph.op("Relu", x), graph.op("Split", x, count=2)] == [
         "Relu", "Relu_2", ("Split_0", "Split_1"),
@@ -32,7 +32,7 @@ def test_names(graph: Graph) -> None:
     assert graph.op("Tanh", x) == "Tanh_2"
 
 
-def test_equal_constants_are_one(graph: Graph) -> None:
+def test_equal_constants_are_one(graph: OnnxGraph) -> None:
     one = graph.constant([1, 2])
     assert graph.constant(torch.tensor([1, 2])) == one
     others = [graph.constant([1.0, 2.0]), graph.constant([[1, 2]]), graph.constant([1, 2], torch.int32)]
@@ -40,14 +40,14 @@ def test_equal_constants_are_one(graph: Graph) -> None:
     assert (one.dtype, tuple(one.shape)) == (torch.int64, (2,))
 
 
-def test_inputs_left_out(graph: Graph) -> None:
+def test_inputs_left_out(graph: OnnxGraph) -> None:
     x = graph.input("x", torch.float32, ["n"])
     graph.op("Clip", x, None, graph.constant(1.0), None, to=None)
     assert list(graph.nodes[0].input) == ["x", "", "const"]
     assert not graph.nodes[0].attribute
 
 
-def test_what_makes_an_output_has_its_name(graph: Graph) -> None:
+def test_what_makes_an_output_has_its_name(graph: OnnxGraph) -> None:
     x = graph.input("x", torch.float32, ["n"])
     y = graph.op("Relu", x)
     z = graph.op("Neg", y)
@@ -64,7 +64,7 @@ def test_what_makes_an_output_has_its_name(graph: Graph) -> None:
     assert [g.tolist() for g in got] == [[0, 2], [0, -2], [0, 2], [-1, 2]]
 
 
-def test_domains_are_declared(graph: Graph) -> None:
+def test_domains_are_declared(graph: OnnxGraph) -> None:
     x = graph.input("x", torch.float32, ["n"])
     assert [o.domain for o in graph.model().opset_import] == [""]
     graph.op("Gelu", x, domain=MICROSOFT)
@@ -73,7 +73,7 @@ def test_domains_are_declared(graph: Graph) -> None:
     assert (model.ir_version, model.producer_name) == (IR_VERSION, "llmc")
 
 
-def test_dtypes(graph: Graph) -> None:
+def test_dtypes(graph: OnnxGraph) -> None:
     assert element(torch.bfloat16) == onnx.TensorProto.BFLOAT16
     with pytest.raises(LlmcError) as caught:
         element(torch.complex64)

@@ -20,7 +20,7 @@ from llmc.compiler.targets.onnx.lower import Lowering, Table
 from llmc.compiler.targets.onnx.standard import STANDARD
 from llmc.ir.program import Program
 from llmc.kernels.ops import attention
-from llmc.passes.cache.select_logits import ChooseRows
+from llmc.passes.cache.select_logits import SelectLogits
 
 WINDOW, MAX = 6, 32
 
@@ -69,7 +69,7 @@ def test_inputs_and_outputs(program: Program, tmp_path: Path) -> None:
 
 def test_rows_are_optional(program: Program, tmp_path: Path) -> None:
     chosen = program.copy()
-    assert ChooseRows()(chosen).matches == 1
+    assert SelectLogits()(chosen).matches == 1
     model = lowered(chosen, tmp_path)
     assert list(signature(model.graph.input))[:3] == ["input_ids", "attention_mask", "rows"]
     assert signature(model.graph.output)["logits"] == ["batch_size", 1, VOCAB]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmc.compiler.targets.onnx.external import ExternalData
-from llmc.compiler.targets.onnx.graph import Graph
+from llmc.compiler.targets.onnx.graph import OnnxGraph
 from llmc.compiler.targets.onnx.lower import WeightValue
 from llmc.compiler.targets.onnx.rounded_matrix import RoundedMatrix
 from llmc.ir.weights import Weight, constant, rows
@@ -24,7 +24,7 @@ class Written:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "data"
         self.data = ExternalData(self.file)
-        self.graph = Graph(self.data)
+        self.graph = OnnxGraph(self.data)
 
     def read(self, name: str) -> np.ndarray:
         assert self.data._file is not None
@@ -127,7 +127,7 @@ def test_rows_of_a_weight_lie_in_the_whole(written: Written, scheme: str, layout
     zeros = torch.randint(0, 16, (6, 1), dtype=codes.dtype)
     whole, points = constant(codes, "codes"), constant(zeros, "zeros")
 
-    def layouts(codes: Weight, zeros: Weight, graph: Graph) -> list[str]:
+    def layouts(codes: Weight, zeros: Weight, graph: OnnxGraph) -> list[str]:
         found = matrix(codes, zeros, scheme, 32 if scheme == "int8" else 64)
         more = ((found.rows, 32),) if layout == "unsigned" else ()
         made = [getattr(found, layout)(graph, *more)]
@@ -135,7 +135,7 @@ def test_rows_of_a_weight_lie_in_the_whole(written: Written, scheme: str, layout
 
     full = [written.read(name) for name in layouts(whole, points, written.graph)]
     size = written.file.stat().st_size
-    written.graph = Graph(written.data)
+    written.graph = OnnxGraph(written.data)
     for name, all_rows in zip(layouts(rows(whole, 2, 5), rows(points, 2, 5), written.graph), full, strict=True):
         assert np.array_equal(written.read(name), all_rows.reshape(6, -1)[2:5].ravel())
     assert written.file.stat().st_size == size
