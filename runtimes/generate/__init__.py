@@ -1,1 +1,1 @@
-"""From logits to text: sampling, stopping, tokenizer, generation."""
+"""Text generation: sampling, stop conditions, tokenizer and the decode loop."""

@@ -1,4 +1,4 @@
-"""Text in, text out: an engine, its tokenizer and the loop behind one class."""
+"""Text generation with one class: an engine, its tokenizer and the decode loop."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 @dataclass(frozen=True)
 class Stats:
-    """What a completion took.
+    """Token counts and times of a completion.
 
     Attributes:
-        ttft_s: from the call to the first token, the wait for other prompts included.
-        decode_s: from the first token to the last.
-        tokens_per_s: of the tokens behind the first; 0 where there is none.
+        ttft_s: seconds from the call to the first token, including the wait for other prompts.
+        decode_s: seconds from the first token to the last.
+        tokens_per_s: decode speed, counting the tokens after the first; 0 if there are none.
     """
 
     prompt_tokens: int
@@ -40,14 +40,14 @@ class Stats:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a prompt was continued by.
+    """The generated continuation of one prompt.
 
     Attributes:
-        text: without the end token and the stop string.
-        token_ids: with the end token.
-        finish_reason: `stop` at an end token, stop token or stop string; `length` at `max_tokens`; `max_seq_len` where
-            the engine had no room for more.
-        logprobs: one for each token, if they were asked for.
+        text: excludes the end token and the stop string.
+        token_ids: include the end token.
+        finish_reason: `stop` at an end token, stop token or stop string; `length` at `max_tokens`; `max_seq_len` when
+            the engine's cache is full.
+        logprobs: one per token; None unless `SamplingParams.logprobs` is set.
     """
 
     text: str
@@ -58,13 +58,13 @@ class Completion:
 
 
 class LLM:
-    """A model that is ready to write, for one caller at a time.
+    """A model that generates text, for one caller at a time.
 
     Args:
         model: the folder of an artifact, or an engine.
-        tokenizer: by default what the artifact holds; without one, prompts are token ids and texts stay empty.
-        threads: how many an artifact's engine computes with; by default its runtime's choice.
-        batch_size: the most prompts that advance together.
+        tokenizer: defaults to the artifact's. Without a tokenizer, prompts must be token ids and texts are empty.
+        threads: threads of an artifact's engine; by default the engine decides.
+        batch_size: the largest number of prompts that are decoded together.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class LLM:
         self.batch_size = batch_size
         if tokenizer is not None:
             self._eos_ids = tokenizer.eos_ids
-        self._turn = object()
+        self._current_call = object()
 
     def generate(
         self,
@@ -102,9 +102,9 @@ class LLM:
         """Continue one prompt or several.
 
         Args:
-            prompts: texts, token ids, or conversations, which are lists of messages.
-            params: for all of them, or one each; by default greedy.
-            chat: give each text to the model as a user's message.
+            prompts: texts, token ids, or conversations (lists of messages).
+            params: one for all prompts, or one for each; greedy by default.
+            chat: wrap each text as a user message in the chat template.
         """
         started = time.perf_counter()
         ids = [self._encode(prompt, chat) for prompt in _as_list(prompts)]
@@ -114,10 +114,12 @@ class LLM:
         return [output.completion(started) for output in outputs]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, chat: bool = False) -> Iterator[str]:
-        """Continue a prompt, and yield its text piece by piece.
+        """Continue a prompt and yield its text piece by piece.
 
-        Stop reading at any time. A stream whose engine another call has taken over can't go on:
-        `STREAM_SUPERSEDED`.
+        The caller may stop reading at any time.
+
+        Raises:
+            LlmcError: `STREAM_SUPERSEDED` while reading, if another call has used the engine since.
         """
         if self.tokenizer is None:
             raise _no_tokenizer()
@@ -129,14 +131,14 @@ class LLM:
     ) -> Iterator[NextToken]:
         chosen = SamplingParams() if params is None else params
         steps = generate(self.engine, ids, chosen, self._eos_ids, self.tokenizer, batch_size=self.batch_size)
-        return self._in_turn(steps)
+        return self._guard(steps)
 
-    def _in_turn(self, steps: Iterator[NextToken]) -> Iterator[NextToken]:
-        """The steps, as long as nobody else writes into the engine's caches; the last one needs them no more."""
-        turn = self._turn = object()
+    def _guard(self, steps: Iterator[NextToken]) -> Iterator[NextToken]:
+        """Yield the steps; fail if another call overwrites the caches before the last."""
+        call = self._current_call = object()
         for step in steps:
             yield step
-            if self._turn is not turn and step.finish_reason is None:
+            if self._current_call is not call and step.finish_reason is None:
                 raise LlmcError(
                     "STREAM_SUPERSEDED",
                     "Another call has used the engine since this stream began.",
@@ -146,7 +148,9 @@ class LLM:
     def _encode(self, prompt: Prompt, chat: bool) -> list[int]:
         if not isinstance(prompt, str) and not _is_conversation(prompt):
             if chat:
-                raise LlmcError("PROMPT_INVALID", "Token ids are no chat message.", "Give texts, or leave chat out.")
+                raise LlmcError(
+                    "PROMPT_INVALID", "chat is set, but the prompt is token ids.", "Give text, or leave chat out."
+                )
             return cast("list[int]", prompt)
         if self.tokenizer is None:
             raise _no_tokenizer()
@@ -157,7 +161,7 @@ class LLM:
 
 
 class _Output:
-    """A completion in the making."""
+    """Collects the steps of one completion."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self._prompt_tokens = prompt_tokens
@@ -188,7 +192,7 @@ class _Output:
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
-    """One prompt is a list of one; a list of token ids or of messages is one prompt."""
+    """Return a list of prompts; a token list or a conversation is one prompt."""
     if isinstance(prompts, str):
         return [prompts]
     prompts = list(prompts)
@@ -203,5 +207,7 @@ def _is_conversation(prompt: Any) -> bool:
 
 def _no_tokenizer() -> LlmcError:
     return LlmcError(
-        "TOKENIZER_MISSING", "There is no tokenizer for texts.", "Give token ids, or an artifact with tokenizer.json."
+        "TOKENIZER_MISSING",
+        "Text needs a tokenizer, and this model has none.",
+        "Put tokenizer.json into the artifact or pass `tokenizer`; `generate` also takes token ids.",
     )

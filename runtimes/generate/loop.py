@@ -1,6 +1,6 @@
-"""The loop that makes tokens: prompts of any lengths go in one by one, then all rows advance together.
+"""Generation loop: prefill prompts one by one, decode all sequences together.
 
-A row that has ended leaves the batch, and the next prompt that waits takes its cache slot.
+A finished sequence leaves the batch, and the next waiting prompt takes over its cache slot.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .stopping import Decoder, Ending, FinishReason
 
 @dataclass(frozen=True)
 class NextToken:
-    """One new token of one row.
+    """One new token of one sequence.
 
     Attributes:
-        row: which prompt it continues.
-        text: what can be shown now; a row's pieces make up its text.
-        finish_reason: set at a row's last token.
+        row: index of the prompt that it continues.
+        text: text that can be shown now; the pieces of a sequence join to its full text.
+        finish_reason: set on the last token of a sequence.
     """
 
     row: int
@@ -44,17 +44,17 @@ def generate(
     chunk_size: int = 512,
     batch_size: int = 8,
 ) -> Iterator[NextToken]:
-    """Continue prompts, and yield each token as it is made.
+    """Continue prompts and yield each token as soon as it is sampled.
 
-    What was asked for is checked here, before the first step is taken. A sequence never holds more tokens, prompt
-    and output together, than the engine's `max_seq_len`.
+    Arguments are checked by this call, before the first token is requested. A sequence never has more tokens (prompt
+    and output together) than the engine's `max_seq_len`.
 
     Args:
-        params: for all prompts, or one each.
+        params: one for all prompts, or one for each.
         eos_ids: the model's own end tokens.
-        decoder: None makes tokens without text.
-        chunk_size: the most prompt tokens that go in at once.
-        batch_size: the most rows that advance together.
+        decoder: turns tokens into text; with None, texts are empty.
+        chunk_size: the largest number of prompt tokens per prefill call.
+        batch_size: the largest number of sequences that are decoded together.
 
     Raises:
         LlmcError: `PROMPT_EMPTY`, `PROMPT_TOO_LONG`, `PROMPT_INVALID`, `SAMPLING_INVALID`, `TOKENIZER_MISSING`.
@@ -64,17 +64,17 @@ def generate(
         raise LlmcError(
             "SAMPLING_INVALID",
             f"There are {len(prompts)} prompts and {len(each)} sampling parameters.",
-            "Give one for all, or one for each.",
+            "Give one SamplingParams for all prompts, or one for each.",
         )
-    rows = [
-        _Row(index, _checked(prompt, index, engine), one, engine, eos_ids, decoder)
+    sequences = [
+        _Sequence(index, _check_prompt(prompt, index, engine), one, engine, eos_ids, decoder)
         for index, (prompt, one) in enumerate(zip(prompts, each, strict=True))
     ]
-    return _advance(engine, rows, chunk_size, min(batch_size, len(rows)))
+    return _run(engine, sequences, chunk_size, min(batch_size, len(sequences)))
 
 
-class _Row:
-    """A prompt, its output so far, and how it goes on."""
+class _Sequence:
+    """A prompt and its output so far, with its sampler and stop conditions."""
 
     def __init__(
         self,
@@ -88,7 +88,9 @@ class _Row:
         params.check_vocab(engine.vocab_size)
         if params.stop and decoder is None:
             raise LlmcError(
-                "TOKENIZER_MISSING", "Stop strings need a tokenizer.", "Give one, or stop at tokens: stop_token_ids."
+                "TOKENIZER_MISSING",
+                "stop is set, but there is no tokenizer.",
+                "Give a tokenizer, or use stop_token_ids.",
             )
         stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)}
         room = engine.max_seq_len - len(prompt)
@@ -100,8 +102,8 @@ class _Row:
         self._sampler = Sampler(params, stop_ids)
         self._ending = Ending(params, stop_ids, room, decoder, prompt.tolist())
 
-    def take(self, logits: np.ndarray) -> NextToken:
-        """Choose the next token by logits [V]."""
+    def append_next(self, logits: np.ndarray) -> NextToken:
+        """Sample the next token from logits [V] and append it."""
         prompt, output = self.ids[: self._prompt_length], self.ids[self._prompt_length : self.length]
         token, logprobs = self._sampler.sample(logits, prompt, output)
         self.ids[self.length] = token
@@ -110,68 +112,68 @@ class _Row:
         return NextToken(self.index, token, text, logprobs, finish_reason)
 
 
-def _checked(prompt: Sequence[int], index: int, engine: Engine) -> np.ndarray:
-    """A prompt as int64, refused where it can't be continued."""
+def _check_prompt(prompt: Sequence[int], index: int, engine: Engine) -> np.ndarray:
+    """Return the prompt as int64, or raise if it can't be continued."""
     if len(prompt) == 0:
-        raise LlmcError("PROMPT_EMPTY", f"Prompt {index} holds no token.", "Give at least one.")
+        raise LlmcError("PROMPT_EMPTY", f"Prompt {index} has no tokens.", "Give at least one token.")
     ids = np.asarray(prompt)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= engine.vocab_size:
         raise LlmcError(
             "PROMPT_INVALID",
-            f"Prompt {index} holds something else than token ids from 0 to {engine.vocab_size - 1}.",
-            "Was it encoded by another model's tokenizer?",
+            f"Prompt {index} is not a list of token ids from 0 to {engine.vocab_size - 1}.",
+            "Encode it with this model's tokenizer.",
         )
     if len(ids) >= engine.max_seq_len:
         raise LlmcError(
             "PROMPT_TOO_LONG",
-            f"Prompt {index} holds {len(ids)} tokens; prompt and output together may hold {engine.max_seq_len}.",
-            "Shorten it, or compile with a larger --max-seq-len.",
+            f"Prompt {index} has {len(ids)} tokens; prompt and output together may have {engine.max_seq_len}.",
+            "Shorten the prompt, or compile with a larger --max-seq-len.",
         )
     return ids.astype(np.int64)
 
 
-def _advance(engine: Engine, rows: list[_Row], chunk_size: int, slots: int) -> Iterator[NextToken]:
-    if not rows:
+def _run(engine: Engine, sequences: list[_Sequence], chunk_size: int, slots: int) -> Iterator[NextToken]:
+    if not sequences:
         return
-    if engine.slots != slots:  # else they are used again as they are: a prompt starts at 0 and overwrites
+    if engine.slots != slots:  # otherwise reuse the slots as they are: a prompt starts at 0 and overwrites them
         engine.open_slots(slots)
     tokens, starts = np.empty((slots, 1), dtype=np.int64), np.empty(slots, dtype=np.int64)
-    places = np.empty(slots, dtype=np.int64)
-    waiting, free, live = deque(rows), list(range(slots)), list[_Row]()
+    slot_ids = np.empty(slots, dtype=np.int64)
+    waiting, free, live = deque(sequences), list(range(slots)), list[_Sequence]()
     while waiting or live:
         while waiting and free:
-            row = waiting.popleft()
-            row.slot = free.pop(0)
-            step = row.take(_prefill(engine, row, chunk_size))
-            _file(step, row, live, free)
+            sequence = waiting.popleft()
+            sequence.slot = free.pop(0)
+            step = sequence.append_next(_prefill(engine, sequence, chunk_size))
+            _keep_or_free(step, sequence, live, free)
             yield step
         if not live:
             continue
         count = len(live)
-        for place, row in enumerate(live):
-            tokens[place] = row.ids[row.length - 1]
-            starts[place] = row.length - 1
-            places[place] = row.slot
-        logits = engine.forward(tokens[:count], starts[:count], places[:count], last_only=True)  # [B, 1, V]
-        # All rows choose before any is shown: the logits are the engine's, and gone at its next call.
-        steps = [row.take(logits[place, 0]) for place, row in enumerate(live)]
+        for entry, sequence in enumerate(live):
+            tokens[entry] = sequence.ids[sequence.length - 1]
+            starts[entry] = sequence.length - 1
+            slot_ids[entry] = sequence.slot
+        logits = engine.forward(tokens[:count], starts[:count], slot_ids[:count], last_only=True)  # [B, 1, V]
+        # Sample for every sequence before yielding: the logits buffer is the engine's and is lost at its next call.
+        steps = [sequence.append_next(logits[entry, 0]) for entry, sequence in enumerate(live)]
         advanced, live = live, []
-        for step, row in zip(steps, advanced, strict=True):
-            _file(step, row, live, free)
+        for step, sequence in zip(steps, advanced, strict=True):
+            _keep_or_free(step, sequence, live, free)
         yield from steps
 
 
-def _file(step: NextToken, row: _Row, live: list[_Row], free: list[int]) -> None:
-    """Put a row with those that go on, or its slot with those that are free."""
+def _keep_or_free(step: NextToken, sequence: _Sequence, live: list[_Sequence], free: list[int]) -> None:
+    """Add an unfinished sequence to `live`, or the slot of a finished one to `free`."""
     if step.finish_reason is None:
-        live.append(row)
+        live.append(sequence)
     else:
-        free.append(row.slot)
+        free.append(sequence.slot)
 
 
-def _prefill(engine: Engine, row: _Row, chunk_size: int) -> np.ndarray:
-    """Fill a row's slot with its prompt; logits [V] of the last token."""
-    for start in range(0, row.length, chunk_size):
-        chunk = row.ids[None, start : min(start + chunk_size, row.length)]
-        logits = engine.forward(chunk, np.array([start]), np.array([row.slot]), last_only=True)
+def _prefill(engine: Engine, sequence: _Sequence, chunk_size: int) -> np.ndarray:
+    """Run the prompt chunk by chunk; return the logits [V] of its last token."""
+    for start in range(0, sequence.length, chunk_size):
+        chunk = sequence.ids[None, start : min(start + chunk_size, sequence.length)]
+        logits = engine.forward(chunk, np.array([start]), np.array([sequence.slot]), last_only=True)
     return logits[0, 0]

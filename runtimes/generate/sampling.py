@@ -1,19 +1,19 @@
-"""From logits to the next token.
+"""Sampling: from logits to the next token.
 
-What is asked for happens in this order, which is vLLM's:
+The steps run in this order, as in vLLM:
 
-1. `logit_bias` is added.
-2. Ids that would end the output are banned before `min_tokens`.
-3. `repetition_penalty` over prompt and output: logits above 0 are divided by it, others multiplied.
-4. `frequency_penalty` times how often the output holds a token, and `presence_penalty` if it does, are subtracted.
-5. `no_repeat_ngram_size` bans what would complete an n-gram that prompt and output hold already.
-6. Temperature 0 takes the largest logit, the first one of equals, and nothing below matters.
-7. `temperature` divides.
-8. `min_p` keeps what is at least that likely relative to the likeliest.
-9. `top_k` keeps that many, and those equal to the last.
-10. `top_p` keeps the likeliest until their sum reaches it, and those equal to the last.
+1. Add `logit_bias`.
+2. Before `min_tokens`, ban the tokens that would end the output.
+3. Apply `repetition_penalty` to the tokens of prompt and output: logits above 0 are divided by it, others multiplied.
+4. Subtract `frequency_penalty` times a token's count in the output, and `presence_penalty` once if it occurs there.
+5. `no_repeat_ngram_size` bans the tokens that would repeat an n-gram of prompt and output.
+6. At temperature 0, take the largest logit, with ties the lowest token id. The other steps have no effect then.
+7. Divide by `temperature`.
+8. `min_p` keeps the tokens that are at least this probable relative to the most probable one.
+9. `top_k` keeps this many tokens, and ties with the last of them.
+10. `top_p` keeps the smallest set of top tokens whose mass reaches it, and ties with the last of them.
 
-Log probabilities are those of the model itself, before any of this.
+Log probabilities are the model's own, before all of these steps.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ TokenIds = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a completion is drawn and where it ends; the names are vLLM's, the default is greedy.
+    """Sampling and stop settings, named as in vLLM; greedy by default.
+
+    The module docstring defines the penalties and filters.
 
     Attributes:
-        max_tokens: the most tokens to make.
-        temperature: 0 takes the likeliest token, 1 follows the model.
-        top_k: keep that many tokens; 0 or -1 keeps all.
-        seed: makes a completion repeatable, whatever it is batched with.
-        logprobs: give the log probability of each token, and of that many likeliest ones.
-        stop: texts that end the output, which excludes them.
-        stop_token_ids: tokens that end the output, besides the model's own.
-        ignore_eos: go on behind the model's own end tokens.
-        min_tokens: no end before that many.
+        max_tokens: the largest number of tokens to generate.
+        temperature: 0 is greedy, 1 samples from the model's own distribution.
+        top_k: 0 or -1 keeps all tokens.
+        seed: makes a completion reproducible, independent of the batch.
+        logprobs: return the log probability of each token, and of this many most probable ones.
+        stop: strings that end the output; the output excludes them.
+        stop_token_ids: tokens that end the output, in addition to the model's own.
+        ignore_eos: continue after the model's own end tokens.
+        min_tokens: generate at least this many tokens before the output may end.
     """
 
     max_tokens: int = 128
@@ -64,14 +66,14 @@ class SamplingParams:
     min_tokens: int = 0
 
     def __post_init__(self) -> None:
-        # vLLM's users write one text for a list of one, and None for an empty list.
+        # As in vLLM, a single string means a list of one, and None an empty list.
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
         self._check_number("max_tokens", int, "1 or more", lambda v: v >= 1)
         self._check_number("temperature", float, "0 or more", lambda v: v >= 0)
         self._check_number("top_p", float, "above 0 and at most 1", lambda v: 0 < v <= 1)
-        self._check_number("top_k", int, "1 or more, or 0 for all", lambda v: v >= -1)
+        self._check_number("top_k", int, "1 or more, or 0 for all tokens", lambda v: v >= -1)
         self._check_number("min_p", float, "0 to 1", lambda v: 0 <= v <= 1)
         self._check_number("repetition_penalty", float, "above 0", lambda v: v > 0)
         self._check_number("presence_penalty", float, "-2 to 2", lambda v: -2 <= v <= 2)
@@ -83,31 +85,35 @@ class SamplingParams:
         if self.logprobs is not None:
             self._check_number("logprobs", int, "0 or more", lambda v: v >= 0)
         if not all(isinstance(text, str) and text for text in self.stop):
-            raise _invalid("stop", self.stop, "texts that are not empty")
-        if not all(_is(token, int) and token >= 0 for token in self.stop_token_ids):
-            raise _invalid("stop_token_ids", self.stop_token_ids, "token ids")
-        if not all(_is(t, int) and t >= 0 and _is(b, float) for t, b in self.logit_bias.items()):
+            raise _invalid("stop", self.stop, "non-empty strings")
+        if not all(_is_number(token, int) and token >= 0 for token in self.stop_token_ids):
+            raise _invalid("stop_token_ids", self.stop_token_ids, "token ids: whole numbers, 0 or more")
+        if not all(_is_number(t, int) and t >= 0 and _is_number(b, float) for t, b in self.logit_bias.items()):
             raise _invalid("logit_bias", self.logit_bias, "token ids, each with a finite number")
 
-    def _check_number(self, name: str, kind: type, wanted: str, holds: Callable[[Any], bool]) -> None:
+    def _check_number(self, name: str, kind: type, wanted: str, in_range: Callable[[Any], bool]) -> None:
         value = getattr(self, name)
-        if not (_is(value, kind) and holds(value)):
+        if not (_is_number(value, kind) and in_range(value)):
             raise _invalid(name, value, f"{'a whole number' if kind is int else 'a number'}, {wanted}")
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Refuse what names tokens that a model doesn't have."""
+        """Raise SAMPLING_INVALID if a token id is outside the model's vocabulary."""
         for name in ("logit_bias", "stop_token_ids"):
             if outside := [token for token in getattr(self, name) if token >= vocab_size]:
-                raise _invalid(name, outside, f"token ids below the model's vocabulary size, {vocab_size}")
+                raise LlmcError(
+                    "SAMPLING_INVALID",
+                    f"{name} has token ids outside the model's vocabulary: {outside}.",
+                    f"Give token ids from 0 to {vocab_size - 1}.",
+                )
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """True if the most probable token is always chosen."""
         return self.temperature == 0
 
     @property
     def changes_logits(self) -> bool:
-        """Whether `process` does anything; what `min_tokens` bans is the sampler's to know."""
+        """True if `process` has an effect without `banned` tokens."""
         return bool(
             self.logit_bias
             or self.repetition_penalty != 1
@@ -119,7 +125,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Logprobs:
-    """The log probability of a chosen token, and of the likeliest ones, likeliest first."""
+    """Log probabilities of the chosen token and of the `top` tokens, best first."""
 
     token: int
     logprob: float
@@ -129,10 +135,10 @@ class Logprobs:
 def process(
     logits: np.ndarray, params: SamplingParams, prompt_ids: TokenIds, output_ids: TokenIds, banned: TokenIds = ()
 ) -> np.ndarray:
-    """Logits [V] with biases, penalties and bans applied: steps 1 to 5, in float32, on a copy.
+    """Apply steps 1 to 5 (biases, bans, penalties) to a float32 copy of logits [V].
 
     Args:
-        banned: ids that may not be next.
+        banned: token ids that must not be chosen.
     """
     scores = np.array(logits, dtype=np.float32)
     prompt, output = np.asarray(prompt_ids, dtype=np.int64), np.asarray(output_ids, dtype=np.int64)
@@ -140,21 +146,21 @@ def process(
         scores[token] += np.float32(bias)
     scores[np.asarray(banned, dtype=np.int64)] = -np.inf
     if params.repetition_penalty != 1:
-        # A token held twice is read and written twice, with the same values.
-        held = np.concatenate([prompt, output])
-        values, penalty = scores[held], np.float32(params.repetition_penalty)
-        scores[held] = np.where(values > 0, values / penalty, values * penalty)
+        # A repeated token is read and written several times with the same value, so the penalty applies once.
+        history = np.concatenate([prompt, output])
+        values, penalty = scores[history], np.float32(params.repetition_penalty)
+        scores[history] = np.where(values > 0, values / penalty, values * penalty)
     if params.frequency_penalty:
         np.subtract.at(scores, output, np.float32(params.frequency_penalty))
     if params.presence_penalty:
         scores[output] = scores[output] - np.float32(params.presence_penalty)
     if params.no_repeat_ngram_size:
-        scores[_completing(np.concatenate([prompt, output]), params.no_repeat_ngram_size)] = -np.inf
+        scores[_ngram_continuations(np.concatenate([prompt, output]), params.no_repeat_ngram_size)] = -np.inf
     return scores
 
 
-def _completing(history: np.ndarray, n: int) -> np.ndarray:
-    """The tokens that stood behind earlier occurrences of the last n - 1."""
+def _ngram_continuations(history: np.ndarray, n: int) -> np.ndarray:
+    """Return the tokens that followed earlier occurrences of the last n - 1 tokens."""
     if len(history) < n:
         return history[:0]
     windows = np.lib.stride_tricks.sliding_window_view(history, n)
@@ -162,10 +168,10 @@ def _completing(history: np.ndarray, n: int) -> np.ndarray:
 
 
 class Sampler:
-    """Draws one completion's tokens, with a random state of its own.
+    """Samples the tokens of one completion, with its own random state.
 
     Args:
-        stop_ids: tokens that would end the output; banned before `min_tokens`.
+        stop_ids: tokens that end the output; banned before `min_tokens`.
     """
 
     def __init__(self, params: SamplingParams, stop_ids: Collection[int] = ()) -> None:
@@ -176,7 +182,7 @@ class Sampler:
     def sample(
         self, logits: np.ndarray, prompt_ids: TokenIds = (), output_ids: TokenIds = ()
     ) -> tuple[int, Logprobs | None]:
-        """The next token for logits [V], and its log probabilities if they are asked for."""
+        """Return the next token for logits [V]; with `params.logprobs`, also Logprobs."""
         scores = self._scores(logits, prompt_ids, output_ids)
         if self.params.greedy:
             token = int(scores.argmax())
@@ -186,7 +192,7 @@ class Sampler:
         return token, None if self.params.logprobs is None else _logprobs(logits, token, self.params.logprobs)
 
     def probabilities(self, logits: np.ndarray, prompt_ids: TokenIds = (), output_ids: TokenIds = ()) -> np.ndarray:
-        """The distribution that `sample` draws from, float64 [V]; greedy puts everything on one token."""
+        """Distribution that `sample` draws from, float64 [V]; one-hot if greedy."""
         scores = self._scores(logits, prompt_ids, output_ids)
         dense = np.zeros(len(scores))
         if self.params.greedy:
@@ -199,10 +205,10 @@ class Sampler:
         return dense
 
     def choose(self, tokens: np.ndarray, weights: np.ndarray) -> int:
-        """One of `tokens`, with probabilities in proportion to `weights`, by the sampler's random state."""
+        """Draw one of `tokens` with probability proportional to `weights`."""
         sums = weights.cumsum()
         index = np.searchsorted(sums, self._random.random() * sums[-1], side="right")
-        # Rounding may reach the sum itself; then it is the last token that has any weight.
+        # If rounding makes the product equal to the total, the last token with a nonzero weight is drawn.
         return int(tokens[min(index, np.searchsorted(sums, sums[-1]))])
 
     def _scores(self, logits: np.ndarray, prompt_ids: TokenIds, output_ids: TokenIds) -> np.ndarray:
@@ -213,19 +219,19 @@ class Sampler:
         return process(logits, self.params, prompt_ids, output_ids, banned)
 
     def _candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that may be drawn and their probabilities: steps 7 to 10, float64."""
+        """Apply steps 7 to 10; return the kept tokens and their probabilities, float64."""
         params = self.params
         best = scores.max()
         _check_scores(best)
         tokens = np.arange(len(scores))
         if 0 < params.top_k < len(scores):
             tokens = np.flatnonzero(scores >= np.partition(scores, -params.top_k)[-params.top_k])
-        # Differences from the best can't overflow upwards, however small the temperature.
+        # The exponents are at most 0, so exp can't overflow even at a tiny temperature.
         weights = np.exp((scores[tokens].astype(np.float64) - best) / params.temperature)
         if params.min_p:
-            # The best weighs 1. This and top_k both keep the likeliest, so either may come first.
-            likely = weights >= params.min_p
-            tokens, weights = tokens[likely], weights[likely]
+            # The best token has weight 1. min_p and top_k both keep top tokens, so their order doesn't matter.
+            kept = weights >= params.min_p
+            tokens, weights = tokens[kept], weights[kept]
         if params.top_p < 1:
             kept = _nucleus(weights, params.top_p)
             tokens, weights = tokens[kept], weights[kept]
@@ -233,13 +239,16 @@ class Sampler:
 
 
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Which weights have betters that sum to less than `top_p` of all, as a mask."""
+    """Mask of the smallest set of top tokens whose mass reaches `top_p`.
+
+    Ties with the last token of the set are kept, too.
+    """
     total = weights.sum()
-    # All n weights of at most (1 - top_p) / n of the total sum to no more than what may be left out, so that none
-    # of them is inside: mostly they are nearly the whole vocabulary, which then needs no sorting.
-    falling = np.sort(weights[weights >= (1 - top_p) * total / len(weights)])[::-1]
-    inside = np.searchsorted(falling.cumsum(), top_p * total)
-    return weights >= falling[min(inside, len(falling) - 1)]
+    # Weights below (1 - top_p) / n of the total never belong to the set: even n of them sum to less than the mass
+    # that may be left out. They are usually most of the vocabulary, so only the others are sorted.
+    descending = np.sort(weights[weights >= (1 - top_p) * total / len(weights)])[::-1]
+    last = np.searchsorted(descending.cumsum(), top_p * total)
+    return weights >= descending[min(last, len(descending) - 1)]
 
 
 def _logprobs(logits: np.ndarray, token: int, count: int) -> Logprobs:
@@ -257,12 +266,12 @@ def _check_scores(best: np.floating[Any]) -> None:
         raise LlmcError(
             "LOGITS_INVALID",
             f"No token can be chosen: the largest logit is {best}.",
-            "If penalties, bans or biases leave no token, loosen them; else the engine is broken: run `llmc verify`.",
+            "Loosen penalties, bans and biases if they exclude every token; else check the artifact: llmc verify DIR",
         )
 
 
-def _is(value: object, kind: type) -> bool:
-    """Whether a value is a number of that kind: bool is none, a whole number is also a float, nan and inf are none."""
+def _is_number(value: object, kind: type) -> bool:
+    """True if `value` is a finite `kind`; a bool is no number, an int is a float."""
     if isinstance(value, (bool, np.bool_)):
         return False
     if kind is int:
@@ -271,4 +280,4 @@ def _is(value: object, kind: type) -> bool:
 
 
 def _invalid(name: str, value: object, wanted: str) -> LlmcError:
-    return LlmcError("SAMPLING_INVALID", f"{name} is {value!r}.", f"It must be {wanted}.")
+    return LlmcError("SAMPLING_INVALID", f"{name} is {value!r}.", f"Give {wanted}.")

@@ -1,8 +1,7 @@
-"""From tokens to text that may be shown, and the end of a completion.
+"""Incremental detokenization and stop conditions of a completion.
 
-Text is given out as soon as nothing that follows can change it: not while a character's last bytes are missing, and
-not while it might be the beginning of a stop string. The pieces make up the completion's text, whatever tokens they
-came by.
+Text is returned as soon as later tokens can't change it: not while a character's last bytes are missing, and not while
+it could be the beginning of a stop string. The pieces join to the completion's text, however it is split into tokens.
 """
 
 from __future__ import annotations
@@ -13,33 +12,33 @@ from typing import Literal, Protocol
 from .sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "max_seq_len"]
-"""An end token, a stop token or a stop string; `max_tokens`; or no room left in the engine's cache."""
+"""`stop`: an end token, a stop token or a stop string. `length`: `max_tokens`. `max_seq_len`: the cache is full."""
 
-_CONTEXT = 6
-_UNSETTLED = 64
-_REPLACEMENT = "\ufffd"
+_CONTEXT = 6  # tokens of the prompt that the first output token is decoded after
+_UNSETTLED = 64  # tokens without a whole character, after which they count as noise
+_REPLACEMENT = "\ufffd"  # decoded from bytes that are no character, or not yet a whole one
 
 
 class Decoder(Protocol):
-    """What turns tokens into text."""
+    """Turns tokens into text."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids`."""
+        """Return the text of `ids`."""
         ...
 
 
 class Detokenizer:
-    """Text, token by token, each token read behind those before it.
+    """Turns a growing token sequence into text, piece by piece.
 
-    What a token adds can depend on its neighbours: a character's bytes may be spread over several tokens, and the
-    space before a word is dropped where the word comes first. So the tail of what came before is decoded with it,
-    from the prompt on, and what was given out already is cut off.
+    A token's text can depend on its neighbours: a character's bytes may be spread over several tokens, and the space
+    before a word is dropped at the beginning of a text. So each token is decoded together with the last tokens before
+    it (at first those of the prompt), and the text that was already returned is cut off.
     """
 
     def __init__(self, decoder: Decoder, prompt_ids: Sequence[int] = ()) -> None:
         self._decoder = decoder
         size, text = _CONTEXT, _REPLACEMENT
-        while text.startswith(_REPLACEMENT):  # cut inside a character, whose rest would spoil what follows
+        while text.startswith(_REPLACEMENT):  # the cut is inside a character: take more tokens
             self._window = [int(token) for token in prompt_ids[-size:]]
             text = self._decode() if size < len(prompt_ids) else ""
             size *= 2
@@ -47,28 +46,27 @@ class Detokenizer:
         self._shown = len(self._decode().rstrip(_REPLACEMENT))
 
     def push(self, token: int) -> str:
-        """What can be shown, now that `token` has come."""
+        """Append `token` and return the text that can be shown now."""
         self._window.append(token)
         text = self._decode()
-        # The replacement character stands for bytes that make no character, or none yet.
         whole = text.rstrip(_REPLACEMENT)
         if len(text) == self._shown:
-            self._window.pop()  # a special token; the next one is to be read behind words
+            self._window.pop()  # a special token without text: keep words as the context of the next token
             return ""
         if len(whole) == len(text):
             return self._settle(text)
-        if len(self._window) - self._settled >= _UNSETTLED:  # that long it is no character, but noise
+        if len(self._window) - self._settled >= _UNSETTLED:
             return self._settle(text)
         piece = whole[self._shown :]
         self._shown = max(self._shown, len(whole))
         return piece
 
     def flush(self) -> str:
-        """What is left at the end: the replacement character, where the last character misses bytes."""
+        """Return the rest at the end: U+FFFD if the last character is incomplete."""
         return self._settle(self._decode())
 
     def _settle(self, text: str) -> str:
-        """Give out the rest of `text`; of the tokens, keep those that the next one is read behind."""
+        """Return the rest of `text`; its tokens become the context of the next token."""
         piece = text[self._shown :]
         del self._window[: self._settled]
         self._settled = len(self._window)
@@ -80,7 +78,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Holds text back that may begin a stop string, and ends at the stop string that is complete first."""
+    """Finds the first complete stop string; holds back text that could begin one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -88,21 +86,24 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """What can be shown, and whether a stop string was met; the text then ends before it."""
+        """Append `text`; return the text that can be shown.
+
+        The flag is True if that text ends at a stop string.
+        """
         if not self._stops:
             return text, False
         text = self._held + text
-        # The first one complete, and of those the longest: so it doesn't matter how the text was cut into tokens.
-        found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
-        if found:
+        # Take the stop string that ends first, and the longest of those: independent of the split into tokens.
+        spans = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
+        if spans:
             self._held = ""
-            return text[: min(found)[1]], True
+            return text[: min(spans)[1]], True
         keep = next((n for n in range(min(self._longest - 1, len(text)), 0, -1) if self._begins(text[-n:])), 0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """What was held back, at the end."""
+        """Return the text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
 
@@ -111,12 +112,12 @@ class StopStrings:
 
 
 class Ending:
-    """One completion's text and end.
+    """Produces the text of one completion and detects its end.
 
     Args:
-        stop_ids: tokens that end it; their own text is not part of it.
-        room: the most tokens that the engine has room for behind the prompt.
-        decoder: None leaves the text empty.
+        stop_ids: tokens that end the completion; its text excludes them.
+        room: the largest number of tokens that fit into the cache after the prompt.
+        decoder: with None, the text is empty.
     """
 
     def __init__(
@@ -135,15 +136,18 @@ class Ending:
         self._count = 0
 
     def push(self, token: int) -> tuple[str, FinishReason | None]:
-        """What can be shown, now that `token` has come, and why it was the last one if it was."""
+        """Append `token`; return the text that can be shown.
+
+        The finish reason is None unless this was the last token.
+        """
         self._count += 1
         early = self._count <= self._params.min_tokens
         if token in self._stop_ids:
             return self._finish("", "stop")
         text = self._detokenizer.push(token) if self._detokenizer else ""
         if not early:
-            text, met = self._stops.push(text)
-            if met:
+            text, stopped = self._stops.push(text)
+            if stopped:
                 return text, "stop"
         if self._count >= self._params.max_tokens:
             return self._finish(text, "length")
@@ -153,5 +157,5 @@ class Ending:
 
     def _finish(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
         rest = self._detokenizer.flush() if self._detokenizer else ""
-        rest, met = self._stops.push(rest)
-        return text + rest + self._stops.flush(), "stop" if met else reason
+        rest, stopped = self._stops.push(rest)
+        return text + rest + self._stops.flush(), "stop" if stopped else reason

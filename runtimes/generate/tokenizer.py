@@ -1,4 +1,4 @@
-"""A model's tokenizer and chat template, from the files that Hugging Face tools save, without those tools."""
+"""Tokenizer and chat template from Hugging Face files, without transformers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: `{"role": "user", "content": "..."}`, and what else the template knows."""
+"""One message of a conversation: `{"role": "user", "content": "..."}`, and other keys that the template knows."""
 
 
 class Tokenizer:
-    """The tokenizer of a folder: `tokenizer.json` and what stands beside it.
+    """The tokenizer of a model folder.
 
     Args:
-        folder: where the files are.
+        folder: contains `tokenizer.json`, and optionally `tokenizer_config.json`, `special_tokens_map.json`,
+            `chat_template.jinja`, `generation_config.json` and `config.json`.
 
     Raises:
         LlmcError: `TOKENIZER_MISSING` or `TOKENIZER_INVALID`.
@@ -34,12 +35,16 @@ class Tokenizer:
         self.folder = Path(folder)
         path = self.folder / "tokenizer.json"
         if not path.is_file():
-            raise LlmcError("TOKENIZER_MISSING", f"{self.folder} holds no tokenizer.json.", "Put the model's there.")
+            raise LlmcError(
+                "TOKENIZER_MISSING",
+                f"There is no tokenizer.json in {self.folder}.",
+                "Copy the model's tokenizer.json there.",
+            )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing more exact
+        except Exception as error:  # the library raises nothing more specific
             raise _unreadable(path, error) from error
-        # A file may ask for a fixed length, which is for training.
+        # The file may set truncation and padding to a fixed length, which is meant for training.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._config = _read(self.folder / "tokenizer_config.json")
@@ -47,12 +52,12 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens it knows; a model's logits may be wider."""
+        """Number of tokens of the tokenizer; a model may have more logits."""
         return self._tokenizer.get_vocab_size()
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
-        """The tokens that end an output: the model's, else the tokenizer's own."""
+        """The tokens that end an output: the model's, or else the tokenizer's own."""
         if ids := read_eos_ids(self.folder):
             return ids
         own = self._tokenizer.token_to_id(self._special.get("eos_token", ""))
@@ -60,41 +65,41 @@ class Tokenizer:
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that begins a text, whether or not `encode` puts it there."""
+        """The token that begins a text, or None; `encode` may not add it."""
         return self._tokenizer.token_to_id(self._special.get("bos_token", ""))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; those that open a sequence come with it if asked for."""
+        """Return the token ids of a text, with the model's special tokens around it."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """A conversation as the model was taught to read it.
+        """Render a conversation with the model's chat template.
 
-        The text holds its own special tokens: encode it with `add_special_tokens=False`.
+        The text contains its special tokens: encode it with `add_special_tokens=False`.
 
         Args:
-            add_generation_prompt: end where the model's answer begins.
+            add_generation_prompt: end with the tokens that start the model's answer.
 
         Raises:
-            LlmcError: `CHAT_TEMPLATE_MISSING`, `CHAT_TEMPLATE_INVALID`, or `CHAT_INVALID` where the template can't
-                render these messages.
+            LlmcError: `CHAT_TEMPLATE_MISSING`, `CHAT_TEMPLATE_INVALID`, or `CHAT_INVALID` if the template can't render
+                these messages.
         """
         template = self._template
         try:
-            # Plain data only: a template is foreign code, and methods of other objects would be its to call.
+            # Pass plain data only: a template is untrusted code and could call the methods of other objects.
             plain = json.loads(json.dumps(list(messages)))
             return template.render(
                 messages=plain, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._special
             )
-        except Exception as error:  # whatever an expression in a template can raise
+        except Exception as error:  # an expression in a template can raise anything
             raise LlmcError(
                 "CHAT_INVALID",
                 f"The chat template of {self.folder} refuses these messages: {error}.",
-                'Give a list of {"role": ..., "content": ...} with roles that the model knows.',
+                'Give a list of {"role": ..., "content": ...} with roles that the template supports.',
             ) from error
 
     @cached_property
@@ -107,26 +112,26 @@ class Tokenizer:
         except jinja2.TemplateSyntaxError as error:
             raise LlmcError(
                 "CHAT_TEMPLATE_INVALID",
-                f"The chat template of {self.folder} is wrong at line {error.lineno}: {error.message}.",
-                "Mend chat_template.jinja, or give the prompt as plain text.",
+                f"The chat template of {self.folder} has a syntax error in line {error.lineno}: {error.message}.",
+                "Fix chat_template.jinja, or give the prompt as plain text.",
             ) from error
 
     def _template_text(self) -> str:
         path = self.folder / "chat_template.jinja"
-        found = path.read_text(encoding="utf-8") if path.is_file() else self._config.get("chat_template")
-        if isinstance(found, list):  # several under names, as older tools saved them
-            found = {one["name"]: one["template"] for one in found}.get("default")
-        if not isinstance(found, str):
+        text = path.read_text(encoding="utf-8") if path.is_file() else self._config.get("chat_template")
+        if isinstance(text, list):  # older tools saved several named templates
+            text = {one["name"]: one["template"] for one in text}.get("default")
+        if not isinstance(text, str):
             raise LlmcError(
                 "CHAT_TEMPLATE_MISSING",
-                f"{self.folder} holds no chat template.",
-                "The model may know no chat: give the prompt as plain text, or put its chat_template.jinja there.",
+                f"There is no chat template in {self.folder}.",
+                "Give the prompt as plain text, or copy the model's chat_template.jinja there.",
             )
-        return found
+        return text
 
 
 def read_eos_ids(folder: Path) -> tuple[int, ...]:
-    """The end tokens that a model's `generation_config.json` names, else its `config.json`."""
+    """Read end tokens from `generation_config.json`, or else from `config.json`."""
     for name in ("generation_config.json", "config.json"):
         ids = _read(folder / name).get("eos_token_id")
         if ids is not None:
@@ -135,17 +140,17 @@ def read_eos_ids(folder: Path) -> tuple[int, ...]:
 
 
 def _special_tokens(*sources: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` and its like, for templates; a later source wins. Those that a model lacks stay undefined."""
-    found = {}
+    """Collect `bos_token`, `eos_token` and so on; later sources override earlier."""
+    special = {}
     for name, value in (item for source in sources for item in source.items()):
         text = value.get("content") if isinstance(value, dict) else value
         if name.endswith("_token") and isinstance(text, str):
-            found[name] = text
-    return found
+            special[name] = text
+    return special
 
 
 def _environment() -> Any:
-    """Jinja as chat templates expect it: no way to Python's internals, and a few helpers that they all use."""
+    """Build a sandboxed Jinja environment with the helpers of chat templates."""
     from jinja2 import TemplateError, nodes
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
@@ -154,7 +159,7 @@ def _environment() -> Any:
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """`{% generation %}` marks what an assistant said, for training; here it is what it encloses."""
+        """`{% generation %}`, a training mark; here it only renders its content."""
 
         tags = {"generation"}
 
@@ -163,7 +168,7 @@ def _environment() -> Any:
             return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     class PublicNamespace(Namespace):
-        """A namespace that can't be given `__class__` and pass for something else."""
+        """Jinja namespace without private names: templates can't set `__class__`."""
 
         def __init__(*args: Any, **values: Any) -> None:
             for name in dict(*args[1:], **values):
@@ -177,7 +182,7 @@ def _environment() -> Any:
         @staticmethod
         def _check(name: str) -> None:
             if name.startswith("_"):
-                raise SecurityError(f"{name!r} is no name for a template's variable")
+                raise SecurityError(f"a template can't use {name!r} as a variable name")
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
@@ -188,28 +193,28 @@ def _environment() -> Any:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = tojson  # jinja's own escapes for HTML
+    environment.filters["tojson"] = tojson  # the built-in filter escapes for HTML
     environment.globals.update(
         raise_exception=raise_exception,
         strftime_now=lambda layout: datetime.now().strftime(layout),
         namespace=PublicNamespace,
-        dict=lambda *args, **values: dict(*args, **values),  # a function: the class has methods that change others
+        dict=lambda *args, **values: dict(*args, **values),  # not the class: dict.update would modify its arguments
     )
     return environment
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no file."""
+    """Read a JSON object; empty if there is no file."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _unreadable(path, error) from error
-    if not isinstance(found, dict):
-        raise _unreadable(path, "it holds no object")
-    return found
+    if not isinstance(document, dict):
+        raise _unreadable(path, "it is not a JSON object")
+    return document
 
 
 def _unreadable(path: Path, why: object) -> LlmcError:
-    return LlmcError("TOKENIZER_INVALID", f"{path} can't be read: {why}.", "Fetch the file again.")
+    return LlmcError("TOKENIZER_INVALID", f"{path} can't be read: {why}.", "Download the file again.")

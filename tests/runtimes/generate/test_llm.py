@@ -1,4 +1,4 @@
-"""Prompts of every kind become completions, whole or piece by piece."""
+"""LLM accepts all kinds of prompts and returns whole completions or streams."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def llm(tmp_path: Path, **options: Any) -> LLM:
         ([], False, []),
     ],
 )
-def test_prompts_of_every_kind(tmp_path: Path, prompts: Any, chat: bool, want: list[str]) -> None:
+def test_all_kinds_of_prompts(tmp_path: Path, prompts: Any, chat: bool, want: list[str]) -> None:
     assert [one.text for one in llm(tmp_path).generate(prompts, chat=chat)] == want
 
 
-def test_a_completion_tells_all(tmp_path: Path) -> None:
+def test_completion_fields(tmp_path: Path) -> None:
     (found,) = llm(tmp_path).generate("And bye: ", SamplingParams(logprobs=0))
     assert (found.text, found.token_ids, found.finish_reason) == ("bye", [*b"bye", EOS], "stop")
     assert found.logprobs and [one.token for one in found.logprobs] == found.token_ids
@@ -60,13 +60,13 @@ def test_a_completion_tells_all(tmp_path: Path) -> None:
     assert stats.tokens_per_s == pytest.approx(3 / stats.decode_s)
 
 
-def test_one_token_has_no_speed(tmp_path: Path) -> None:
+def test_a_single_token_has_no_decode_speed(tmp_path: Path) -> None:
     (found,) = llm(tmp_path).generate("And bye: ", SamplingParams(max_tokens=1))
     assert (found.text, found.finish_reason, found.logprobs) == ("b", "length", None)
     assert (found.stats.decode_s, found.stats.tokens_per_s) == (0, 0)
 
 
-def test_waiting_counts_towards_the_first_token(tmp_path: Path) -> None:
+def test_time_to_first_token_includes_waiting(tmp_path: Path) -> None:
     first, second = llm(tmp_path, batch_size=1).generate(["Say hello: ", "And bye: "])
     assert second.stats.ttft_s > first.stats.ttft_s + first.stats.decode_s
 
@@ -78,7 +78,7 @@ def test_params_for_each_prompt(tmp_path: Path) -> None:
         llm(tmp_path).generate(["And bye: "] * 2, [])
 
 
-def test_no_more_rows_than_asked_for(tmp_path: Path) -> None:
+def test_batch_size_limits_the_slots(tmp_path: Path) -> None:
     model = llm(tmp_path, batch_size=2)
     assert [one.text for one in model.generate(["And bye: "] * 5)] == ["bye"] * 5
     assert model.engine.slots == 2
@@ -87,13 +87,13 @@ def test_no_more_rows_than_asked_for(tmp_path: Path) -> None:
 # Streams --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_is_the_text_in_pieces(tmp_path: Path) -> None:
+def test_a_stream_yields_the_text_in_pieces(tmp_path: Path) -> None:
     assert list(llm(tmp_path).stream("Say hello: ")) == ["h", "é", "l", "l", "o", " ", "🎉"]
     assert list(llm(tmp_path).stream(TALK)) == list(llm(tmp_path).stream("hi", chat=True)) == list("yes?")
     assert list(llm(tmp_path).stream("Say hello: ", SamplingParams(stop="llo"))) == ["h", "é"]
 
 
-def test_a_stream_stops_when_its_reader_does(tmp_path: Path) -> None:
+def test_a_stream_stops_with_its_reader(tmp_path: Path) -> None:
     model = llm(tmp_path)
     for piece in model.stream("Say hello: "):
         assert piece == "h"
@@ -102,7 +102,7 @@ def test_a_stream_stops_when_its_reader_does(tmp_path: Path) -> None:
     assert [one.text for one in model.generate("And bye: ")] == ["bye"]
 
 
-def test_a_stream_does_not_go_on_with_anothers_cache(tmp_path: Path) -> None:
+def test_a_stream_fails_after_another_call_used_the_engine(tmp_path: Path) -> None:
     model = llm(tmp_path)
     stream = model.stream("Say hello: ")
     assert next(stream) == "h"
@@ -113,7 +113,7 @@ def test_a_stream_does_not_go_on_with_anothers_cache(tmp_path: Path) -> None:
     assert len(model.engine.calls) == calls
 
 
-def test_a_stream_refuses_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_stream_checks_its_prompt_before_the_first_read(tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match="PROMPT_TOO_LONG"):
         llm(tmp_path).stream("x" * 64)
 
@@ -121,26 +121,26 @@ def test_a_stream_refuses_when_it_is_asked_for(tmp_path: Path) -> None:
 # Tokenizers and folders -----------------------------------------------------------------------------------------------
 
 
-def test_without_a_tokenizer_there_are_tokens() -> None:
+def test_token_ids_work_without_a_tokenizer() -> None:
     model = LLM(ToyEngine(hashed()))
     (found,) = model.generate([1, 2], SamplingParams(max_tokens=3))
     assert (found.text, len(found.token_ids)) == ("", 3)
-    for ask in (lambda: model.generate("a"), lambda: model.generate(TALK), lambda: model.stream([1, 2])):
+    for call in (lambda: model.generate("a"), lambda: model.generate(TALK), lambda: model.stream([1, 2])):
         with pytest.raises(LlmcError, match="TOKENIZER_MISSING"):
-            ask()
+            call()
 
 
-def test_token_ids_are_no_chat(tmp_path: Path) -> None:
-    with pytest.raises(LlmcError, match="Token ids are no chat message"):
+def test_token_ids_with_chat_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="chat is set, but the prompt is token ids"):
         llm(tmp_path).generate([1, 2], chat=True)
 
 
 @pytest.mark.parametrize("tokenizer", [True, False])
 def test_a_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: bool) -> None:
-    asked: list[object] = []
+    calls: list[object] = []
 
     def load(path: Path, *, threads: int | None) -> ToyEngine:
-        asked.append((path, threads))
+        calls.append((path, threads))
         return ToyEngine(scripted(258, BYE), vocab_size=258)
 
     monkeypatch.setitem(sys.modules, "llmc.runtimes.engines.load", types.SimpleNamespace(load=load))
@@ -148,12 +148,12 @@ def test_a_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tok
         byte_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
     model = LLM(str(tmp_path), threads=3)
-    assert asked == [(str(tmp_path), 3)]
+    assert calls == [(str(tmp_path), 3)]
     (found,) = model.generate(list(BYE[0]))
     assert (found.text, found.finish_reason) == ("bye" if tokenizer else "", "stop")
 
 
-def test_a_production_box_needs_neither_torch_nor_transformers() -> None:
+def test_generation_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, llmc.runtimes.generate.llm; print(*{n.split('.')[0] for n in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert {"llmc", "numpy", "tokenizers"} <= {*done.stdout.split()}

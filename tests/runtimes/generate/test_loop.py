@@ -1,4 +1,4 @@
-"""Rows of any length are continued as if each were alone, with as few and as small forward calls as it takes."""
+"""The loop continues each prompt as if it were alone, in few forward calls."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ def reasons(steps: Sequence[NextToken]) -> dict[int, str]:
     return {step.row: step.finish_reason for step in steps if step.finish_reason}
 
 
-def by_hand(prompt: Sequence[int], count: int) -> list[int]:
+def greedy(prompt: Sequence[int], count: int) -> list[int]:
+    """The greedy continuation of one prompt, computed without the loop."""
     history, rule = list(prompt), hashed()
     for _ in range(count):
         history.append(int(rule(history).argmax()))
     return history[len(prompt) :]
 
 
-# What comes out -------------------------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("chunk_size", [1, 4, 512])
-def test_rows_of_a_batch_are_what_they_are_alone(batch_size: int, chunk_size: int) -> None:
+def test_batched_prompts_equal_single_prompts(batch_size: int, chunk_size: int) -> None:
     each = [SamplingParams(max_tokens=count) for count in (3, 9, 1, 5, 7)]
     found = list(generate(ToyEngine(hashed()), PROMPTS, each, batch_size=batch_size, chunk_size=chunk_size))
     assert outputs(found) == {
-        row: by_hand(prompt, one.max_tokens) for row, (prompt, one) in enumerate(zip(PROMPTS, each, strict=True))
+        index: greedy(prompt, one.max_tokens) for index, (prompt, one) in enumerate(zip(PROMPTS, each, strict=True))
     }
     assert reasons(found) == dict.fromkeys(range(5), "length")
 
 
-def test_seeded_rows_are_what_they_are_alone() -> None:
+def test_seeded_sampling_is_independent_of_the_batch() -> None:
     params = SamplingParams(max_tokens=8, temperature=1.0, top_p=0.95, repetition_penalty=1.2, seed=3)
     together = outputs(list(generate(ToyEngine(hashed()), PROMPTS, params, batch_size=2)))
-    for row, prompt in enumerate(PROMPTS):
-        assert outputs(list(generate(ToyEngine(hashed()), [prompt], params)))[0] == together[row]
+    for index, prompt in enumerate(PROMPTS):
+        assert outputs(list(generate(ToyEngine(hashed()), [prompt], params)))[0] == together[index]
 
 
 def test_penalties_see_prompt_and_output() -> None:
@@ -62,7 +63,7 @@ def test_penalties_see_prompt_and_output() -> None:
     assert outputs(steps) == {0: [2, 3, 4, 5]}
 
 
-def test_a_step_carries_text_and_logprobs(tmp_path: Path) -> None:
+def test_steps_have_text_and_logprobs(tmp_path: Path) -> None:
     engine = ToyEngine(scripted(258, (b"a", [*"é!".encode(), EOS])), vocab_size=258)
     steps = list(generate(engine, [list(b"a")], SamplingParams(logprobs=1), [EOS], byte_tokenizer(tmp_path)))
     assert [step.text for step in steps] == ["", "é", "!", ""]
@@ -70,7 +71,7 @@ def test_a_step_carries_text_and_logprobs(tmp_path: Path) -> None:
     assert all(step.logprobs and step.logprobs.top[0] == (step.token, step.logprobs.logprob) for step in steps)
 
 
-def test_text_follows_the_prompt(tmp_path: Path) -> None:
+def test_a_character_can_begin_in_the_prompt(tmp_path: Path) -> None:
     start, rest = list("é".encode())
     engine = ToyEngine(scripted(258, ([start], [rest, EOS])), vocab_size=258)
     steps = list(generate(engine, [[start]], SamplingParams(), [EOS], byte_tokenizer(tmp_path)))
@@ -97,17 +98,17 @@ def test_no_end_before_min_tokens() -> None:
     assert len(steps) == 7 and outputs(steps)[0][:6] == [31] * 6
 
 
-def test_a_full_cache_ends_a_row() -> None:
+def test_a_full_cache_ends_a_sequence() -> None:
     engine = ToyEngine(hashed(), max_seq_len=8)
     steps = list(generate(engine, [[1] * 5, [1] * 7, [2]], SamplingParams(max_tokens=4)))
-    assert {row: len(tokens) for row, tokens in outputs(steps).items()} == {0: 3, 1: 1, 2: 4}
+    assert {index: len(tokens) for index, tokens in outputs(steps).items()} == {0: 3, 1: 1, 2: 4}
     assert reasons(steps) == {0: "max_seq_len", 1: "max_seq_len", 2: "length"}
 
 
-# What it takes --------------------------------------------------------------------------------------------------------
+# Forward calls --------------------------------------------------------------------------------------------------------
 
 
-def test_prefill_goes_row_by_row_in_chunks_and_decode_all_together() -> None:
+def test_prefill_runs_one_prompt_in_chunks_and_decode_runs_the_batch() -> None:
     engine = ToyEngine(hashed())
     list(generate(engine, [[1, 2, 3, 4, 5], [6]], SamplingParams(max_tokens=3), chunk_size=2))
     assert engine.calls == [
@@ -120,7 +121,7 @@ def test_prefill_goes_row_by_row_in_chunks_and_decode_all_together() -> None:
     ]
 
 
-def test_a_row_that_ended_leaves_the_batch_and_a_waiting_one_takes_its_slot() -> None:
+def test_a_waiting_prompt_takes_the_slot_of_a_finished_sequence() -> None:
     engine = ToyEngine(hashed())
     each = [SamplingParams(max_tokens=count) for count in (2, 5, 3)]
     list(generate(engine, [[1], [2], [3, 3]], each, batch_size=2))
@@ -142,7 +143,7 @@ def test_slots_are_opened_when_their_number_changes() -> None:
     assert engine.opened == [2, 1]
 
 
-def test_nothing_runs_before_it_is_asked_for() -> None:
+def test_forward_runs_only_when_the_next_token_is_requested() -> None:
     engine = ToyEngine(hashed())
     steps = generate(engine, [[1]], SamplingParams(max_tokens=5))
     assert engine.calls == []
@@ -152,40 +153,40 @@ def test_nothing_runs_before_it_is_asked_for() -> None:
     assert len(engine.calls) == 2
 
 
-def test_logits_are_not_read_after_a_step_was_shown() -> None:
+def test_logits_are_not_read_after_a_step_is_yielded() -> None:
     engine = ToyEngine(hashed())
     found = []
     for step in generate(engine, PROMPTS, SamplingParams(max_tokens=4, logprobs=2)):
         engine.logits.fill(np.nan)
         found.append(step)
-    assert outputs(found) == {row: by_hand(prompt, 4) for row, prompt in enumerate(PROMPTS)}
+    assert outputs(found) == {index: greedy(prompt, 4) for index, prompt in enumerate(PROMPTS)}
 
 
-def test_no_prompts_make_no_steps() -> None:
+def test_no_prompts_give_no_steps() -> None:
     engine = ToyEngine(hashed())
     engine.open_slots(2)
     assert list(generate(engine, [], SamplingParams())) == []
     assert engine.slots == 2
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# Errors ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("prompt", "code", "says"),
+    ("prompt", "code", "message"),
     [
         ([], "PROMPT_EMPTY", "Prompt 1 "),
         ([1, 32], "PROMPT_INVALID", "0 to 31"),
         ([-1], "PROMPT_INVALID", "0 to 31"),
         ([1.5], "PROMPT_INVALID", "0 to 31"),
         ("text", "PROMPT_INVALID", "0 to 31"),
-        ([1] * 8, "PROMPT_TOO_LONG", "8 tokens; prompt and output together may hold 8"),
-        ([1] * 11, "PROMPT_TOO_LONG", "11 tokens; prompt and output together may hold 8"),
+        ([1] * 8, "PROMPT_TOO_LONG", "8 tokens; prompt and output together may have 8"),
+        ([1] * 11, "PROMPT_TOO_LONG", "11 tokens; prompt and output together may have 8"),
     ],
 )
-def test_prompts_that_cannot_be_continued_are_refused_at_once(prompt: Any, code: str, says: str) -> None:
+def test_invalid_prompts_are_refused_at_once(prompt: Any, code: str, message: str) -> None:
     engine = ToyEngine(hashed(), max_seq_len=8)
-    with pytest.raises(LlmcError, match=says) as caught:
+    with pytest.raises(LlmcError, match=message) as caught:
         generate(engine, [[1], prompt], SamplingParams())
     assert caught.value.code == code
 
@@ -198,7 +199,7 @@ def test_prompts_that_cannot_be_continued_are_refused_at_once(prompt: Any, code:
         (SamplingParams(stop="x"), "TOKENIZER_MISSING"),
     ],
 )
-def test_params_that_do_not_fit_are_refused_at_once(params: Any, code: str) -> None:
+def test_invalid_params_are_refused_at_once(params: Any, code: str) -> None:
     with pytest.raises(LlmcError) as caught:
         generate(ToyEngine(hashed()), [[1], [2]], params)
     assert caught.value.code == code

@@ -1,4 +1,4 @@
-"""Sampling means what transformers and vLLM mean by the same names, and draws from the distribution that it tells."""
+"""Sampling agrees with transformers and follows the reported distribution."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def logits(seed: int = 0, size: int = VOCAB) -> np.ndarray:
 
 
 def theirs(*processors: Any, history: Sequence[int] = (*PROMPT, *OUTPUT), seed: int = 0) -> np.ndarray:
-    """The scores that transformers' processors make of `logits`."""
+    """Scores of `logits` after transformers' processors."""
     ids, scores = torch.tensor([list(history)]), torch.tensor(logits(seed))[None]
     for processor in processors:
         scores = processor(ids, scores)
@@ -39,11 +39,11 @@ def ours(params: SamplingParams, seed: int = 0) -> np.ndarray:
     return Sampler(params).probabilities(logits(seed), PROMPT, OUTPUT)
 
 
-# What is asked for ----------------------------------------------------------------------------------------------------
+# Parameters -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "bad", "says"),
+    ("name", "bad", "hint"),
     [
         ("max_tokens", 0, "1 or more"),
         ("max_tokens", 2.5, "whole number"),
@@ -53,7 +53,7 @@ def ours(params: SamplingParams, seed: int = 0) -> np.ndarray:
         ("temperature", "warm", "a number"),
         ("top_p", 0, "above 0 and at most 1"),
         ("top_p", 1.01, "above 0 and at most 1"),
-        ("top_k", -2, "0 for all"),
+        ("top_k", -2, "0 for all tokens"),
         ("min_p", 1.5, "0 to 1"),
         ("repetition_penalty", 0, "above 0"),
         ("presence_penalty", 2.1, "-2 to 2"),
@@ -62,34 +62,35 @@ def ours(params: SamplingParams, seed: int = 0) -> np.ndarray:
         ("min_tokens", 129, "0 to max_tokens"),
         ("seed", -1, "0 or more"),
         ("logprobs", -1, "0 or more"),
-        ("stop", ["a", ""], "not empty"),
+        ("stop", ["a", ""], "non-empty strings"),
         ("stop_token_ids", [-1], "token ids"),
         ("logit_bias", {1: float("inf")}, "finite"),
         ("logit_bias", {"1": 1.0}, "token ids"),
     ],
 )
-def test_nonsense_is_refused_by_name_and_range(name: str, bad: object, says: str) -> None:
+def test_invalid_value_is_refused_with_name_and_range(name: str, bad: object, hint: str) -> None:
     with pytest.raises(LlmcError) as caught:
         SamplingParams(**{name: bad})
     assert caught.value.code == "SAMPLING_INVALID"
-    assert name in caught.value.what and says in caught.value.hint
+    assert caught.value.what.startswith(f"{name} is ")
+    assert caught.value.hint.startswith("Give ") and hint in caught.value.hint
 
 
 @pytest.mark.parametrize(
     "good", [{"temperature": 1}, {"top_k": -1}, {"top_p": np.float32(0.5)}, {"seed": 0}, {"logprobs": 0}]
 )
-def test_what_makes_sense_is_taken(good: dict[str, Any]) -> None:
+def test_valid_values_are_accepted(good: dict[str, Any]) -> None:
     SamplingParams(**good)
 
 
-def test_collections_may_be_left_out_or_short() -> None:
+def test_collections_accept_none_and_a_single_string() -> None:
     assert SamplingParams(stop=None, stop_token_ids=None, logit_bias=None) == SamplingParams()
     assert SamplingParams(stop="end").stop == ("end",)
     with pytest.raises(TypeError, match="best_of"):
         SamplingParams(best_of=2)
 
 
-def test_params_stay_as_they_were_given() -> None:
+def test_params_are_immutable_and_copy_collections() -> None:
     stops, bias = ["a"], {1: 2.0}
     params = SamplingParams(stop=stops, logit_bias=bias)
     stops.append("b")
@@ -102,7 +103,7 @@ def test_params_stay_as_they_were_given() -> None:
 @pytest.mark.parametrize("params", [SamplingParams(logit_bias={10: 1.0}), SamplingParams(stop_token_ids=[3, 10])])
 def test_tokens_outside_the_vocabulary_are_refused(params: SamplingParams) -> None:
     params.check_vocab(11)
-    with pytest.raises(LlmcError, match=r"\[10\].*vocabulary size, 10"):
+    with pytest.raises(LlmcError, match=r"outside the model's vocabulary: \[10\].*from 0 to 9"):
         params.check_vocab(10)
 
 
@@ -122,7 +123,7 @@ def test_no_repeat_ngram(size: int, history: list[int]) -> None:
     np.testing.assert_array_equal(found, theirs(hf.NoRepeatNGramLogitsProcessor(size), history=history))
 
 
-def test_presence_and_frequency_look_at_the_output_only() -> None:
+def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     given = logits()
     found = process(given, SamplingParams(presence_penalty=0.5, frequency_penalty=0.25), PROMPT, OUTPUT) - given
     want = np.zeros(VOCAB)
@@ -130,7 +131,7 @@ def test_presence_and_frequency_look_at_the_output_only() -> None:
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
-def test_biases_come_before_penalties_and_bans_last() -> None:
+def test_biases_come_before_bans_and_penalties() -> None:
     given = np.full(10, 1.0, dtype=np.float32)
     params = SamplingParams(logit_bias={9: 3.0, 2: 5.0}, repetition_penalty=2.0, presence_penalty=1.0)
     found = process(given, params, PROMPT, OUTPUT, banned=[2])
@@ -138,7 +139,7 @@ def test_biases_come_before_penalties_and_bans_last() -> None:
     assert given.tolist() == [1.0] * 10
 
 
-def test_an_end_is_banned_before_min_tokens() -> None:
+def test_end_tokens_are_banned_before_min_tokens() -> None:
     given = logits()
     best = int(given.argmax())
     sampler = Sampler(SamplingParams(min_tokens=2), {best, VOCAB + 5})
@@ -174,7 +175,7 @@ def test_an_end_is_banned_before_min_tokens() -> None:
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_probabilities_are_those_of_transformers(params: dict[str, Any], processors: list[Any], seed: int) -> None:
+def test_probabilities_match_transformers(params: dict[str, Any], processors: list[Any], seed: int) -> None:
     found = ours(SamplingParams(**{"temperature": 1.0, **params}), seed)
     want = softmax(theirs(*processors, seed=seed))
     assert ((found > 0) == (want > 0)).all()
@@ -182,20 +183,20 @@ def test_probabilities_are_those_of_transformers(params: dict[str, Any], process
     assert found.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_top_p_keeps_equals_and_at_least_one() -> None:
+def test_top_p_keeps_ties_and_at_least_one() -> None:
     given = np.log(np.array([0.3, 0.1, 0.3, 0.3]))
     for top_p, kept in ((0.01, [0, 2, 3]), (0.6, [0, 2, 3]), (0.95, [0, 1, 2, 3])):
         found = Sampler(SamplingParams(temperature=1.0, top_p=top_p)).probabilities(given)
         assert np.flatnonzero(found).tolist() == kept
 
 
-def test_top_p_just_below_one_keeps_all_however_sums_are_rounded() -> None:
+def test_top_p_just_below_one_keeps_all_despite_rounding() -> None:
     for seed in range(20):
         found = Sampler(SamplingParams(temperature=3.0, top_p=1 - 2**-53)).probabilities(logits(seed))
         assert np.count_nonzero(found) == VOCAB
 
 
-def test_top_p_of_equals_keeps_all() -> None:
+def test_top_p_of_equal_weights_keeps_all() -> None:
     found = Sampler(SamplingParams(temperature=1.0, top_p=0.25)).probabilities(np.zeros(9))
     assert np.count_nonzero(found) == 9
 
@@ -203,11 +204,11 @@ def test_top_p_of_equals_keeps_all() -> None:
 def test_min_p_comes_before_top_p() -> None:
     given = np.log(np.array([0.4, 0.3, 0.2, 0.1]))
     found = Sampler(SamplingParams(temperature=1.0, min_p=0.6, top_p=0.5)).probabilities(given)
-    # Of 0.4 and 0.3, the first has 0.57 of the mass: enough for top_p, which 0.4 of the whole would not be.
+    # min_p leaves 0.4 and 0.3. The first has 0.57 of their mass, enough for top_p; of the whole mass it has only 0.4.
     assert found.tolist() == [1, 0, 0, 0]
 
 
-def test_equals_of_the_last_of_top_k_are_kept() -> None:
+def test_top_k_keeps_ties_with_the_last() -> None:
     found = Sampler(SamplingParams(temperature=1.0, top_k=2)).probabilities(np.array([1.0, 2.0, 1.0, 0.0]))
     assert (found > 0).tolist() == [True, True, True, False]
 
@@ -221,14 +222,14 @@ def test_a_tiny_temperature_is_greedy() -> None:
 # Draws ----------------------------------------------------------------------------------------------------------------
 
 
-def test_greedy_takes_the_first_of_equals_behind_penalties() -> None:
+def test_greedy_takes_the_first_of_ties_after_penalties() -> None:
     given = np.array([0.0, 3.0, 2.0, 2.0], dtype=np.float32)
     assert Sampler(SamplingParams()).sample(given) == (1, None)
     assert Sampler(SamplingParams(repetition_penalty=3.0)).sample(given, [1])[0] == 2
     assert Sampler(SamplingParams(repetition_penalty=3.0, top_k=1, seed=0)).sample(given, [1])[0] == 2
 
 
-def test_plain_greedy_costs_one_argmax() -> None:
+def test_greedy_without_penalties_only_calls_argmax() -> None:
     class Counted(np.ndarray):
         calls: list[str] = []
 
@@ -269,7 +270,7 @@ def test_draws_follow_the_probabilities(params: SamplingParams) -> None:
     assert statistic < 31.3
 
 
-def test_a_seed_repeats_and_no_seed_does_not() -> None:
+def test_a_seed_makes_draws_reproducible() -> None:
     def draw(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingParams(temperature=2.0, seed=seed))
         return [sampler.sample(logits())[0] for _ in range(20)]
@@ -278,9 +279,9 @@ def test_a_seed_repeats_and_no_seed_does_not() -> None:
     assert draw(None) != draw(None)
 
 
-def test_a_draw_never_falls_on_no_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draw_never_returns_a_token_of_probability_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = Sampler(SamplingParams(temperature=1.0))
-    for number in (0.0, 1.0):  # 1 itself is what rounding can make of the largest number below it
+    for number in (0.0, 1.0):  # rounding can turn numbers just below 1 into 1
         monkeypatch.setattr(sampler, "_random", type("Fixed", (), {"random": lambda self, n=number: n})())
         assert sampler.choose(np.arange(5), np.array([0.0, 0.25, 0.0, 0.75, 0.0])) == (1 if number == 0 else 3)
 
@@ -288,9 +289,9 @@ def test_a_draw_never_falls_on_no_probability(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.0, top_p=0.5)])
 @pytest.mark.parametrize("broken", [[0.0, np.nan, 1.0], [-np.inf] * 3])
 def test_broken_logits_are_refused(params: SamplingParams, broken: list[float]) -> None:
-    for ask in (Sampler(params).sample, Sampler(params).probabilities):
+    for method in (Sampler(params).sample, Sampler(params).probabilities):
         with pytest.raises(LlmcError, match="LOGITS_INVALID"):
-            ask(np.array(broken, dtype=np.float32))
+            method(np.array(broken, dtype=np.float32))
 
 
 # Log probabilities ----------------------------------------------------------------------------------------------------
@@ -307,9 +308,9 @@ def test_logprobs_are_the_models_own() -> None:
     np.testing.assert_allclose([p for _, p in found.top], want[order[:3]], atol=1e-9)
 
 
-def test_logprobs_of_equals_come_by_id_and_none_may_be_asked_for() -> None:
+def test_top_logprobs_are_ordered_by_id_on_ties_and_may_be_none() -> None:
     given = np.array([0.0, 1.0, 1.0, 0.5])
-    ask = {count: Sampler(SamplingParams(logprobs=count)).sample(given)[1] for count in (0, 3, 9)}
-    assert ask[0].top == ()
-    assert [t for t, _ in ask[3].top] == [1, 2, 3]
-    assert [t for t, _ in ask[9].top] == [1, 2, 3, 0]
+    by_count = {count: Sampler(SamplingParams(logprobs=count)).sample(given)[1] for count in (0, 3, 9)}
+    assert by_count[0].top == ()
+    assert [t for t, _ in by_count[3].top] == [1, 2, 3]
+    assert [t for t, _ in by_count[9].top] == [1, 2, 3, 0]

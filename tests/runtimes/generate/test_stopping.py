@@ -1,4 +1,4 @@
-"""Text comes out as soon as it can, never too soon, and whole; a completion ends where it should."""
+"""Text is returned complete and as early as possible; completions end correctly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def words() -> tokenizers.Tokenizer:
 
 
 def in_bytes(text: str) -> list[int]:
-    """A text in the word tokenizer's bytes."""
+    """Encode a text as byte tokens of the word tokenizer."""
     return [5 + byte for byte in text.encode()]
 
 
@@ -40,12 +40,12 @@ def pieces(detokenizer: Detokenizer, ids: Sequence[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_character_comes_with_its_last_byte(bytes_: Tokenizer, text: str) -> None:
+def test_a_character_is_shown_with_its_last_byte(bytes_: Tokenizer, text: str) -> None:
     ids = list(text.encode())
     detokenizer, shown = Detokenizer(bytes_), ""
     for count, token in enumerate(ids, 1):
         shown += detokenizer.push(token)
-        # A real U+FFFD can't be told from a broken character before something follows it.
+        # A real U+FFFD looks like an incomplete character until another token follows.
         assert shown == bytes(ids[:count]).decode(errors="ignore").rstrip("\ufffd")[: len(shown)]
         if "\ufffd" not in text:
             assert shown == bytes(ids[:count]).decode(errors="ignore")
@@ -53,7 +53,7 @@ def test_a_character_comes_with_its_last_byte(bytes_: Tokenizer, text: str) -> N
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_bytes_of_a_sentencepiece_model(words: tokenizers.Tokenizer, text: str) -> None:
+def test_byte_tokens_of_a_sentencepiece_model(words: tokenizers.Tokenizer, text: str) -> None:
     ids = [2, *in_bytes(text), 3, 4]
     found = pieces(Detokenizer(words), ids)
     assert "".join(found) == words.decode(ids) == f"Hello{text} world!"
@@ -63,7 +63,7 @@ def test_bytes_of_a_sentencepiece_model(words: tokenizers.Tokenizer, text: str) 
 
 def test_a_token_that_ends_one_character_and_begins_another() -> None:
     class Halves:
-        """The middle of one character to the middle of the next."""
+        """Each token reaches from the middle of one character to the middle of the next."""
 
         tokens = [b"\xe6", b"\x97\xa5\xe6", b"\x9c\xac\xe8", b"\xaa\x9e"]
 
@@ -74,7 +74,7 @@ def test_a_token_that_ends_one_character_and_begins_another() -> None:
 
 
 @pytest.mark.parametrize("noise", [0x80, EOS])
-def test_what_makes_no_text_costs_no_more_than_text(bytes_: Tokenizer, noise: int) -> None:
+def test_noise_does_not_grow_the_decoded_window(bytes_: Tokenizer, noise: int) -> None:
     class Measured:
         longest = 0
 
@@ -90,20 +90,20 @@ def test_what_makes_no_text_costs_no_more_than_text(bytes_: Tokenizer, noise: in
     assert any(found[1:100]) == (noise == 0x80)
 
 
-def test_an_unfinished_character_is_shown_at_the_end_only(bytes_: Tokenizer) -> None:
+def test_an_incomplete_character_is_shown_only_at_the_end(bytes_: Tokenizer) -> None:
     assert pieces(Detokenizer(bytes_), list("a🎉".encode())[:-1]) == ["a", "", "", "", "\ufffd"]
 
 
 # Spaces ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_word_keeps_its_space_behind_the_prompt(words: tokenizers.Tokenizer) -> None:
+def test_a_word_after_the_prompt_keeps_its_space(words: tokenizers.Tokenizer) -> None:
     assert pieces(Detokenizer(words, [2]), [3, 3]) == [" world", " world", ""]
     assert pieces(Detokenizer(words), [3, 3]) == ["world", " world", ""]
     assert pieces(Detokenizer(words, [1]), [3, 3]) == ["world", " world", ""]
 
 
-def test_special_tokens_between_words_eat_no_space(words: tokenizers.Tokenizer) -> None:
+def test_special_tokens_between_words_keep_the_space(words: tokenizers.Tokenizer) -> None:
     ids = [2, 1, 3, 1, 1, 3]
     found = pieces(Detokenizer(words), ids)
     assert found == ["Hello", "", " world", "", "", " world", ""]
@@ -138,7 +138,7 @@ def stopped(stops: Sequence[str], chunks: Sequence[str]) -> tuple[str, bool]:
     return shown + found.flush(), False
 
 
-def test_what_may_begin_a_stop_string_is_held_back() -> None:
+def test_the_possible_beginning_of_a_stop_string_is_held_back() -> None:
     found = StopStrings(["STOP", "\n\n"])
     assert [found.push(text) for text in ("a S", "T", "A", "S", "TOP b")] == [
         ("a ", False),
@@ -149,13 +149,13 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
     ]
 
 
-def test_the_longest_beginning_is_held() -> None:
+def test_the_longest_possible_beginning_is_held_back() -> None:
     found = StopStrings(["aab"])
     assert found.push("xaaa") == ("xa", False)
     assert found.push("b") == ("", True)
 
 
-def test_how_text_is_cut_makes_no_difference() -> None:
+def test_the_split_of_the_text_makes_no_difference() -> None:
     chance = random.Random(0)
     ends = 0
     for _ in range(2000):
@@ -175,7 +175,7 @@ def test_how_text_is_cut_makes_no_difference() -> None:
 
 
 def ended(ending: Ending, ids: Sequence[int]) -> tuple[str, str | None, int]:
-    """The text, the reason, and after how many tokens."""
+    """Return the text, the finish reason, and the number of tokens until the end."""
     shown = ""
     for count, token in enumerate(ids, 1):
         text, reason = ending.push(token)
@@ -203,13 +203,13 @@ def ended(ending: Ending, ids: Sequence[int]) -> tuple[str, str | None, int]:
         (SamplingParams(max_tokens=2, stop="\ufffd"), b"a\xf0\x9f", ("a", "stop", 2)),
     ],
 )
-def test_a_completion_ends(
+def test_finish_reasons(
     bytes_: Tokenizer, params: SamplingParams, ids: Sequence[int], want: tuple[str, str | None, int]
 ) -> None:
     assert ended(Ending(params, {EOS}, 8, bytes_), list(ids)) == want
 
 
-def test_a_stop_tokens_own_text_is_left_out(bytes_: Tokenizer) -> None:
+def test_the_text_of_a_stop_token_is_left_out(bytes_: Tokenizer) -> None:
     assert ended(Ending(SamplingParams(), {ord(".")}, 8, bytes_), list(b"hi.")) == ("hi", "stop", 3)
 
 

@@ -1,4 +1,4 @@
-"""Tokens, texts and chats are what transformers makes of the same folder."""
+"""Encoding, decoding and chat templates agree with transformers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ours(folder: Path) -> Tokenizer:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("special", [True, False])
-def test_the_demo_reads_and_writes_as_transformers(
+def test_encode_and_decode_match_transformers(
     ours: Tokenizer, theirs: PreTrainedTokenizerBase, text: str, special: bool
 ) -> None:
     ids = ours.encode(text, add_special_tokens=special)
@@ -63,7 +63,7 @@ def test_the_demo_reads_and_writes_as_transformers(
     assert ours.decode(ids, skip_special_tokens=False) == text
 
 
-def test_tokens_that_open_a_text_come_if_asked_for(tmp_path: Path) -> None:
+def test_special_tokens_are_added_on_request(tmp_path: Path) -> None:
     ours = byte_tokenizer(tmp_path)
     PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")).save_pretrained(tmp_path / "theirs")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
@@ -73,7 +73,7 @@ def test_tokens_that_open_a_text_come_if_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("messages", [CHAT, TURNS])
 @pytest.mark.parametrize("prompt", [True, False])
-def test_the_demo_chats_as_transformers(
+def test_the_chat_template_of_the_demo_matches_transformers(
     ours: Tokenizer, theirs: PreTrainedTokenizerBase, messages: list[dict[str, str]], prompt: bool
 ) -> None:
     text = ours.chat(messages, add_generation_prompt=prompt)
@@ -98,7 +98,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_templates_render_as_in_transformers(
+def test_template_features_match_transformers(
     folder: Path, theirs: PreTrainedTokenizerBase, tmp_path: Path, name: str
 ) -> None:
     copy(folder, tmp_path)
@@ -107,7 +107,7 @@ def test_templates_render_as_in_transformers(
     assert Tokenizer(tmp_path).chat(TURNS, add_generation_prompt=False) == want
 
 
-def test_a_template_can_tell_the_date(tmp_path: Path) -> None:
+def test_a_template_can_read_the_date(tmp_path: Path) -> None:
     byte_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}")
     assert abs(int(Tokenizer(tmp_path).chat(CHAT)) - datetime.now().year) <= 1
@@ -127,7 +127,7 @@ def test_a_template_can_tell_the_date(tmp_path: Path) -> None:
         "{{ nonesuch.a }}",
     ],
 )
-def test_what_a_template_may_not_or_cannot_do_is_refused(tmp_path: Path, template: str) -> None:
+def test_unsafe_and_failing_templates_are_refused(tmp_path: Path, template: str) -> None:
     byte_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     with pytest.raises(LlmcError, match="refuses these messages") as caught:
@@ -135,14 +135,14 @@ def test_what_a_template_may_not_or_cannot_do_is_refused(tmp_path: Path, templat
     assert caught.value.code == "CHAT_INVALID"
 
 
-def test_a_template_says_why_it_refuses(tmp_path: Path) -> None:
+def test_the_error_contains_the_message_of_the_template(tmp_path: Path) -> None:
     byte_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(LlmcError, match="refuses these messages: roles must alternate"):
         Tokenizer(tmp_path).chat(CHAT)
 
 
-def test_messages_reach_a_template_as_plain_data(tmp_path: Path) -> None:
+def test_a_template_gets_messages_as_plain_data(tmp_path: Path) -> None:
     byte_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content.secret() }}")
 
@@ -160,7 +160,7 @@ def test_messages_reach_a_template_as_plain_data(tmp_path: Path) -> None:
 
 
 def copy(folder: Path, to: Path, **config: Any) -> None:
-    """The demo's tokenizer without its template, its config changed."""
+    """Copy the demo's tokenizer without its chat template; change its config."""
     (to / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     old = json.loads((folder / "tokenizer_config.json").read_text())
     (to / "tokenizer_config.json").write_text(json.dumps({**old, **config}))
@@ -170,12 +170,12 @@ def copy(folder: Path, to: Path, **config: Any) -> None:
     "written",
     ["{{ eos_token }}x", [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ eos_token }}x"}]],
 )
-def test_an_older_config_holds_the_template(folder: Path, tmp_path: Path, written: object) -> None:
+def test_a_template_in_the_tokenizer_config(folder: Path, tmp_path: Path, written: object) -> None:
     copy(folder, tmp_path, chat_template=written)
     assert Tokenizer(tmp_path).chat(CHAT) == "<|im_end|>x"
 
 
-def test_special_tokens_come_from_either_file(tmp_path: Path) -> None:
+def test_special_tokens_come_from_both_files(tmp_path: Path) -> None:
     byte_tokenizer(tmp_path)
     map_ = {
         "bos_token": {"content": "<begin>", "lstrip": False},
@@ -208,14 +208,14 @@ def test_end_tokens_of_the_model(tmp_path: Path, generation: Any, config: Any, w
     assert read_eos_ids(tmp_path) == want
 
 
-def test_end_tokens_of_the_tokenizer_stand_in(folder: Path, tmp_path: Path) -> None:
+def test_end_token_of_the_tokenizer_is_the_default(folder: Path, tmp_path: Path) -> None:
     assert Tokenizer(folder).eos_ids == (2,)
     assert byte_tokenizer(tmp_path).eos_ids == (EOS,)
     (tmp_path / "generation_config.json").unlink()
     assert Tokenizer(tmp_path).eos_ids == ()
 
 
-def test_a_fixed_length_is_for_training(folder: Path, tmp_path: Path) -> None:
+def test_truncation_and_padding_in_the_file_are_ignored(folder: Path, tmp_path: Path) -> None:
     copy(folder, tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
