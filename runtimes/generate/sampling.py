@@ -172,12 +172,15 @@ class Sampler:
 
     Args:
         stop_ids: tokens that end the output; banned before `min_tokens`.
+        random: source of random numbers; by default a generator seeded with `params.seed`.
     """
 
-    def __init__(self, params: SamplingParams, stop_ids: Collection[int] = ()) -> None:
+    def __init__(
+        self, params: SamplingParams, stop_ids: Collection[int] = (), *, random: np.random.Generator | None = None
+    ) -> None:
         self.params = params
         self._stop_ids = np.array(sorted(stop_ids), dtype=np.int64)
-        self._random = np.random.default_rng(params.seed)
+        self._random = np.random.default_rng(params.seed) if random is None else random
 
     def sample(
         self, logits: np.ndarray, prompt_ids: TokenIds = (), output_ids: TokenIds = ()

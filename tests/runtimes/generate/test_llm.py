@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from fake_engines import BOS, EOS, ToyEngine, byte_tokenizer, hashed, scripted
 
 from llmc.errors import LlmcError
+from llmc.runtimes.engines import load as engine_loading
 from llmc.runtimes.generate.llm import LLM
 from llmc.runtimes.generate.sampling import SamplingParams
 
@@ -143,7 +143,7 @@ def test_a_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tok
         calls.append((path, threads))
         return ToyEngine(scripted(258, BYE), vocab_size=258)
 
-    monkeypatch.setitem(sys.modules, "llmc.runtimes.engines.load", types.SimpleNamespace(load=load))
+    monkeypatch.setattr(engine_loading, "load", load)
     if tokenizer:
         byte_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))

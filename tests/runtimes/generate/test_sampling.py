@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -279,11 +280,11 @@ def test_a_seed_makes_draws_reproducible() -> None:
     assert draw(None) != draw(None)
 
 
-def test_a_draw_never_returns_a_token_of_probability_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = Sampler(SamplingParams(temperature=1.0))
-    for number in (0.0, 1.0):  # rounding can turn numbers just below 1 into 1
-        monkeypatch.setattr(sampler, "_random", type("Fixed", (), {"random": lambda self, n=number: n})())
-        assert sampler.choose(np.arange(5), np.array([0.0, 0.25, 0.0, 0.75, 0.0])) == (1 if number == 0 else 3)
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (1.0, 3)])  # rounding can turn numbers just below 1 into 1
+def test_a_draw_never_returns_a_token_of_probability_zero(number: float, token: int) -> None:
+    fixed = types.SimpleNamespace(random=lambda: number)
+    sampler = Sampler(SamplingParams(temperature=1.0), random=fixed)  # type: ignore[arg-type]
+    assert sampler.choose(np.arange(5), np.array([0.0, 0.25, 0.0, 0.75, 0.0])) == token
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.0, top_p=0.5)])
