@@ -1,1 +1,1 @@
-"""Measurements of an artifact: speed, perplexity, divergence, the self-check."""
+"""Measurements of an artifact: speed, perplexity, divergence, self-check."""

@@ -1,4 +1,4 @@
-"""A measurement as Markdown, as CSV, and as a drawing."""
+"""Print a bench result as Markdown, CSV or SVG."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from html import escape
 
 from .bench import BenchResult
 
+# Layout of the SVG, in pixels: bar height, distance of bars, margins and the width of the scale.
 _BAR = 18
-_ROW = 34
+_PITCH = 34
 _LEFT, _SCALE, _RIGHT = 110, 420, 170
 
 
 def markdown(result: BenchResult, name: str) -> str:
-    """Two small tables, rates and latencies, and a line about the rest."""
+    """Return two tables (rates and latencies) and a line with the conditions."""
     lines = [f"| {name} | tokens/s | min | max |", "|---|---:|---:|---:|"]
     lines += [f"| {r.test} | {r.median:,.1f} | {r.min:,.1f} | {r.max:,.1f} |" for r in result.rates]
     lines += ["", "| latency, ms | p50 | p95 | p99 |", "|---|---:|---:|---:|"]
@@ -25,7 +26,7 @@ def markdown(result: BenchResult, name: str) -> str:
 
 
 def as_csv(result: BenchResult) -> str:
-    """One line a test, and what it shares with the others in each of them."""
+    """Return one line per test; the columns of the conditions repeat in each line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     shared = result.conditions()
@@ -38,8 +39,8 @@ def as_csv(result: BenchResult) -> str:
 
 
 def svg(result: BenchResult, name: str) -> str:
-    """Bars of the medians, on one scale, with the range of the runs."""
-    width, height = _LEFT + _SCALE + _RIGHT, 60 + _ROW * len(result.rates) + 60
+    """Draw the median of each test as a bar, with the range of its runs."""
+    width, height = _LEFT + _SCALE + _RIGHT, 60 + _PITCH * len(result.rates) + 60
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         ' font-family="system-ui, sans-serif" font-size="13" fill="#1b1f24">',
@@ -48,10 +49,10 @@ def svg(result: BenchResult, name: str) -> str:
         f'<text x="16" y="28" font-size="15" font-weight="600">{escape(name)}</text>',
         f'<text x="{_LEFT}" y="48" fill="#57606a">tokens per second; the line spans all runs</text>',
     ]
-    # One scale for all: a longer bar is always a faster test.
+    # All bars share one scale: a longer bar is always a faster test.
     unit = _SCALE / max(rate.max for rate in result.rates)
     for i, rate in enumerate(result.rates):
-        top = 60 + _ROW * i
+        top = 60 + _PITCH * i
         middle = top + _BAR / 2
         low, high = _LEFT + rate.min * unit, _LEFT + rate.max * unit
         parts += [
@@ -61,22 +62,22 @@ def svg(result: BenchResult, name: str) -> str:
             ' stroke="#1b1f24" stroke-width="1.5" fill="none"/>',
             f'<text x="{high + 10:.1f}" y="{middle + 4.5:.1f}">{rate.median:,.1f}</text>',
         ]
-    said = [
+    latencies = [
         f"{title} {latency.p50:,.1f} ms (p99 {latency.p99:,.1f})"
         for title, latency in (("first token", result.ttft_ms), ("each next token", result.tpot_ms))
         if latency
     ]
-    for i, line in enumerate([", ".join(said), _conditions(result)]):
+    for i, line in enumerate([", ".join(latencies), _conditions(result)]):
         parts.append(f'<text x="16" y="{height - 36 + 20 * i}" fill="#57606a">{escape(line)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _conditions(result: BenchResult) -> str:
-    said = [f"{result.repeats} runs", f"{result.concurrency} sequence{'s'[: result.concurrency > 1]}"]
+    parts = [f"{result.repeats} runs", f"{result.concurrency} sequence{'s'[: result.concurrency > 1]}"]
     if result.threads:
-        said.append(f"{result.threads} thread{'s'[: result.threads > 1]}")
+        parts.append(f"{result.threads} thread{'s'[: result.threads > 1]}")
     if result.load_s is not None:
-        said.append(f"loaded in {result.load_s:.2f} s")
+        parts.append(f"loaded in {result.load_s:.2f} s")
     if result.peak_rss_bytes:
-        said.append(f"peak memory {result.peak_rss_bytes / 1e6:,.0f} MB")
-    return ", ".join(said)
+        parts.append(f"peak memory {result.peak_rss_bytes / 1e6:,.0f} MB")
+    return ", ".join(parts)

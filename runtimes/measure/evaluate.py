@@ -1,6 +1,7 @@
-"""How well an engine predicts a text, and how far its predictions are from those of another.
+"""Perplexity of an engine on a text, and its divergence from a reference.
 
-Scores of neighbouring tokens are not independent: every standard error is that of a mean over windows of the text.
+Scores of neighbouring tokens are correlated, so standard errors treat the windows of the text as independent, not the
+tokens.
 """
 
 from __future__ import annotations
@@ -17,25 +18,27 @@ from ..engines.base import Engine
 from .windows import Window
 
 BINS = 16
-# Logits that are float64 at a time, so that temporaries stay in the processor's cache, whatever the vocabulary.
+# Number of logits that are converted to float64 at once. Temporaries then fit into the CPU cache for any vocabulary.
 _CHUNK = 1 << 18
 
 
 class ReferencePredictions(Protocol):
-    """What another engine, or the model itself, gives for the same windows."""
+    """Predictions of another engine, or of the model itself, for the same windows."""
 
     vocab_size: int
 
     def window(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Logits [N, V] of the scored tokens, up to a number for each row; good until the next call.
+        """Return the predictions of a window; valid until the next call.
 
-        With them the exact log probabilities [N] of the tokens that came, where the logits are rounded.
+        Returns:
+            Logits [N, V] of the N scored tokens, up to a constant per token; and, if these logits are rounded, the
+            exact log probabilities [N] of the target tokens, else None.
         """
         ...
 
 
 class EngineReference:
-    """An engine as a reference, run window by window."""
+    """Uses an engine as the reference, run window by window."""
 
     def __init__(self, engine: Engine, windows: Sequence[Window]) -> None:
         self.engine, self.windows, self.vocab_size = engine, windows, engine.vocab_size
@@ -47,7 +50,7 @@ class EngineReference:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, or what is made of one, and its standard error, which a single window doesn't tell."""
+    """A mean, or a function of one, and its standard error (None for one window)."""
 
     value: float
     stderr: float | None
@@ -55,7 +58,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class KlDivergence:
-    """Kullback-Leibler divergence of an engine from its reference over the scored tokens, in nats."""
+    """KL divergence of an engine from its reference over the scored tokens, in nats."""
 
     mean: float
     stderr: float | None
@@ -67,7 +70,7 @@ class KlDivergence:
 
 @dataclass(frozen=True)
 class Change:
-    """By how much the probability of the token that came is larger than the reference has it."""
+    """Probability of the target token minus the reference's probability of it."""
 
     mean: float
     stderr: float | None
@@ -82,15 +85,15 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Of each scored token, in the order of the text.
+    """Scores of the scored tokens, in the order of the text; all arrays are [tokens].
 
     Attributes:
-        window: the index of its window.
-        position: how many tokens stand before it in its window.
-        nll: the negative log likelihood.
-        reference_nll: that of the reference.
-        kld: the divergence from the reference of all that was predicted in its place.
-        rank: how many tokens the engine holds more probable than the one that is the reference's best.
+        window: index of the token's window.
+        position: number of tokens before it in its window.
+        nll: negative log likelihood.
+        reference_nll: the reference's negative log likelihood.
+        kld: KL divergence of the predicted distribution from the reference's.
+        rank: number of tokens that the engine finds more probable than the reference's best token.
     """
 
     window: np.ndarray
@@ -103,7 +106,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was measured; without a reference all but the perplexity is None."""
+    """Statistics of an evaluation; only perplexity is set without a reference."""
 
     scores: Scores
     perplexity: Estimate
@@ -115,28 +118,32 @@ class Evaluation:
 
     @property
     def tokens(self) -> int:
-        """How many were scored."""
+        """Number of scored tokens."""
         return len(self.scores.nll)
 
     @property
     def windows(self) -> int:
+        """Number of windows with scored tokens."""
         return len(np.unique(self.scores.window))
 
     def by_position(self) -> list[dict[str, Any]]:
-        """The mean divergence in up to `BINS` ranges of positions [from, to), as far as tokens stand there."""
+        """Return the mean divergence in up to `BINS` ranges of positions [from, to).
+
+        Ranges without scored tokens are left out.
+        """
         position, kld = self.scores.position, self.scores.kld
         if kld is None:
             return []
         edges = np.unique(np.linspace(0, position.max() + 1, BINS + 1).astype(int))
-        found = []
+        ranges = []
         for start, stop in pairwise(edges):
             inside = kld[(position >= start) & (position < stop)]
             if len(inside):
-                found.append({"from": int(start), "to": int(stop), "tokens": len(inside), "kld": float(inside.mean())})
-        return found
+                ranges.append({"from": int(start), "to": int(stop), "tokens": len(inside), "kld": float(inside.mean())})
+        return ranges
 
     def as_dict(self) -> dict[str, Any]:
-        """The layout of `llmc eval --json`, without what only the verb knows."""
+        """Return the measurements in the layout of `llmc eval --json`."""
         parts = ("perplexity", "ratio", "kld", "same_top1", "same_top5", "probability_change")
         measured = {name: getattr(self, name) for name in parts}
         document: dict[str, Any] = {name: asdict(part) if part else None for name, part in measured.items()}
@@ -144,7 +151,10 @@ class Evaluation:
 
 
 def window_logits(engine: Engine, window: Window) -> np.ndarray:
-    """An engine's logits [N, V] for the scored tokens of a window; good until the next call."""
+    """Run a window; return the logits [N, V] of its N scored tokens.
+
+    They are valid until the engine's next call.
+    """
     logits = engine.forward(window.tokens[None, :-1], np.zeros(1, np.int64), np.zeros(1, np.int64))
     return logits[0, window.first - 1 :]
 
@@ -155,33 +165,33 @@ def evaluate(
     reference: ReferencePredictions | None = None,
     watch: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> Evaluation:
-    """Measure an engine on windows of a text; it holds the logits of one window at a time.
+    """Measure an engine on windows of a text; one window's logits are in memory.
 
     Args:
-        reference: what it is compared with, for the same windows.
-        watch: told "evaluate", and how many windows are done.
+        reference: predictions for the same windows, to compare with.
+        watch: called with "evaluate", the number of finished windows and the number of all windows.
 
     Raises:
-        LlmcError: REFERENCE_MISMATCH for another vocabulary; LOGITS_NOT_FINITE where a measure is not a number.
+        LlmcError: REFERENCE_MISMATCH if the vocabulary sizes differ; LOGITS_NOT_FINITE if a score is not finite.
     """
     if reference is not None and reference.vocab_size != engine.vocab_size:
         raise LlmcError(
             "REFERENCE_MISMATCH",
-            f"The reference predicts {reference.vocab_size} tokens, the artifact {engine.vocab_size}.",
-            "Give the model that the artifact was compiled from, or another artifact of it.",
+            f"The reference has a vocabulary of {reference.vocab_size} tokens, the artifact of {engine.vocab_size}.",
+            "Give the model that the artifact was compiled from, or another artifact of that model.",
         )
     engine.open_slots(1)
     parts: list[Scores] = []
     for i, window in enumerate(windows):
         watch("evaluate", i, len(windows))
-        theirs = None if reference is None else reference.window(i)
-        parts.append(_score(i, window, window_logits(engine, window), theirs))
+        predictions = None if reference is None else reference.window(i)
+        parts.append(_score(i, window, window_logits(engine, window), predictions))
     watch("evaluate", len(windows), len(windows))
-    return summarise(_joined(parts))
+    return summarise(_concatenate(parts))
 
 
 def summarise(scores: Scores) -> Evaluation:
-    """The statistics of scores."""
+    """Compute the statistics of scores."""
 
     def mean(values: np.ndarray) -> Estimate:
         return mean_by_block(values, scores.window)
@@ -190,15 +200,15 @@ def summarise(scores: Scores) -> Evaluation:
     if scores.kld is None or scores.reference_nll is None or scores.rank is None:
         return Evaluation(scores, perplexity, None, None, None, None, None)
     kld = mean(scores.kld)
-    shape = np.percentile(scores.kld, [50, 90, 99, 100])
+    percentiles = np.percentile(scores.kld, [50, 90, 99, 100])
     change = np.exp(-scores.nll) - np.exp(-scores.reference_nll)
     shift = mean(change)
     return Evaluation(
         scores,
         perplexity,
-        # Paired: what makes a passage hard is common to both and cancels.
+        # Paired differences: the difficulty of a passage affects both and cancels.
         ratio=_exponential(mean(scores.nll - scores.reference_nll)),
-        kld=KlDivergence(kld.value, kld.stderr, *map(float, shape)),
+        kld=KlDivergence(kld.value, kld.stderr, *map(float, percentiles)),
         same_top1=mean(scores.rank < 1),
         same_top5=mean(scores.rank < 5),
         probability_change=Change(
@@ -211,9 +221,10 @@ def summarise(scores: Scores) -> Evaluation:
 
 
 def mean_by_block(values: np.ndarray, blocks: np.ndarray) -> Estimate:
-    """The mean of all values, and its standard error where blocks are independent but the values of one are not.
+    """Mean of all values, with the standard error for independent blocks.
 
-    Blocks may differ in size: the error is that of a ratio of two sums over blocks.
+    Values of one block may be correlated. Blocks may differ in size: the error is that of a ratio of two sums over
+    blocks.
     """
     mean = float(np.mean(values, dtype=np.float64))
     sums = np.bincount(blocks, values - mean)[np.unique(blocks)]
@@ -224,7 +235,7 @@ def mean_by_block(values: np.ndarray, blocks: np.ndarray) -> Estimate:
 
 
 def _exponential(mean: Estimate) -> Estimate:
-    """e to the power of a mean; the error by the delta method."""
+    """Exponential of a mean; its error follows from the delta method."""
     value = float(np.exp(mean.value))
     return Estimate(value, None if mean.stderr is None else value * mean.stderr)
 
@@ -236,20 +247,20 @@ def _score(
     position = window.first + np.arange(len(targets))
     nll, reference_nll, kld = np.empty((3, len(targets)))
     rank = np.empty(len(targets), np.int64)
-    for rows in chunks(*logits.shape):
-        token = np.arange(len(targets[rows])), targets[rows]
-        own = log_softmax(logits[rows])
-        nll[rows] = -own[token]
+    for chunk in chunks(*logits.shape):
+        target = np.arange(len(targets[chunk])), targets[chunk]
+        own = log_softmax(logits[chunk])
+        nll[chunk] = -own[target]
         if reference is None:
             continue
-        theirs = log_softmax(reference[0][rows])
-        reference_nll[rows] = -theirs[token]
-        best = theirs.argmax(1)
-        rank[rows] = (own > np.take_along_axis(own, best[:, None], 1)).sum(1)
-        probability = np.exp(theirs)
-        # What the reference excludes adds nothing, be it excluded here too.
-        ratio = np.subtract(theirs, own, out=np.zeros_like(own), where=probability > 0)
-        kld[rows] = np.maximum((probability * ratio).sum(1), 0)  # rounding may leave -1e-17
+        expected = log_softmax(reference[0][chunk])
+        reference_nll[chunk] = -expected[target]
+        best = expected.argmax(1)
+        rank[chunk] = (own > np.take_along_axis(own, best[:, None], 1)).sum(1)
+        probability = np.exp(expected)
+        # A token of reference probability 0 adds nothing; subtracting would give NaN if both are -inf.
+        ratio = np.subtract(expected, own, out=np.zeros_like(own), where=probability > 0)
+        kld[chunk] = np.maximum((probability * ratio).sum(1), 0)  # rounding can leave -1e-17
     _check_finite(index, nll, *([] if reference is None else [reference_nll, kld]))
     blocks = np.full(len(targets), index)
     if reference is None:
@@ -260,15 +271,15 @@ def _score(
 
 
 def chunks(rows: int, width: int) -> Iterator[slice]:
-    """Pieces of so many rows of logits that are computed with at a time."""
+    """Slices of `rows` tokens with `width` logits each, to process in turn."""
     step = max(1, _CHUNK // width)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log probabilities of each row, in float64."""
+    """Log probabilities of logits [N, V], in float64."""
     values = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of infinite logits, which show in what is made of them
+    with np.errstate(invalid="ignore"):  # infinite logits make NaN, which the scores show
         values -= values.max(1, keepdims=True)
     values -= np.log(np.exp(values).sum(1, keepdims=True))
     return values
@@ -278,12 +289,12 @@ def _check_finite(index: int, *measures: np.ndarray) -> None:
     if not all(np.isfinite(measure).all() for measure in measures):
         raise LlmcError(
             "LOGITS_NOT_FINITE",
-            f"In window {index} a logit is not a number, or a token that came has no probability at all.",
-            "Verify the artifact: llmc verify DIR",
+            f"In window {index}, a logit is not a number, or a target token has probability 0.",
+            "Check the artifact: llmc verify DIR",
         )
 
 
-def _joined(parts: Sequence[Scores]) -> Scores:
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Scores)}
-    joined: dict[str, Any] = {name: np.concatenate(c) for name, c in columns.items() if c[0] is not None}
+def _concatenate(parts: Sequence[Scores]) -> Scores:
+    arrays = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Scores)}
+    joined: dict[str, Any] = {name: np.concatenate(a) for name, a in arrays.items() if a[0] is not None}
     return Scores(**joined)

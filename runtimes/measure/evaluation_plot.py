@@ -1,4 +1,4 @@
-"""A drawing of how far an engine is from its reference: over all tokens, and by position."""
+"""SVG plot of an evaluation: KL divergence over all tokens, and by position."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ import numpy as np
 
 from .evaluate import Evaluation
 
+# Layout, in pixels: the page, a panel's width and vertical edges, and the left edges of the two panels.
 _WIDTH, _HEIGHT = 880, 372
 _PANEL, _TOP, _BOTTOM = 350, 92, 298
 _LEFTS = (64, 500)
 _POINTS = 200
-# What lies that many powers of ten below the largest is drawn at the lower edge.
+# Values more than this many powers of ten below the largest are drawn at the lower edge.
 _DECADES = 8
 _LINE, _GREY, _GRID = "#4878b0", "#57606a", "#d8dee4"
 _MARKED = ((50, "median"), (90, "p90"), (99, "p99"))
 
 
 def svg(result: Evaluation, name: str) -> str:
-    """Two panels: the divergence of all tokens in order, on a logarithmic scale, and its mean by position.
+    """Draw two panels: sorted divergences (logarithmic), and means by position.
 
     Args:
-        result: of an evaluation that had a reference.
+        result: an evaluation with a reference.
+        name: the title.
     """
     kld = result.scores.kld
-    assert kld is not None and result.kld is not None, "there is nothing to draw without a reference"
+    assert kld is not None and result.kld is not None, "the evaluation has no reference"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
         ' font-family="system-ui, sans-serif" font-size="13" fill="#1b1f24">',
@@ -62,33 +64,38 @@ def _by_rank(kld: np.ndarray) -> list[str]:
 
 def _by_position(result: Evaluation) -> list[str]:
     left, bins = _LEFTS[1], result.by_position()
-    scale, unit = _linear(max(one["kld"] for one in bins)), _PANEL / bins[-1]["to"]
+    scale, unit = _linear(max(bin_["kld"] for bin_ in bins)), _PANEL / bins[-1]["to"]
     parts = _frame(left, "mean by the number of tokens before", scale)
-    for one in bins:
-        x, y = left + one["from"] * unit, scale(one["kld"])
-        width = max(1.0, (one["to"] - one["from"]) * unit - 2)
+    for bin_ in bins:
+        x, y = left + bin_["from"] * unit, scale(bin_["kld"])
+        width = max(1.0, (bin_["to"] - bin_["from"]) * unit - 2)
         parts.append(
             f'<rect x="{x + 1:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_BOTTOM - y:.1f}" rx="1" fill="{_LINE}"/>'
         )
-    for place in (0, bins[-1]["to"] // 2, bins[-1]["to"]):
-        parts.append(_below(left + place * unit, f"{place:,}"))
+    for position in (0, bins[-1]["to"] // 2, bins[-1]["to"]):
+        parts.append(_below(left + position * unit, f"{position:,}"))
     return parts
 
 
 class _Scale:
-    """Where a value stands between the lower and the upper edge, and the values that get a line."""
+    """Maps values to y coordinates between the lower and the upper edge of a panel.
 
-    def __init__(self, ticks: Sequence[float], place: Callable[[float], float]) -> None:
-        self.ticks, self._place = ticks, place
-        self._low, self._high = place(ticks[0]), place(ticks[-1])
+    Args:
+        ticks: values that get a grid line; the first is at the lower edge, the last at the upper.
+        transform: applied before the linear map, such as the logarithm.
+    """
+
+    def __init__(self, ticks: Sequence[float], transform: Callable[[float], float]) -> None:
+        self.ticks, self._transform = ticks, transform
+        self._low, self._high = transform(ticks[0]), transform(ticks[-1])
 
     def __call__(self, value: float) -> float:
-        share = (self._place(value) - self._low) / (self._high - self._low)
+        share = (self._transform(value) - self._low) / (self._high - self._low)
         return _BOTTOM - max(share, 0.0) * (_BOTTOM - _TOP)
 
 
 def _logarithmic(values: np.ndarray) -> _Scale:
-    """Whole powers of ten around what is above 0."""
+    """Make a logarithmic scale for the positive values; ticks at powers of ten."""
     positive = values[values > 0]
     top, least = (float(positive.max()), float(positive.min())) if len(positive) else (1.0, 0.1)
     high = math.ceil(math.log10(top))
@@ -97,7 +104,7 @@ def _logarithmic(values: np.ndarray) -> _Scale:
 
 
 def _linear(top: float) -> _Scale:
-    """From 0, in two to five round steps."""
+    """Make a linear scale from 0, with two to five round steps."""
     unit = 10.0 ** math.floor(math.log10(top or 1.0))
     step = next(unit * part for part in (0.2, 0.5, 1, 2, 5) if unit * part * 5 >= top)
     return _Scale([step * i for i in range(max(2, math.ceil(top / step)) + 1)], lambda v: v)

@@ -1,4 +1,4 @@
-"""How far what leaves each layer of an engine is from what leaves the same layer of a reference."""
+"""Per-layer output error of an engine against a reference."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .windows import Window
 
 
 class Watched(Protocol):
-    """An engine that tells what leaves its layers; `WatchedEngine` is one.
+    """An engine that exposes its layer outputs, such as `WatchedEngine`.
 
     Attributes:
-        before: the layer that a layer reads from, by the layer's name.
-        unclear: why a layer has no such value.
+        before: maps a layer to the layer whose output it reads.
+        unclear: maps a layer without a usable output to the reason.
     """
 
     @property
@@ -27,18 +27,18 @@ class Watched(Protocol):
     def unclear(self) -> Mapping[str, str]: ...
 
     def values(self, window: Window) -> Mapping[str, np.ndarray]:
-        """What leaves each layer for a window's tokens but the last, [1, S, ...], by the layers' names."""
+        """Run a window without its last token; return outputs [1, S, ...] by layer."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LayerReference:
-    """What leaves the layers of a reference.
+    """Layer outputs of a reference.
 
     Attributes:
-        windows: of each window, by the layers' names. A model's layer may give several values: the one that flows on
-            has the shape of the engine's.
-        unclear: why a layer has none.
+        windows: for each window, the output arrays of each layer, by layer. A model's layer can return several arrays:
+            the one with the shape of the engine's layer output is compared.
+        unclear: maps a layer without a usable output to the reason.
     """
 
     windows: Sequence[Mapping[str, Sequence[np.ndarray]]]
@@ -47,13 +47,15 @@ class LayerReference:
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far what leaves a layer is from the reference's; without numbers, `why` says the reason.
+    """Error of one layer's output against the reference's.
 
     Attributes:
-        error: root mean square of the difference over all tokens, relative to that of the reference's values.
-        median: of single tokens, each relative to its own values: a few tokens with huge ones don't hide the others.
-        added: the same median for the part of the difference that what the layer reads does not have; None where that
-            is no layer's.
+        error: root mean square of the difference over all tokens, relative to that of the reference's output.
+        median: median over tokens of the difference, relative to the token's reference output. Unlike `error`, it is
+            not dominated by a few tokens with huge values.
+        added: the same median for the output difference minus the input difference, which is the part that this layer
+            adds; None if the layer doesn't read another layer's output.
+        why: the reason if there are no numbers.
     """
 
     name: str
@@ -65,14 +67,14 @@ class LayerError:
 
 @dataclass(frozen=True)
 class LayerErrors:
-    """Of all layers in order, over so many scored tokens."""
+    """Errors of all layers in order, and the number of scored tokens and windows."""
 
     layers: list[LayerError]
     tokens: int
     windows: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The layout under `per_layer` of `llmc eval --json`."""
+        """Return the layout under `per_layer` of `llmc eval --json`."""
         return asdict(self)
 
 
@@ -82,46 +84,46 @@ def measure_layers(
     windows: Sequence[Window],
     watch: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> LayerErrors:
-    """Compare what leaves the layers, for the scored tokens of windows.
+    """Compare layer outputs at the scored tokens of windows.
 
     Args:
-        watch: told "layers", and how many windows are done.
+        watch: called with "layers", the number of finished windows and the number of all windows.
 
     Raises:
-        LlmcError: LAYERS_UNLIKE where there is no layer that can be compared.
+        LlmcError: LAYERS_UNLIKE if no layer can be compared.
     """
     sums: dict[str, _Sums] = {}
     for i, window in enumerate(windows):
         watch("layers", i, len(windows))
-        theirs = reference.windows[i]
+        expected = reference.windows[i]
         differences: dict[str, np.ndarray] = {}
         for layer, own in engine.values(window).items():
             total = sums.setdefault(layer, _Sums())
-            known = [array for array in theirs.get(layer, []) if array.shape == own.shape]
-            if len(known) != 1:
-                total.why = total.why or _why(len(known), own, layer in theirs)
+            matching = [array for array in expected.get(layer, []) if array.shape == own.shape]
+            if len(matching) != 1:
+                total.why = total.why or _why(len(matching), own, layer in expected)
                 continue
-            rows = slice(window.first - 1, None)
-            right = known[0][0, rows].reshape(len(window.targets), -1)
-            differences[layer] = own[0, rows].reshape(right.shape) - right
+            scored = slice(window.first - 1, None)
+            right = matching[0][0, scored].reshape(len(window.targets), -1)
+            differences[layer] = own[0, scored].reshape(right.shape) - right
             total.add(differences[layer], right, differences.get(engine.before.get(layer, "")))
     watch("layers", len(windows), len(windows))
     unclear = {**reference.unclear, **engine.unclear}
-    names = sorted({*sums, *engine.unclear}, key=_in_order)
+    names = sorted({*sums, *engine.unclear}, key=_by_number)
     layers = [LayerError(name, why=unclear[name]) if name in unclear else sums[name].as_error(name) for name in names]
     if not any(layer.error is not None for layer in layers):
-        reason = next((f"{layer.name}: {layer.why}" for layer in layers), "none gives a row for each token")
+        reason = next((f"{layer.name}: {layer.why}" for layer in layers), "no layer has an output for each token")
         raise LlmcError(
             "LAYERS_UNLIKE",
-            f"No layer of the artifact can be compared with the reference's ({reason}).",
-            "Give the model that it was compiled from, or measure without --per-layer.",
+            f"No layer of the artifact can be compared with the reference ({reason}).",
+            "Give the model that the artifact was compiled from, or leave out --per-layer.",
         )
     return LayerErrors(layers, sum(len(window.targets) for window in windows), len(windows))
 
 
 @dataclass
 class _Sums:
-    """Of one layer, window by window."""
+    """Running sums of one layer's errors over windows."""
 
     squares: float = 0.0
     reference_squares: float = 0.0
@@ -130,13 +132,13 @@ class _Sums:
     why: str | None = None
 
     def add(self, difference: np.ndarray, reference: np.ndarray, before: np.ndarray | None) -> None:
-        lengths, away = _lengths(reference), _lengths(difference)
-        self.squares += float(np.square(away).sum())
-        self.reference_squares += float(np.square(lengths).sum())
+        norms, distances = _norms(reference), _norms(difference)
+        self.squares += float(np.square(distances).sum())
+        self.reference_squares += float(np.square(norms).sum())
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.shares.append(away / lengths)
+            self.shares.append(distances / norms)
             if before is not None and before.shape == difference.shape:
-                self.added.append(_lengths(difference - before) / lengths)
+                self.added.append(_norms(difference - before) / norms)
 
     def as_error(self, name: str) -> LayerError:
         if self.why is not None:
@@ -145,21 +147,21 @@ class _Sums:
             error = float(np.sqrt(np.float64(self.squares) / self.reference_squares))
         median = float(np.median(np.concatenate(self.shares)))
         if not np.isfinite([error, median]).all():
-            return LayerError(name, why="what leaves it, or the reference's, is zero or not a number")
+            return LayerError(name, why="its output, or the reference's, is zero or not a number")
         return LayerError(name, error, median, float(np.median(np.concatenate(self.added))) if self.added else None)
 
 
-def _lengths(rows: np.ndarray) -> np.ndarray:
-    """Of vectors [N, D], in float64."""
-    return np.sqrt(np.square(rows, dtype=np.float64).sum(1))
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean norms of vectors [N, D], in float64."""
+    return np.sqrt(np.square(vectors, dtype=np.float64).sum(1))
 
 
-def _why(count: int, own: np.ndarray, is_known: bool) -> str:
-    if not is_known:
+def _why(count: int, own: np.ndarray, in_reference: bool) -> str:
+    if not in_reference:
         return "the reference has no such layer"
-    return f"the reference's layer gives {count or 'no'} values {list(own.shape)}, not one"
+    return f"the reference's layer has {count or 'no'} outputs of shape {list(own.shape)}, not one"
 
 
-def _in_order(name: str) -> tuple[tuple[int, str], ...]:
-    """As numbers, where they are: layer 10 stands behind layer 9."""
+def _by_number(name: str) -> tuple[tuple[int, str], ...]:
+    """Sort key of a path that compares numbers as such: 9 comes before 10."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in name.split("."))

@@ -1,8 +1,8 @@
-"""An artifact under EleutherAI's lm-eval: the three kinds of questions that its tasks ask.
+"""Run EleutherAI's lm-eval tasks on an artifact.
 
     lm_eval.simple_evaluate(model=llmc.runtimes.measure.lm_eval.harness("out/"), tasks=["hellaswag"])
 
-Texts are cut into tokens and scored as lm-eval's own Hugging Face model does it, so that results can be compared.
+Texts are tokenized and scored as in lm-eval's own Hugging Face model, so results are comparable.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .evaluate import chunks, log_softmax, window_logits
 from .windows import Window, opening
 
 DEFAULT_MAX_TOKENS = 256
-# What tasks call the most tokens to make; the first one that is given counts.
+# Names that tasks use for the largest number of tokens to generate; the first one that is set counts.
 _MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = {field.name for field in fields(SamplingParams)} - {"stop", "max_tokens"}
 
 
 class Request(Protocol):
-    """What lm-eval hands over; `args` is all that counts."""
+    """A request of lm-eval; only `args` is used."""
 
     args: tuple[Any, ...]
 
 
 class Scorer:
-    """Answers lm-eval's requests by an LLM; needs nothing of lm-eval itself.
+    """Answers lm-eval's requests with an LLM; doesn't need lm-eval to be installed.
 
     Args:
-        llm: with a tokenizer.
+        llm: must have a tokenizer.
 
     Raises:
         LlmcError: TOKENIZER_MISSING.
@@ -45,109 +45,126 @@ class Scorer:
 
     def __init__(self, llm: LLM) -> None:
         if llm.tokenizer is None:
-            raise LlmcError("TOKENIZER_MISSING", "Tasks are texts, and there is no tokenizer.", "Give an LLM one.")
+            raise LlmcError(
+                "TOKENIZER_MISSING",
+                "lm-eval's tasks are text, and this LLM has no tokenizer.",
+                "Put tokenizer.json into the artifact, or pass `tokenizer` to LLM.",
+            )
         self.llm = llm
         self.text_tokenizer: Tokenizer = llm.tokenizer
         self._opening = opening(llm.tokenizer)
-        # Something that the first token can be given by: what begins a text, else what ends the one before.
+        # A token that can predict the first token of a text: the one that begins a text, else one that ends a text.
         begins = self._opening if llm.tokenizer.bos_id is None else [llm.tokenizer.bos_id]
         self._prefix = (begins or list(llm.tokenizer.eos_ids))[:1]
 
     def loglikelihood(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of (context, continuation) each: the continuation's log probability, and whether greedy decoding makes it."""
+        """Score continuations; the `args` of a request are (context, continuation).
+
+        Returns:
+            For each request, the log probability of the continuation, and True if greedy decoding generates it.
+        """
         return [self._score([self._pair(*request.args)]) for request in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[float]:
-        """Of (text,) each: its log probability, in windows that hold as much as the engine serves."""
+        """Return the log probability of whole texts, in windows of `max_seq_len`.
+
+        The `args` of a request are (text,).
+        """
         return [self._score(self._rolling(request.args[0]))[0] for request in requests]
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """Of (context, options) each: what the model continues it by."""
-        asked = [self._generation(*request.args) for request in requests]
-        if not asked:
+        """Generate continuations; the `args` of a request are (context, options)."""
+        prompts = [self._generation(*request.args) for request in requests]
+        if not prompts:
             return []
-        made = self.llm.generate([ids for ids, _ in asked], [params for _, params in asked])
-        return [one.text for one in made]
+        completions = self.llm.generate([ids for ids, _ in prompts], [params for _, params in prompts])
+        return [completion.text for completion in completions]
 
     def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """A conversation as the model was taught to read it."""
+        """Render a conversation with the model's chat template."""
         return self.text_tokenizer.chat(chat_history, add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in lm-eval's cache of requests."""
+        """Name of the tokenizer in lm-eval's request cache."""
         return str(self.text_tokenizer.folder.resolve())
 
     def _encode(self, text: str) -> list[int]:
-        """With its opening, once: a chat template writes it itself."""
+        """Encode with the opening; a chat template may already have added it."""
         plain = self.text_tokenizer.encode(text, add_special_tokens=False)
         return plain if plain[: len(self._opening)] == self._opening else [*self._opening, *plain]
 
     def _pair(self, context: str, continuation: str) -> Window:
-        room = self.llm.engine.max_seq_len
+        """Make a window that scores the continuation, with as much context as fits."""
+        limit = self.llm.engine.max_seq_len
         if context:
-            # A space belongs to the word behind it.
-            bare = context.rstrip()
+            # Trailing spaces of the context belong to the next word, so they are scored with the continuation.
             whole = self._encode(context + continuation)
-            first = len(self._encode(bare))
+            first = len(self._encode(context.rstrip()))
         else:
             plain = self.text_tokenizer.encode(continuation, add_special_tokens=False)
             whole, first = ([*self._prefix, *plain], 1) if plain[:1] != self._prefix else (plain, 1)
         first = max(first, 1)
-        if len(whole) - first > room:
-            what = f"A continuation has {len(whole) - first} tokens; the artifact serves {room}."
+        if len(whole) - first > limit:
+            what = f"A continuation has {len(whole) - first} tokens; the artifact allows {limit}."
             raise LlmcError("SEQUENCE_TOO_LONG", what, "Compile with a larger --max-seq-len.")
-        cut = max(0, len(whole) - room - 1)
+        cut = max(0, len(whole) - limit - 1)
         return Window(np.array(whole[cut:], np.int64), first - cut)
 
     def _rolling(self, text: str) -> Iterator[Window]:
-        room = self.llm.engine.max_seq_len
+        """Make windows that score each token once, with as much context as fits."""
+        limit = self.llm.engine.max_seq_len
         whole = [*self._prefix, *self.text_tokenizer.encode(text, add_special_tokens=False)]
-        for first in range(1, len(whole), room):
-            end = min(first + room, len(whole))
-            begin = max(0, end - room - 1)
+        for first in range(1, len(whole), limit):
+            end = min(first + limit, len(whole))
+            begin = max(0, end - limit - 1)
             yield Window(np.array(whole[begin:end], np.int64), first - begin)
 
     def _score(self, windows: Sequence[Window] | Iterator[Window]) -> tuple[float, bool]:
+        """Sum the log probabilities of the targets.
+
+        The flag is True if every target is the most probable token.
+        """
         engine, total, greedy = self.llm.engine, 0.0, True
         engine.open_slots(1)
         for window in windows:
             if not len(window.targets):
                 continue
             logits, targets = window_logits(engine, window), window.targets
-            for rows in chunks(*logits.shape):
-                right = targets[rows]
-                found = log_softmax(logits[rows])
-                total += float(found[np.arange(len(right)), right].sum())
-                greedy &= bool((found.argmax(1) == right).all())
+            for chunk in chunks(*logits.shape):
+                right = targets[chunk]
+                log_probabilities = log_softmax(logits[chunk])
+                total += float(log_probabilities[np.arange(len(right)), right].sum())
+                greedy &= bool((log_probabilities.argmax(1) == right).all())
         return total, greedy
 
     def _generation(self, context: str, options: Mapping[str, Any]) -> tuple[list[int], SamplingParams]:
-        given = dict(options)
-        until = given.pop("until", None) or []
-        limits = [given.pop(name, None) for name in _MAX_TOKENS]
-        if not given.pop("do_sample", True):
-            given.pop("temperature", None)
-        if unknown := sorted(given.keys() - _SAMPLING):
-            what = f"A task asks for {', '.join(unknown)}, which llmc does not know."
-            raise LlmcError("SAMPLING_INVALID", what, "Leave it out of the task's generation_kwargs.")
-        ids, room = self._encode(context) or self._prefix, self.llm.engine.max_seq_len
-        limit = next((int(one) for one in limits if one is not None), DEFAULT_MAX_TOKENS)
-        # A long context is cut from the left, but to no less than half of what the engine serves.
-        limit = min(limit, max(room - len(ids), room // 2))
-        stop = [one for one in ([until] if isinstance(until, str) else until) if one]
-        return ids[-(room - limit) :], SamplingParams(max_tokens=limit, stop=stop, **given)
+        """Turn a context and a task's `generation_kwargs` into prompt and parameters."""
+        sampling = dict(options)
+        until = sampling.pop("until", None) or []
+        limits = [sampling.pop(name, None) for name in _MAX_TOKENS]
+        if not sampling.pop("do_sample", True):
+            sampling.pop("temperature", None)
+        if unknown := sorted(sampling.keys() - _SAMPLING):
+            what = f"A task sets {', '.join(unknown)}, which llmc does not support."
+            raise LlmcError("SAMPLING_INVALID", what, "Remove it from the task's generation_kwargs.")
+        ids, max_seq_len = self._encode(context) or self._prefix, self.llm.engine.max_seq_len
+        max_tokens = next((int(limit) for limit in limits if limit is not None), DEFAULT_MAX_TOKENS)
+        # A long context is cut from the left to make room, but keeps at least half of max_seq_len.
+        max_tokens = min(max_tokens, max(max_seq_len - len(ids), max_seq_len // 2))
+        stop = [text for text in ([until] if isinstance(until, str) else until) if text]
+        return ids[-(max_seq_len - max_tokens) :], SamplingParams(max_tokens=max_tokens, stop=stop, **sampling)
 
 
 def harness(model: str | Path | LLM, *, threads: int | None = None) -> Any:
-    """A model for lm-eval's `simple_evaluate`.
+    """Make a model for lm-eval's `simple_evaluate`.
 
     Args:
         model: the folder of an artifact, or an LLM with a tokenizer.
-        threads: to compute an artifact with.
+        threads: threads of the artifact's engine; by default the engine decides.
 
     Raises:
-        LlmcError: LM_EVAL_MISSING; and what loading an artifact raises.
+        LlmcError: LM_EVAL_MISSING, and the errors of loading an artifact.
     """
     try:
         from lm_eval.api.model import LM

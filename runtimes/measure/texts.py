@@ -1,7 +1,7 @@
-"""Texts to measure and calibrate with: two that come with every Python, and those that a user brings.
+"""Texts for evaluation and calibration: two that come with Python, and files.
 
-The built-in ones are English with some code in it, the same wherever the same Python is. A model has likely seen both;
-numbers on them compare artifacts of one model with each other, not one model with another.
+The built-in texts are English with some code, and identical for the same Python version on all machines. Models have
+probably been trained on both: use them to compare artifacts of one model, not different models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...errors import LlmcError
 
-# Modules with much prose and few examples, at the same place from Python 3.10 to 3.13. Their order is the text's.
+# Modules with much prose and few examples, which have the same paths in Python 3.10 to 3.13; in the order of the text.
 _MODULES = (
     "threading", "email/message", "configparser", "subprocess", "inspect", "shutil", "urllib/request",
     "logging/__init__", "http/cookiejar", "tarfile", "asyncio/events", "socketserver", "argparse", "ipaddress",
@@ -30,12 +30,12 @@ _BLANK_LINE = "\n\n"
 
 @dataclass(frozen=True)
 class Text:
-    """A text and where it is from.
+    """A text and its origin.
 
     Attributes:
-        content: never blank.
-        source: the name of a built-in text, or the path as it was given.
-        sha256: of `content` in UTF-8.
+        content: the text; never blank.
+        source: the name of a built-in text, or the path passed by the caller.
+        sha256: hash of `content` in UTF-8.
     """
 
     content: str
@@ -44,27 +44,27 @@ class Text:
 
 
 def read_text(name_or_path: str | Path) -> Text:
-    """The built-in text of that name (`docstrings`, `topics`), or what a file holds.
+    """Return a built-in text (`docstrings` or `topics`), or the text of a file.
 
-    A file is plain UTF-8, or JSON Lines if it is named so (`.jsonl`): an object a line, with its text under `text`;
-    the texts are joined by blank lines.
+    A file is plain UTF-8, or JSON Lines if its name ends in `.jsonl`: one object per line, with its text under `text`.
+    The texts are joined by blank lines.
 
     Raises:
-        LlmcError: TEXT_NOT_FOUND; TEXT_INVALID where a file can't be decoded; TEXT_EMPTY where nothing is in it.
+        LlmcError: TEXT_NOT_FOUND; TEXT_INVALID if a file can't be decoded; TEXT_EMPTY if it has no text.
     """
     source = str(name_or_path)
     built_in = BUILT_IN.get(source)
     content = built_in() if built_in else _read_file(Path(name_or_path).expanduser())
     if not content.strip():
-        raise LlmcError("TEXT_EMPTY", f"There is no text in {source!r}.", "Give a file that holds some.")
+        raise LlmcError("TEXT_EMPTY", f"There is no text in {source!r}.", "Give a file with text.")
     return Text(content, source, hashlib.sha256(content.encode()).hexdigest())
 
 
 def docstrings() -> str:
-    """The docstrings of modules of Python's standard library, about 400 kB, in the order of their source.
+    """Return docstrings of Python's standard library, about 400 kB, in source order.
 
     Raises:
-        LlmcError: TEXT_NOT_FOUND if this Python came without its source.
+        LlmcError: TEXT_NOT_FOUND if this Python came without the source of its library.
     """
     folder = Path(sysconfig.get_path("stdlib"))
     try:
@@ -75,10 +75,10 @@ def docstrings() -> str:
 
 
 def topics() -> str:
-    """The reference of the Python language as `help()` shows it, about 460 kB, its topics by name.
+    """Return Python's language reference from `help()`, about 460 kB, by topic.
 
     Raises:
-        LlmcError: TEXT_NOT_FOUND if this Python came without it.
+        LlmcError: TEXT_NOT_FOUND if this Python came without the module `pydoc_data`.
     """
     try:
         from pydoc_data.topics import topics as by_name
@@ -91,7 +91,7 @@ BUILT_IN = {"docstrings": docstrings, "topics": topics}
 
 
 def _docstrings_of(node: ast.AST) -> Iterator[str]:
-    """Depth first, which is the order of the source."""
+    """Yield docstrings depth first, which is source order."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
         text := ast.get_docstring(node)
     ):
@@ -110,21 +110,21 @@ def _read_file(path: Path) -> str:
             f"Give a text file, a .jsonl file, or one of the built-in texts: {', '.join(BUILT_IN)}.",
         ) from None
     except UnicodeDecodeError as error:
-        raise _invalid(path, f"byte {error.start} is no UTF-8", "Convert it to UTF-8.") from None
+        raise _invalid(path, f"byte {error.start} is not valid UTF-8", "Convert it to UTF-8.") from None
     return content if path.suffix.lower() != ".jsonl" else _BLANK_LINE.join(_texts_of(path, content))
 
 
 def _texts_of(path: Path, content: str) -> Iterator[str]:
-    # Not splitlines(): JSON leaves U+2028 and its like as they are, within a line.
+    # Not splitlines(): JSON strings may contain U+2028 and similar characters unescaped.
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
             text = json.loads(line)["text"]
-            text.encode()  # JSON can spell half a surrogate pair, which is no text
+            text.encode()  # fails on half a surrogate pair, which JSON can spell
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            hint = 'Each line is an object that has a text: {"text": "..."}'
-            raise _invalid(path, f"line {number} is no object with a text", hint) from None
+            why = f"line {number} is not a JSON object with a string under 'text'"
+            raise _invalid(path, why, 'Write one object per line: {"text": "..."}') from None
         yield text
 
 

@@ -1,4 +1,4 @@
-"""A measurement in the three forms that people read or draw."""
+"""A bench result as Markdown, CSV and SVG."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_csv() -> None:
     assert {row["peak_rss_bytes"] for row in rows} == {"312000000"}
 
 
-def test_a_test_that_was_left_out_is_in_none_of_them() -> None:
+def test_a_test_that_did_not_run_is_left_out() -> None:
     half = replace(RESULT, rates=RESULT.rates[1:], ttft_ms=None)
     for text in (markdown(half, "x"), as_csv(half), svg(half, "x")):
         assert "tg128" in text
         assert "pp512" not in text and "first token" not in text and "ttft" not in text
 
 
-def test_the_drawing_is_to_scale() -> None:
+def test_the_bars_are_to_scale() -> None:
     root = ElementTree.fromstring(svg(RESULT, "demo <int4> & more"))
     space = "{http://www.w3.org/2000/svg}"
     bars = [float(r.attrib["width"]) for r in root.iter(f"{space}rect")][1:]

@@ -1,53 +1,61 @@
-"""What is measured, by plain arithmetic over known logits."""
+"""Evaluation scores equal plain arithmetic on known logits."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from fake_engines import ToyEngine, hashed
+from fake_engines import Rule, ToyEngine, hashed
 
 from llmc import LlmcError
-from llmc.runtimes.measure import evaluate as module
-from llmc.runtimes.measure.evaluate import EngineReference, Scores, evaluate, log_softmax, mean_by_block, summarise
+from llmc.runtimes.measure.evaluate import (
+    EngineReference,
+    Estimate,
+    Evaluation,
+    Scores,
+    chunks,
+    evaluate,
+    log_softmax,
+    mean_by_block,
+    summarise,
+)
 from llmc.runtimes.measure.windows import Window, cut_windows
 
 V = 32
 TEXT = np.random.default_rng(1).integers(0, V, 45).tolist()
 
 
-def shifted(history: tuple[int, ...]) -> np.ndarray:
-    """Close to `hashed`, up to a number that means nothing."""
-    random = np.random.default_rng([7, *history])
-    return hashed(V)(history) + random.normal(scale=0.5, size=V) + random.normal(scale=100)
+def noisy(size: int) -> Rule:
+    """Logits close to `hashed`, plus a constant per history that must not matter."""
+
+    def rule(history: Sequence[int]) -> np.ndarray:
+        random = np.random.default_rng([7, *history])
+        return hashed(size)(history) + random.normal(scale=0.5, size=size) + random.normal(scale=100)
+
+    return rule
 
 
-def log_probabilities(rule: object, windows: list[Window]) -> np.ndarray:
-    """[T, V], one history after the other, in the plainest way."""
-    rows = [rule(tuple(w.tokens[:i].tolist())) for w in windows for i in range(w.first, len(w.tokens))]  # type: ignore[operator]
-    wide = np.array(rows, np.float32).astype(np.longdouble)
+def log_probabilities(rule: Rule, windows: list[Window]) -> np.ndarray:
+    """Log probabilities [T, V] of all scored tokens, computed one history at a time."""
+    logits = [rule(tuple(w.tokens[:i].tolist())) for w in windows for i in range(w.first, len(w.tokens))]
+    wide = np.array(logits, np.float32).astype(np.longdouble)
     return np.array(
         wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1)[:, None]
     )
 
 
-def run(windows: list[Window]) -> module.Evaluation:
-    other = EngineReference(ToyEngine(hashed(V), V), windows)
-    return evaluate(ToyEngine(shifted, V), windows, other)
-
-
-@pytest.mark.parametrize("chunk", [1, 3 * V, 1 << 18])
-def test_each_measure_is_what_its_definition_says(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+@pytest.mark.parametrize("size", [V, 1 << 15])  # with the large vocabulary, a window takes two chunks
+def test_each_measure_follows_its_definition(size: int) -> None:
     windows = cut_windows(TEXT, 64, 16, 8)
-    own, theirs = (log_probabilities(rule, windows) for rule in (shifted, hashed(V)))
+    own, theirs = (log_probabilities(rule, windows) for rule in (noisy(size), hashed(size)))
     targets = np.array(TEXT[1:])
-    rows = np.arange(44)
-    found = run(windows)
+    tokens = np.arange(44)
+    found = evaluate(ToyEngine(noisy(size), size), windows, EngineReference(ToyEngine(hashed(size), size), windows))
     assert (found.tokens, found.windows) == (44, 5)
 
-    nll, reference_nll = -own[rows, targets], -theirs[rows, targets]
+    nll, reference_nll = -own[tokens, targets], -theirs[tokens, targets]
     assert found.perplexity.value == pytest.approx(float(np.exp(nll.mean())), rel=1e-6)
     assert found.ratio and found.ratio.value == pytest.approx(float(np.exp((nll - reference_nll).mean())), rel=1e-6)
     kld = (np.exp(theirs) * (theirs - own)).sum(1)
@@ -64,23 +72,31 @@ def test_each_measure_is_what_its_definition_says(monkeypatch: pytest.MonkeyPatc
     assert found.same_top1 and found.same_top1.value == pytest.approx(top1)
     assert found.same_top5 and found.same_top5.value == pytest.approx(top5)
 
-    change, said = (np.exp(-nll) - np.exp(-reference_nll)).astype(float), found.probability_change
-    assert said and (said.mean, said.rms) == pytest.approx((change.mean(), np.sqrt(np.mean(change**2))), rel=1e-5)
-    percentiles = [said.p1, said.p5, said.p10, said.p90, said.p95, said.p99]
+    change, measured = (np.exp(-nll) - np.exp(-reference_nll)).astype(float), found.probability_change
+    expected = change.mean(), np.sqrt(np.mean(change**2))
+    assert measured and (measured.mean, measured.rms) == pytest.approx(expected, rel=1e-5)
+    percentiles = [measured.p1, measured.p5, measured.p10, measured.p90, measured.p95, measured.p99]
     assert percentiles == pytest.approx(np.percentile(change, [1, 5, 10, 90, 95, 99]).tolist(), rel=1e-5, abs=1e-9)
 
 
-def test_an_engine_is_no_distance_from_itself() -> None:
+@pytest.mark.parametrize(("count", "width"), [(5, 1 << 20), (9, 1 << 16), (1000, 3), (0, 7)])
+def test_chunks_cover_each_token_once_and_bound_the_memory(count: int, width: int) -> None:
+    pieces = [range(count)[chunk] for chunk in chunks(count, width)]
+    assert [token for piece in pieces for token in piece] == list(range(count))
+    assert all(len(piece) == 1 or len(piece) * width * 8 <= 2 << 20 for piece in pieces)
+
+
+def test_an_engine_has_no_divergence_from_itself() -> None:
     windows = cut_windows(TEXT, 64, 16, 8)
     engine, other = (ToyEngine(hashed(V), V) for _ in range(2))
     found = evaluate(engine, windows, EngineReference(other, windows))
     assert found.kld and (found.kld.mean, found.kld.max) == (0, 0)
-    assert found.ratio == module.Estimate(1.0, 0.0)
-    assert found.same_top1 == found.same_top5 == module.Estimate(1.0, 0.0)
+    assert found.ratio == Estimate(1.0, 0.0)
+    assert found.same_top1 == found.same_top5 == Estimate(1.0, 0.0)
     assert found.probability_change and found.probability_change.rms == 0
 
 
-def test_without_a_reference_there_is_a_perplexity_only() -> None:
+def test_without_a_reference_there_is_only_a_perplexity() -> None:
     windows = cut_windows(TEXT, 64, 16, 8)
     found = evaluate(ToyEngine(lambda history: np.zeros(V), V), windows)
     document = found.as_dict()
@@ -90,8 +106,8 @@ def test_without_a_reference_there_is_a_perplexity_only() -> None:
     assert found.by_position() == []
 
 
-def test_the_error_is_that_of_a_mean_over_blocks() -> None:
-    """Against what it estimates: the spread of means of many texts, whose tokens are alike within a window."""
+def test_standard_error_of_correlated_tokens() -> None:
+    """Compare it with the spread of the means of many texts."""
     random = np.random.default_rng(0)
     blocks = np.repeat(np.arange(40), [10, 30] * 20)
     means, errors = [], []
@@ -106,14 +122,14 @@ def test_the_error_is_that_of_a_mean_over_blocks() -> None:
     assert np.mean(errors) > 4 * independent
 
 
-def test_of_blocks_of_one_value_it_is_the_plain_one() -> None:
+def test_standard_error_of_blocks_of_one_value() -> None:
     values = np.random.default_rng(0).normal(size=50)
     found = mean_by_block(values, np.arange(50) + 3)
     assert found.stderr == pytest.approx(values.std(ddof=1) / math.sqrt(50))
     assert mean_by_block(values, np.zeros(50, int)).stderr is None
 
 
-def test_errors_go_through_the_exponential_and_a_ratio_is_paired() -> None:
+def test_standard_errors_of_perplexity_and_paired_ratio() -> None:
     random = np.random.default_rng(0)
     blocks = np.repeat(np.arange(20), 10)
     hard = 3 + random.normal(size=20)[blocks]
@@ -148,14 +164,14 @@ def test_by_position() -> None:
     ]
 
 
-def test_positions_count_what_stands_before() -> None:
+def test_positions_count_the_tokens_before() -> None:
     found = evaluate(ToyEngine(hashed(V), V), cut_windows(TEXT[:13], 64, 8, 4, opening=[0, 1]))
     assert found.scores.position.tolist() == [2, 3, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6]
     assert found.scores.window.tolist() == [0] * 6 + [1] * 4 + [2] * 3
 
 
-def test_tokens_that_the_reference_excludes_add_nothing() -> None:
-    def without(*ids: int) -> module.Evaluation:
+def test_tokens_of_reference_probability_zero_add_nothing() -> None:
+    def without(*ids: int) -> Evaluation:
         def rule(history: tuple[int, ...]) -> np.ndarray:
             logits = hashed(V)(history)
             logits[list(ids)] = -np.inf
@@ -176,7 +192,7 @@ def test_tokens_that_the_reference_excludes_add_nothing() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     def rule(history: tuple[int, ...]) -> np.ndarray:
         return np.where(np.arange(V) == 9, value if len(history) > 20 else 0.0, 0.0)
 
@@ -186,12 +202,12 @@ def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
 
 def test_another_vocabulary_is_refused_before_any_work() -> None:
     windows, engine = cut_windows(TEXT, 64, 16, 8), ToyEngine(hashed(V), V)
-    with pytest.raises(LlmcError, match=r"REFERENCE_MISMATCH.*predicts 33 tokens, the artifact 32"):
+    with pytest.raises(LlmcError, match=r"REFERENCE_MISMATCH.*vocabulary of 33 tokens, the artifact of 32"):
         evaluate(engine, windows, EngineReference(ToyEngine(hashed(33), 33), windows))
     assert not engine.calls
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[str, int, int]] = []
-    evaluate(ToyEngine(hashed(V), V), cut_windows(TEXT, 64, 30, 15), watch=lambda *step: told.append(step))
-    assert told == [("evaluate", 0, 2), ("evaluate", 1, 2), ("evaluate", 2, 2)]
+def test_progress_is_reported() -> None:
+    progress: list[tuple[str, int, int]] = []
+    evaluate(ToyEngine(hashed(V), V), cut_windows(TEXT, 64, 30, 15), watch=lambda *step: progress.append(step))
+    assert progress == [("evaluate", 0, 2), ("evaluate", 1, 2), ("evaluate", 2, 2)]

@@ -1,4 +1,4 @@
-"""The drawing shows what was measured, to scale."""
+"""The plot shows the measured values to scale."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def draw(result: Evaluation) -> tuple[ElementTree.Element, list[str]]:
 
 
 def bars(root: ElementTree.Element) -> list[tuple[float, float]]:
-    """x and height, without the background."""
+    """Return x and height of each bar, without the background."""
     found = [(r.attrib["x"], r.attrib["height"]) for r in root.iter(f"{SPACE}rect") if "x" in r.attrib]
     return [(float(x), float(height)) for x, height in found]
 
 
-def test_tokens_in_order_on_powers_of_ten() -> None:
+def test_sorted_divergences_on_a_logarithmic_scale() -> None:
     root, texts = draw(evaluation(10 ** np.linspace(-4, 0, 1001)[::-1]))
     assert texts[0] == "demo <int4> & more"
     assert {"0.0001", "0.001", "0.01", "0.1", "1", "median 0.01", "p90 0.4", "p99 0.91"} <= set(texts)
     (line,) = [p.attrib["d"] for p in root.iter(f"{SPACE}path") if "stroke-width" in p.attrib]
     points = np.array(re.findall(r"([\d.]+) ([\d.]+)", line), float)
-    # Evenly spread over the powers of ten: a straight line from one corner to the other.
+    # The divergences are spread evenly over the powers of ten: a straight line from corner to corner.
     assert (points[0] == [64, 298]).all() and (points[-1] == [414, 92]).all()
     assert np.abs(points[:, 1] - np.interp(points[:, 0], [64, 414], [298, 92])).max() < 0.2
 
@@ -53,7 +53,7 @@ def test_bars_by_position_begin_at_zero() -> None:
     assert {"0", "80", "160", "0.1", "0.2", "0.3", "0.4"} <= set(texts)
 
 
-def test_the_line_below() -> None:
+def test_the_summary_line() -> None:
     _, texts = draw(evaluation(np.full(40, 0.25)))
     assert texts[-1] == (
         "40 tokens: mean 0.25 ± 0, largest 0.25; perplexity 3.004, 1.1052 of the reference's; same best token 25.0%"
@@ -61,7 +61,7 @@ def test_the_line_below() -> None:
 
 
 @pytest.mark.parametrize("kld", [[0.0], [0.0, 0.0], [0.0, 1e-30, 5.0], [1.0], [0.1, 1.0], [3e-9, 3e-9]])
-def test_nothing_leaves_its_panel(kld: list[float]) -> None:
+def test_everything_is_inside_its_panel(kld: list[float]) -> None:
     root, _ = draw(evaluation(np.array(kld)))
     heights = [height for _, height in bars(root)]
     assert all(0 <= height <= 206 for height in heights)

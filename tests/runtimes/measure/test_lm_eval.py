@@ -1,4 +1,4 @@
-"""lm-eval's questions, answered by an engine whose logits are known for each history; lm-eval itself is not needed."""
+"""Answers to lm-eval's requests by an engine with known logits, without lm-eval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from fake_engines import BOS, EOS, ToyEngine, byte_tokenizer, hashed, scripted
 
 from llmc import LLM, LlmcError
 from llmc.runtimes.generate.tokenizer import Tokenizer
-from llmc.runtimes.measure import evaluate
 from llmc.runtimes.measure.lm_eval import Scorer, harness
 
 V, ROOM = 258, 24
@@ -52,24 +51,21 @@ def expected(context: Sequence[int], continuation: Sequence[int]) -> float:
     return sum(log_probability(whole[:i], whole[i]) for i in cuts)
 
 
-def test_a_continuation(scorer: Scorer) -> None:
+def test_log_probability_of_a_continuation(scorer: Scorer) -> None:
     found = scorer.loglikelihood(requests(("ab", " cd"), ("ab ", "cd"), ("", "cd"), ("ab", "")))
     wanted = [
         expected([BOS, *b"ab"], b" cd"),
-        expected([BOS, *b"ab"], b" cd"),  # the space belongs to what is scored
+        expected([BOS, *b"ab"], b" cd"),  # the space is scored with the continuation
         expected([BOS], b"cd"),
         0,
     ]
     assert [value for value, _ in found] == pytest.approx(wanted, rel=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 18])
-def test_whether_it_is_what_greedy_decoding_makes(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(evaluate, "_CHUNK", chunk)
-    rule = scripted(V, ([BOS, *b"ab"], list(b"cde")))
-    scorer = Scorer(LLM(ToyEngine(rule, V, ROOM), tokenizer))
+@pytest.mark.parametrize("size", [V, 1 << 18])  # with the large vocabulary, each token is a chunk of its own
+def test_greedy_continuations_are_recognized(tokenizer: Tokenizer, size: int) -> None:
+    rule = scripted(size, ([BOS, *b"ab"], list(b"cde")))
+    scorer = Scorer(LLM(ToyEngine(rule, size, ROOM), tokenizer))
     found = scorer.loglikelihood(requests(("ab", "cde"), ("ab", "c"), ("ab", "cdx"), ("ab", "xde"), ("ab", "cxe")))
     assert [greedy for _, greedy in found] == [True, True, False, False, False]
 
@@ -84,12 +80,12 @@ def test_a_long_context_is_cut_from_the_left(scorer: Scorer) -> None:
         scorer.loglikelihood(requests(("ab", "c" * (ROOM + 1))))
 
 
-def test_a_context_that_holds_its_opening_gets_no_other(scorer: Scorer) -> None:
+def test_a_context_with_an_opening_gets_no_second_one(scorer: Scorer) -> None:
     ((found, _),) = scorer.loglikelihood(requests(("<begin>ab", "c")))
     assert found == pytest.approx(expected([BOS, *b"ab"], b"c"), rel=1e-6)
 
 
-def test_what_opens_no_text_is_given_by_what_ends_one(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bos_the_first_token_is_predicted_by_eos(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = tokenizer.encode
     monkeypatch.setattr(tokenizer, "encode", lambda text, add_special_tokens=True: encode(text, False))
     scorer = Scorer(LLM(ToyEngine(RULE, V, ROOM), tokenizer))
@@ -97,7 +93,7 @@ def test_what_opens_no_text_is_given_by_what_ends_one(tokenizer: Tokenizer, monk
     assert [value for value, _ in found] == pytest.approx([expected([EOS], b"cd"), expected(b"ab", b"cd")], rel=1e-6)
 
 
-def test_a_text_that_nothing_opens_is_given_by_what_could(
+def test_bos_predicts_the_first_token_even_if_encode_leaves_it_out(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tokenizer.folder / "tokenizer_config.json").write_text('{"bos_token": "<begin>"}')
@@ -110,8 +106,8 @@ def test_a_text_that_nothing_opens_is_given_by_what_could(
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, ROOM, ROOM + 1, 2 * ROOM, 2 * ROOM + 7])
-def test_a_rolling_text_is_scored_once_with_all_the_context_there_is_room_for(scorer: Scorer, length: int) -> None:
-    text = [random % 90 + 33 for random in range(length)]
+def test_a_rolling_text_is_scored_once_with_as_much_context_as_fits(scorer: Scorer, length: int) -> None:
+    text = [i % 90 + 33 for i in range(length)]
     total, whole = 0.0, [BOS, *text]
     for index in range(1, len(whole)):
         piece = (index - 1) // ROOM
@@ -138,7 +134,7 @@ def test_generation(tokenizer: Tokenizer) -> None:
         scorer.generate_until(requests(("ab", {"num_beams": 4})))
 
 
-def test_generation_leaves_room_for_what_it_makes(tokenizer: Tokenizer) -> None:
+def test_a_long_context_leaves_room_for_the_output(tokenizer: Tokenizer) -> None:
     prompts: list[int] = []
 
     def rule(history: Sequence[int]) -> np.ndarray:
@@ -153,15 +149,15 @@ def test_generation_leaves_room_for_what_it_makes(tokenizer: Tokenizer) -> None:
     assert (min(prompts), max(prompts)) == (1, ROOM - 1)
 
 
-def test_sampling_is_passed_on(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_options_are_passed_on(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = LLM(ToyEngine(RULE, V, ROOM), tokenizer)
-    asked: list[Any] = []
-    monkeypatch.setattr(llm, "generate", lambda prompts, params: asked.extend(params) or [])
+    received: list[Any] = []
+    monkeypatch.setattr(llm, "generate", lambda prompts, params: received.extend(params) or [])
     Scorer(llm).generate_until(requests(("a", {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_tokens": 5})))
-    assert (asked[0].temperature, asked[0].top_p, asked[0].max_tokens) == (0.7, 0.9, 5)
+    assert (received[0].temperature, received[0].top_p, received[0].max_tokens) == (0.7, 0.9, 5)
 
 
-def test_chat_and_names(scorer: Scorer, tokenizer: Tokenizer) -> None:
+def test_chat_template_and_tokenizer_name(scorer: Scorer, tokenizer: Tokenizer) -> None:
     assert scorer.apply_chat_template([{"role": "user", "content": "hi"}]) == "<begin>user:hi\n"
     assert scorer.tokenizer_name == str(tokenizer.folder)
 
@@ -171,7 +167,7 @@ def test_an_engine_without_a_tokenizer_is_refused() -> None:
         Scorer(LLM(ToyEngine(RULE, V, ROOM)))
 
 
-def test_the_harness_is_a_model_of_lm_eval(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_harness_is_an_lm_eval_model(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = LLM(ToyEngine(RULE, V, ROOM), tokenizer)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(LlmcError, match=r"LM_EVAL_MISSING.*llmc\[eval\]"):

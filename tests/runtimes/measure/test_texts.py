@@ -1,4 +1,4 @@
-"""The built-in texts and those of files."""
+"""Built-in texts and texts from files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmc.runtimes.measure import texts
 from llmc.runtimes.measure.texts import docstrings, read_text, topics
 
 
-def test_docstrings_are_the_librarys_in_the_order_of_its_source() -> None:
+def test_docstrings_are_in_source_order() -> None:
     text = docstrings()
     assert text.startswith("Thread module emulating a subset of Java's threading model.")
     assert (
@@ -28,17 +28,17 @@ def test_docstrings_are_the_librarys_in_the_order_of_its_source() -> None:
     assert "def " not in text[:2000]
 
 
-def test_topics_are_those_of_help() -> None:
+def test_topics_are_the_text_of_help() -> None:
     text = topics()
     assert text.startswith('The "assert" statement')
     assert text.index('The "assert" statement') < text.index("Yield expressions")
     assert 300_000 < len(text) < 800_000
 
 
-def test_another_process_reads_the_same() -> None:
+def test_another_process_reads_the_same_texts() -> None:
     names = ("docstrings", "topics")
     code = f"from llmc.runtimes.measure import texts; print(*(texts.read_text(n).sha256 for n in {names}))"
-    # -OO drops the docstrings of modules that are imported; hashing of names differs from process to process.
+    # -OO drops the docstrings of imported modules, and string hashes differ between processes: neither may matter.
     found = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.split() == [read_text(name).sha256 for name in ("docstrings", "topics")]
 
@@ -61,7 +61,7 @@ def test_json_lines(tmp_path: Path) -> None:
     "line",
     ["{", "[]", "3", '"text"', "null", "{}", '{"text": 3}', '{"text": null}', '{"text": "\\ud800"}', "[" * 100_000],
 )
-def test_lines_that_are_no_text_are_named(tmp_path: Path, line: str) -> None:
+def test_an_invalid_json_line_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "good"}) + "\n" + line)
     with pytest.raises(LlmcError, match=r"TEXT_INVALID.*line 2"):
@@ -76,7 +76,7 @@ def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
             read_text(tmp_path / name)
 
 
-def test_what_is_no_text(tmp_path: Path) -> None:
+def test_files_that_are_not_texts(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes("Straße".encode("latin-1"))
     with pytest.raises(LlmcError, match=r"TEXT_INVALID.*byte 4"):
         read_text(tmp_path / "latin")
@@ -86,7 +86,7 @@ def test_what_is_no_text(tmp_path: Path) -> None:
         read_text(tmp_path)
 
 
-def test_a_python_without_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_the_source_of_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     for built_in in (texts.docstrings, texts.topics):

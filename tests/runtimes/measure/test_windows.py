@@ -1,4 +1,4 @@
-"""Windows score each token of a text once, with context."""
+"""Windows score each token of a text once and with context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def scored(windows: list[Window]) -> list[int]:
 
 @pytest.mark.parametrize("length", [2, 3, 7, 8, 9, 11, 12, 13, 40, 41])
 @pytest.mark.parametrize(("window", "stride"), [(8, 4), (8, 7), (8, 1), (8, 3), (2, 1)])
-def test_each_token_is_scored_once_behind_enough_others(length: int, window: int, stride: int) -> None:
+def test_each_token_is_scored_once_with_enough_context(length: int, window: int, stride: int) -> None:
     text = list(range(100, 100 + length))
     found = cut_windows(text, 64, window, stride)
     assert scored(found) == text[1:]
@@ -31,7 +31,7 @@ def test_each_token_is_scored_once_behind_enough_others(length: int, window: int
 
 @pytest.mark.parametrize("length", [2, 3, 6, 7, 30])
 @pytest.mark.parametrize("stride", [1, 3, 6])
-def test_an_opening_begins_each_window_and_gives_the_first_token(length: int, stride: int) -> None:
+def test_an_opening_begins_each_window_and_predicts_the_first_token(length: int, stride: int) -> None:
     text = list(range(100, 100 + length))
     found = cut_windows(text, 64, 8, stride, opening=[1, 2])
     assert scored(found) == text
@@ -40,7 +40,7 @@ def test_an_opening_begins_each_window_and_gives_the_first_token(length: int, st
         assert one.tokens[2] == 100 or one.first >= 8 - stride
 
 
-def test_defaults_follow_the_engine() -> None:
+def test_default_window_and_stride() -> None:
     assert [len(w.tokens) for w in cut_windows(range(1000), 2048)] == [512, 512, 488]
     assert [(len(w.tokens), w.first) for w in cut_windows(range(9), 6)] == [(6, 1), (6, 3)]
 
@@ -49,7 +49,7 @@ def test_defaults_follow_the_engine() -> None:
     ("window", "stride", "opening"),
     [(65, None, ()), (1, None, ()), (8, 8, ()), (8, 0, ()), (8, 7, (1, 2)), (2, 1, (1, 2))],
 )
-def test_what_leaves_tokens_without_context_is_refused(window: int, stride: int | None, opening: tuple[int]) -> None:
+def test_invalid_window_or_stride_is_refused(window: int, stride: int | None, opening: tuple[int]) -> None:
     with pytest.raises(LlmcError, match="WINDOW_INVALID"):
         cut_windows(range(100), 64, window, stride, opening)
 
@@ -68,7 +68,7 @@ class Encoder:
         return [*self.before, 7, *self.after] if add_special_tokens else [7]
 
 
-def test_the_opening_is_what_the_tokenizer_puts_before(tmp_path: Path) -> None:
+def test_the_opening_is_the_prefix_that_the_tokenizer_adds(tmp_path: Path) -> None:
     assert opening(byte_tokenizer(tmp_path)) == [BOS]
     for before, after in (([], []), ([1], []), ([], [2]), ([1, 3], [2])):
         assert opening(Encoder(before, after)) == before  # type: ignore[arg-type]
