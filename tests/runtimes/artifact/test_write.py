@@ -213,7 +213,7 @@ with ArtifactWriter(Path(sys.argv[1])) as writer:
 
 def writing(final: Path) -> subprocess.Popen[str]:
     """A process that is in the middle of writing an artifact."""
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED, final],
         stdout=subprocess.PIPE,
