@@ -1,4 +1,4 @@
-"""A small artifact: a manifest and files that no runtime could run."""
+"""A small artifact for tests: a manifest and files that no engine can run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FILES = {"model.onnx": b"graph", "model.onnx.data": b"weights" * 1000, "extra/to
 
 
 def manifest(identity: str = "one", **changes: object) -> Manifest:
-    """What a compiler says of its artifact, without the files."""
+    """Return a manifest without files, with `changes` to its fields."""
     cache = CacheSpec(
         key="past_key_values.0.key",
         value="past_key_values.0.value",
@@ -24,7 +24,7 @@ def manifest(identity: str = "one", **changes: object) -> Manifest:
         length=128,
         dtype="fp32",
     )
-    said: dict[str, object] = {
+    fields: dict[str, object] = {
         "format": 1,
         "target": "ort",
         "model": {
@@ -48,17 +48,24 @@ def manifest(identity: str = "one", **changes: object) -> Manifest:
         "built_with": {"llmc": "0.1.0"},
         "requires": {"numpy": ">=1.26"},
     }
-    return Manifest(**(said | changes))  # type: ignore[arg-type]
+    return Manifest(**(fields | changes))  # type: ignore[arg-type]
+
+
+class OldLibrary:
+    """Replaces `ctypes.CDLL` by a C library without `renameat2`, the atomic exchange."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
 
 def fill(folder: Path, salt: str = "") -> None:
+    """Write the files; with another `salt` their content is different."""
     for name, content in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content + salt.encode())
 
 
 def write(final: Path, identity: str = "one", **changes: object) -> Manifest:
-    """A whole artifact at `final`."""
+    """Write a complete artifact to `final`."""
     with ArtifactWriter(final) as writer:
         fill(writer.folder, identity)
         return writer.commit(manifest(identity, **changes))

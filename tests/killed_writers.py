@@ -1,11 +1,15 @@
-"""Writers of artifacts that are killed, in a process of their own: `killed_writers.py every|random OUT [--steps]`.
+"""Kill processes that write an artifact.
 
-They are forks, so that hundreds come and go in seconds; and a process that has threads or open models, as one that runs
-tests has, can't be forked safely. Prints as JSON what stood there after each.
+Usage: `killed_writers.py every|random OUT [--steps]`. It prints, as a JSON list, the identity of the artifact in OUT
+after each killed writer; "" for none. `--steps` makes writers swap folders in two steps.
+
+The writers are forks, so that hundreds run in seconds. This is a script of its own, because a test process with threads
+or open models can't be forked safely.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -15,50 +19,53 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from artifacts import write
+from artifacts import OldLibrary, write
 
-from llmc.runtimes.artifact import write as artifact_writer
 from llmc.runtimes.artifact.open import open_artifact
 from llmc.runtimes.artifact.write import ArtifactWriter
 
 
 def identity(folder: Path) -> str:
+    """Check the artifact in `folder`; return the identity of its model."""
     return str(open_artifact(folder).model["identity"])
 
 
 def killed_at_every_moment(out: Path) -> list[str]:
-    """What is left by a writer that is killed before its first, second, third … touch of the filesystem."""
-    found: list[str] = []
-    for moment in range(1000):
+    """Kill writers before operation 0, 1, 2 ..., until one finishes."""
+    left: list[str] = []
+    for n in range(1000):
         shutil.rmtree(out.parent, ignore_errors=True)
         out.parent.mkdir()
         write(out, "old")
-        if not killed(out, moment):
+        if not killed(out, n):
             assert identity(out) == "new"
-            return found
-        found.append(identity(out) if out.exists() else "")
+            return left
+        left.append(identity(out) if out.exists() else "")
         try:
-            with ArtifactWriter(out):  # the next writer, which fails
+            with ArtifactWriter(out):  # the next writer cleans up, and fails itself
                 assert identity(out) in ("old", "new")
                 raise ZeroDivisionError
         except ZeroDivisionError:
             assert os.listdir(out.parent) == [out.name]
         else:
             raise AssertionError("the writer hid an error")
-    raise AssertionError("a writer that is always killed")
+    raise AssertionError("every writer was killed")
 
 
-def killed(out: Path, moment: int) -> bool:
-    """Write in a child that kills itself at a moment; whether it came that far."""
+def killed(out: Path, n: int) -> bool:
+    """Write in a child that kills itself before its n-th filesystem operation.
+
+    Return False if it finished before.
+    """
 
     def work() -> None:
-        left = moment
+        remaining = n
 
         def count(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal left
+            nonlocal remaining
             if event == "open" or event.startswith(("os.", "shutil.", "fcntl.", "ctypes.")):
-                left -= 1
-                if left == -1:
+                remaining -= 1
+                if remaining == -1:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
@@ -70,27 +77,27 @@ def killed(out: Path, moment: int) -> bool:
 
 
 def killed_at_random(out: Path) -> list[str]:
-    """What is left by one that is killed by the clock, while it writes again and again."""
+    """Kill writers after short delays, while they write again and again."""
 
     def work() -> None:
         while True:
             write(out, "new")
 
     write(out, "old")
-    found = []
+    left = []
     for delay in (0.0, 0.0005, 0.001, 0.002, 0.004):
         pid = child(work)
         time.sleep(delay)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        found.append(identity(out))
+        left.append(identity(out))
     write(out, "last")
     assert os.listdir(out.parent) == [out.name]
-    return found
+    return left
 
 
 def child(work: Callable[[], None]) -> int:
-    """A fork that does some work and ends."""
+    """Fork a process that runs `work` and exits; return its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -104,5 +111,5 @@ def child(work: Callable[[], None]) -> int:
 if __name__ == "__main__":
     kind, folder, *steps = sys.argv[1:]
     if steps:
-        artifact_writer._exchange = lambda one, other: False
+        ctypes.CDLL = OldLibrary  # type: ignore[assignment,misc]
     print(json.dumps({"every": killed_at_every_moment, "random": killed_at_random}[kind](Path(folder))))

@@ -1,4 +1,4 @@
-"""sha256 of files, in blocks and in parallel."""
+"""SHA-256 of files, block by block and in parallel."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-_BLOCK = 4 << 20
+BLOCK_BYTES = 4 << 20
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's content, in hexadecimal; memory is bounded by a block."""
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    """Return the hexadecimal hash of a file; only one block of it is in memory."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
@@ -21,6 +21,9 @@ def sha256(path: Path) -> str:
 
 
 def sha256_all(paths: Iterable[Path]) -> Iterator[str]:
-    """The hashes of files, in their order. hashlib lets go of the GIL, so threads use all cores."""
+    """Yield the hashes of files, in order.
+
+    hashlib releases the GIL, so the threads use several cores.
+    """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         yield from pool.map(sha256, paths)

@@ -1,4 +1,4 @@
-"""Opening an artifact: what is wrong with it is said before anything of it is used."""
+"""Open an artifact: check it before any part of it is used."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .versions import fits, installed
 
 
 def open_artifact(folder: str | Path, check_files: bool = True) -> Manifest:
-    """Read an artifact's manifest and see that this machine can run it and that it is whole.
+    """Read an artifact's manifest; check installed versions and the files.
 
     Args:
         folder: the artifact.
-        check_files: hash every file, too; without it only their sizes are held to the manifest.
+        check_files: compare the hash of every file with the manifest; otherwise only the sizes.
 
     Raises:
-        LlmcError: ARTIFACT_NOT_FOUND, ARTIFACT_INVALID, ARTIFACT_NEWER, RUNTIME_VERSION or ARTIFACT_DAMAGED, the
-            first that is true.
+        LlmcError: ARTIFACT_NOT_FOUND, ARTIFACT_INVALID, ARTIFACT_NEWER, RUNTIME_VERSION or ARTIFACT_DAMAGED, checked
+            in this order.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -31,7 +31,7 @@ def open_artifact(folder: str | Path, check_files: bool = True) -> Manifest:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """What an artifact says of itself, whether or not it is whole and fits this machine.
+    """Read an artifact's manifest without checking versions and files.
 
     Raises:
         LlmcError: ARTIFACT_NOT_FOUND, ARTIFACT_INVALID or ARTIFACT_NEWER.
@@ -44,19 +44,19 @@ def _read(folder: Path) -> bytes:
         is_file = folder.exists()
         what = f"{str(folder)!r} is a file, not an artifact." if is_file else f"There is no folder {str(folder)!r}."
         hint = f"llmc compile {folder} -o DIR" if is_file else f"llmc compile MODEL -o {folder}"
-        raise LlmcError("ARTIFACT_NOT_FOUND", what, f"To make an artifact: {hint}")
+        raise LlmcError("ARTIFACT_NOT_FOUND", what, f"To create an artifact: {hint}")
     try:
         return (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         pass
     except OSError as error:
         what = f"{str(folder / MANIFEST)!r} can't be read: {error.strerror}."
-        raise LlmcError("ARTIFACT_INVALID", what, "Give yourself the right to read it.") from None
+        raise LlmcError("ARTIFACT_INVALID", what, f"Check its permissions: ls -l {folder}") from None
     if (folder / "config.json").exists() or next(folder.glob("*.gguf"), None):
-        what = f"{str(folder)!r} holds a model that is not compiled yet."
+        what = f"{str(folder)!r} has a model that is not compiled yet."
         raise LlmcError("ARTIFACT_NOT_FOUND", what, f"Compile it: llmc compile {folder} -o DIR")
     what = f"{str(folder)!r} has no {MANIFEST}."
-    raise LlmcError("ARTIFACT_NOT_FOUND", what, "To make an artifact: llmc compile MODEL -o DIR")
+    raise LlmcError("ARTIFACT_NOT_FOUND", what, "To create an artifact: llmc compile MODEL -o DIR")
 
 
 def _check_versions(manifest: Manifest) -> None:
@@ -66,9 +66,9 @@ def _check_versions(manifest: Manifest) -> None:
             if has is not None and fits(has, wanted):
                 continue
         except ValueError as error:
-            what = f"It can't be told whether {module} {has} fits: {error}."
+            what = f"{module} {has} can't be compared with the required version: {error}."
         else:
-            what = f"The artifact needs {module}{wanted}; {f'{has} is' if has else 'none is'} installed."
+            what = f"The artifact needs {module}{wanted}; {f'version {has}' if has else 'no version'} is installed."
         raise LlmcError("RUNTIME_VERSION", what, f"Install it: pip install '{module}{wanted}'")
 
 
@@ -85,12 +85,12 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
     hashes = sha256_all(folder / name for name in manifest.files)
     for (name, spec), has in zip(manifest.files.items(), hashes, strict=True):
         if has != spec.sha256:
-            raise _damaged(folder, f"the content of {name} was changed")
+            raise _damaged(folder, f"the content of {name} has changed")
 
 
 def _damaged(folder: Path, what: str) -> LlmcError:
     return LlmcError(
         "ARTIFACT_DAMAGED",
         f"The artifact {str(folder)!r} is damaged: {what}.",
-        f"Copy it anew, or compile it again: llmc compile MODEL -o {folder}",
+        f"Copy it again, or compile it again: llmc compile MODEL -o {folder}",
     )

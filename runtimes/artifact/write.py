@@ -1,8 +1,8 @@
-"""How an artifact comes to stand where it belongs: whole, or not at all.
+"""Write an artifact atomically.
 
-It grows in a folder beside its final place and is swapped in when it is complete. Whatever stops the process,
-the final place holds either what was there or the new artifact. What a killed writer leaves is removed by the
-next writer for the same place.
+The files are written to a staging folder next to the output folder, which is renamed into place when it is complete.
+Whatever stops the process, the output folder has either its old content or the new artifact. The staging folder of a
+killed writer is removed by the next writer for the same output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .manifest import MANIFEST, FileSpec, Manifest
 
 try:
     import fcntl
-except ImportError:  # Windows, which can run an artifact all the same
+except ImportError:  # Windows has no fcntl; artifacts are written there without locks
     fcntl = None  # type: ignore[assignment]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,43 +39,43 @@ _AT_FDCWD = -100
 
 
 def check_output(final: Path) -> None:
-    """Refuse a place where no artifact may be written, before any work is done for it.
+    """Check that an artifact may be written to `final`; call it before any work.
 
     Raises:
-        LlmcError: OUTPUT_EXISTS if something else than an artifact or an empty folder is there, OUTPUT_INVALID
-            if nothing can be written there.
+        LlmcError: OUTPUT_EXISTS if it is neither an artifact nor an empty folder; OUTPUT_INVALID if it can't be
+            written.
     """
-    final = _real(final)
+    final = _resolve(final)
     parent = final.parent
     if not parent.is_dir():
         raise LlmcError("OUTPUT_INVALID", f"There is no folder {str(parent)!r}.", f"Create it: mkdir -p {parent}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise LlmcError("OUTPUT_INVALID", f"{str(parent)!r} is not writable.", "Choose another output folder.")
-    # The artifact is renamed into place, and what is mounted or worked in can't be replaced.
+    # The artifact is renamed into place: mount points and working directories can't be replaced.
     if os.path.ismount(final) or Path.cwd().is_relative_to(final):
-        where = "a mount point" if os.path.ismount(final) else "where this command runs"
-        raise LlmcError("OUTPUT_INVALID", f"{str(final)!r} is {where}.", f"Choose a folder in it: -o {final / 'out'}")
+        why = "is a mount point" if os.path.ismount(final) else "contains the working directory"
+        raise LlmcError("OUTPUT_INVALID", f"{str(final)!r} {why}.", f"Choose a folder in it: -o {final / 'out'}")
     if os.path.lexists(final) and not _is_artifact(final) and not (final.is_dir() and not os.listdir(final)):
         raise LlmcError(
             "OUTPUT_EXISTS",
-            f"{str(final)!r} exists and is not an artifact of llmc.",
-            "Choose another output folder, or remove it first.",
+            f"{str(final)!r} exists and is not an llmc artifact.",
+            "Choose another output folder, or remove this one first.",
         )
 
 
 class ArtifactWriter:
-    """Writes an artifact; used as a context manager.
+    """Writes an artifact; use it as a context manager.
 
     with ArtifactWriter(Path("out")) as writer:
         (writer.folder / "model.onnx").write_bytes(...)
         writer.commit(manifest)
 
-    Leaving it without a commit removes what was written, on SIGTERM too. What stopped for lack of space within
-    leaves it as the LlmcError DISK_FULL.
+    Leaving the context without a commit removes what was written, also on SIGTERM. An exception caused by a full disk
+    is raised as the LlmcError DISK_FULL.
     """
 
     def __init__(self, final: Path) -> None:
-        self.final = _real(final)
+        self.final = _resolve(final)
         self.folder = self.final.parent / f"{_prefix(self.final)}{secrets.token_hex(4)}"
         self._hashed: dict[str, tuple[tuple[int, int, int], FileSpec]] = {}
 
@@ -83,12 +83,12 @@ class ArtifactWriter:
         check_output(self.final)
         with ExitStack() as undo:
             try:
-                undo.enter_context(_ending_on_sigterm())
-                undo.enter_context(_owned(self.folder))
-                _sweep(self.final, keep=self.folder)
+                undo.enter_context(_exit_on_sigterm())
+                undo.enter_context(_own(self.folder))
+                _remove_stale(self.final, keep=self.folder)
                 self.folder.mkdir()
             except OSError as error:
-                what = f"Nothing can be written in {str(self.final.parent)!r}: {error.strerror}."
+                what = f"{str(self.final.parent)!r} can't be written: {error.strerror}."
                 raise LlmcError("OUTPUT_INVALID", what, "Choose another output folder.") from error
             self._undo = undo.pop_all()
         return self
@@ -97,30 +97,37 @@ class ArtifactWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._undo:
-            if error is not None and (full := _disk_full(error)):
-                raise self._without_space(full) from error
+            if error is not None and (full := _find_disk_full(error)):
+                raise self._disk_full(full) from error
 
     def seal(self, manifest: Manifest) -> Manifest:
-        """Write `manifest.json` with the files that are in the folder now: it can be opened and tried where it is."""
+        """Write `manifest.json` for the current files; makes `folder` an artifact.
+
+        Returns:
+            The manifest with `files` filled in.
+        """
         sealed = replace(manifest, files=self._files())
         with (self.folder / MANIFEST).open("wb") as file:
             file.write(sealed.to_json())
         return sealed
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Put the artifact in its place; `manifest.files` is filled in.
+        """Write the manifest and move the artifact to its output folder.
+
+        Returns:
+            The manifest with `files` filled in.
 
         Raises:
-            LlmcError: OUTPUT_EXISTS if somebody else put something there meanwhile.
+            LlmcError: OUTPUT_EXISTS if another process has created something else there in the meantime.
         """
         sealed = self.seal(manifest)
         _sync(self.folder)
         check_output(self.final)
-        _put(self.folder, self.final)
+        _move_into_place(self.folder, self.final)
         return sealed
 
     def _files(self) -> dict[str, FileSpec]:
-        """Names and hashes of what was written. What didn't change since the last time isn't read again."""
+        """Hash the written files; files unchanged since the last call are not read again."""
         paths = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
         paths.pop(MANIFEST, None)
         states = {name: _state(path) for name, path in paths.items()}
@@ -129,20 +136,20 @@ class ArtifactWriter:
             self._hashed[name] = states[name], FileSpec(digest, states[name][0])
         return {name: self._hashed[name][1] for name in sorted(paths)}
 
-    def _without_space(self, error: OSError) -> LlmcError:
+    def _disk_full(self, error: OSError) -> LlmcError:
         written = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(self.final.parent).free
-        why = "A file grew beyond what may be written" if error.errno == errno.EFBIG else "The disk is full"
+        too_big = error.errno == errno.EFBIG
         return LlmcError(
             "DISK_FULL",
-            f"{why}: {written / 1e6:,.1f} MB of the artifact were written below {str(self.final.parent)!r}, "
-            f"{free / 1e6:,.1f} MB are free.",
-            "Make room, or choose an output folder on another disk.",
+            f"{'A file reached the size limit' if too_big else 'The disk is full'}: {written / 1e6:,.1f} MB of the "
+            f"artifact were written to {str(self.final.parent)!r}, {free / 1e6:,.1f} MB are free.",
+            f"{'Raise it (ulimit -f)' if too_big else 'Free some space'}, or choose an output folder on another disk.",
         )
 
 
-def _real(final: Path) -> Path:
-    # Of a link it is the target that is replaced, on the target's own disk.
+def _resolve(final: Path) -> Path:
+    # The target of a link is replaced, not the link, and the staging folder must be on the target's disk.
     return Path(os.path.realpath(final))
 
 
@@ -151,7 +158,7 @@ def _prefix(final: Path) -> str:
 
 
 def _is_artifact(folder: Path) -> bool:
-    # A manifest.json alone says little: a web page's or a browser extension's is called the same.
+    # Check the keys, too: web pages and browser extensions have a manifest.json as well.
     try:
         document = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -164,8 +171,8 @@ def _state(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def _disk_full(error: BaseException | None) -> OSError | None:
-    """The error by which the disk refused more, here or in what it was raised from."""
+def _find_disk_full(error: BaseException | None) -> OSError | None:
+    """Find the OSError of a full disk among an exception and its causes."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error
@@ -173,14 +180,17 @@ def _disk_full(error: BaseException | None) -> OSError | None:
     return None
 
 
-# Owners ---------------------------------------------------------------------------------------------------------------
+# Locks ----------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Own `folder` through a file beside it, whose lock the system opens when the process dies; then remove both."""
+def _own(folder: Path) -> Iterator[None]:
+    """Hold a lock file for `folder` in the context; remove both at its end.
+
+    If the process dies, the system releases the lock, and other writers see that the folder has no owner.
+    """
     lock = folder.with_name(f"{folder.name}.lock")
-    with _locked(lock) as file:
+    with _create_lock(lock) as file:
         file.write(f"{os.getpid()}\n".encode())  # for people
         try:
             yield
@@ -189,32 +199,32 @@ def _owned(folder: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _locked(lock: Path) -> FileIO:
+def _create_lock(lock: Path) -> FileIO:
     while True:
         file = lock.open("xb", buffering=0)
-        _claim(file, wait=True)
-        # Another writer's sweep may have come between the two, and taken it for a dead one's.
+        _try_lock(file, wait=True)
+        # Between creating and locking, another writer may have taken the file for a stale one and removed it.
         if lock.exists():
             return file
         file.close()
 
 
-def _claim(file: IO[bytes], wait: bool = False) -> bool:
+def _try_lock(file: IO[bytes], wait: bool = False) -> bool:
     if fcntl is None:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # its owner lives, or the filesystem has no locks: then nobody is known to be dead
+    except OSError:  # the owner is alive, or the filesystem has no locks: then no writer counts as dead
         return False
     return True
 
 
-def _sweep(final: Path, keep: Path) -> None:
-    """Remove what dead writers for `final` left; give back an artifact that one of them had set aside."""
+def _remove_stale(final: Path, keep: Path) -> None:
+    """Remove files of dead writers for `final`; restore an artifact left aside."""
     for lock in final.parent.glob(f"{glob.escape(_prefix(final))}*.lock"):
         folder = lock.with_suffix("")
         with suppress(FileNotFoundError), lock.open("rb") as file:
-            if folder == keep or not _claim(file):
+            if folder == keep or not _try_lock(file):
                 continue
             aside = _aside(folder)
             if aside.exists() and not final.exists():
@@ -230,34 +240,37 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM ends the process as an exception does: through every `finally`."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not ours:
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit in the context, so that every `finally` runs.
+
+    Has no effect outside the main thread or if SIGTERM has another handler.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not (in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
         yield
         return
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def raise_exit(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, raise_exit)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-# Into place -----------------------------------------------------------------------------------------------------------
+# Moving into place ----------------------------------------------------------------------------------------------------
 
 
 def _sync(folder: Path) -> None:
-    """Bring everything below `folder` to the disk, so that no name gets there before its content."""
+    """Flush everything in `folder` to disk: content must be there before the name."""
     for path in [*folder.rglob("*"), folder]:
         _sync_one(path)
 
 
 def _sync_one(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # has no handle to sync
+    if os.name == "nt" and path.is_dir():  # Windows can't open folders
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
@@ -266,7 +279,7 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put(folder: Path, final: Path) -> None:
+def _move_into_place(folder: Path, final: Path) -> None:
     if _is_artifact(final):
         if not _exchange(folder, final):
             _replace(folder, final)
@@ -278,7 +291,7 @@ def _put(folder: Path, final: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system or the filesystem can't."""
+    """Swap two folders atomically; False if system or filesystem can't do that."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -292,7 +305,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _replace(folder: Path, final: Path) -> None:
-    """Swap in two steps. Killed between them, the old artifact is aside, where the next writer takes it from."""
+    """Swap two folders in two steps.
+
+    If the process is killed between them, the old artifact stays aside, and the next writer restores it.
+    """
     aside = _aside(folder)
     final.rename(aside)
     try:

@@ -1,4 +1,4 @@
-"""Hashes in blocks are hashes of the whole."""
+"""Hashes computed in blocks equal hashes of whole files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from llmc.runtimes.artifact import hashing
 
 
-@pytest.mark.parametrize("size", [0, 1, hashing._BLOCK, hashing._BLOCK + 3])
+@pytest.mark.parametrize("size", [0, 1, hashing.BLOCK_BYTES, hashing.BLOCK_BYTES + 3])
 def test_a_file_of_any_size(tmp_path: Path, size: int) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     (tmp_path / "file").write_bytes(content[:size])

@@ -1,4 +1,4 @@
-"""Opening an artifact: what is wrong with it is found, in order, and said in one line with what mends it."""
+"""Opening an artifact reports its first problem in one line with a fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_whole_one_opens_and_extra_files_do_not_matter(folder: Path) -> None:
+def test_a_complete_artifact_opens_despite_extra_files(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     manifest = open_artifact(folder)
     assert list(manifest.files) == sorted(FILES)
@@ -42,13 +42,13 @@ def test_one_flipped_bit_is_found(folder: Path, name: str) -> None:
     (folder / name).write_bytes(data)
     error = refused(folder)
     assert error.code == "ARTIFACT_DAMAGED"
-    assert f"the content of {name} was changed" in error.what
+    assert f"the content of {name} has changed" in error.what
     open_artifact(folder, check_files=False)
 
 
 @pytest.mark.parametrize("check_files", [True, False])
 @pytest.mark.parametrize("name", FILES)
-def test_a_cut_or_missing_file_is_found_without_hashing(folder: Path, name: str, check_files: bool) -> None:
+def test_a_truncated_or_missing_file_is_found_without_hashing(folder: Path, name: str, check_files: bool) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[:-1])
     error = refused(folder, check_files)
@@ -58,41 +58,41 @@ def test_a_cut_or_missing_file_is_found_without_hashing(folder: Path, name: str,
     assert f"{name} is missing" in refused(folder, check_files).what
 
 
-def test_sizes_come_before_hashes(folder: Path) -> None:
+def test_sizes_are_checked_before_hashes(folder: Path) -> None:
     (folder / "empty").write_bytes(b"new")
     (folder / "model.onnx.data").unlink()
     assert "model.onnx.data is missing" in refused(folder).what
 
 
 @pytest.mark.parametrize(
-    ("requires", "said"),
+    ("requires", "message"),
     [
         ({"numpy": ">=999,<1000"}, "numpy>=999,<1000"),
-        ({"no_such_module": ">=1"}, "needs no_such_module>=1; none is installed."),
-        ({"numpy": "newest"}, "can't be told"),
+        ({"no_such_module": ">=1"}, "needs no_such_module>=1; no version is installed."),
+        ({"numpy": "newest"}, "can't be compared with the required version"),
     ],
 )
-def test_a_runtime_that_does_not_fit(tmp_path: Path, requires: dict[str, str], said: str) -> None:
+def test_wrong_runtime_version(tmp_path: Path, requires: dict[str, str], message: str) -> None:
     write(tmp_path / "out", requires=requires)
-    (tmp_path / "out/model.onnx").unlink()  # said later: another machine's artifact may well be whole
+    (tmp_path / "out/model.onnx").unlink()  # reported only if the versions fit
     error = refused(tmp_path / "out")
     assert error.code == "RUNTIME_VERSION"
-    assert said in error.what
+    assert message in error.what
     assert error.hint == f"Install it: pip install '{next(iter(requires))}{next(iter(requires.values()))}'"
 
 
-def test_a_newer_one_is_told_before_its_other_needs(tmp_path: Path) -> None:
+def test_a_newer_format_is_reported_before_missing_modules(tmp_path: Path) -> None:
     write(tmp_path / "out", requires={"no_such_module": ">=1"})
     path = tmp_path / "out" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
     assert refused(tmp_path / "out").code == "ARTIFACT_NEWER"
 
 
-def test_what_is_no_artifact(tmp_path: Path) -> None:
+def test_folders_and_files_that_are_not_artifacts(tmp_path: Path) -> None:
     error = refused(tmp_path / "absent")
     assert (error.code, error.hint) == (
         "ARTIFACT_NOT_FOUND",
-        f"To make an artifact: llmc compile MODEL -o {tmp_path / 'absent'}",
+        f"To create an artifact: llmc compile MODEL -o {tmp_path / 'absent'}",
     )
     assert "has no manifest.json" in refused(tmp_path).what
     (tmp_path / "config.json").write_text("{}")
@@ -105,8 +105,7 @@ def test_what_is_no_artifact(tmp_path: Path) -> None:
     assert refused(tmp_path).code == "ARTIFACT_INVALID"
 
 
-def test_a_production_box_can_open_it(folder: Path) -> None:
-    """Nothing but the standard library is imported to tell whether an artifact fits."""
+def test_opening_imports_only_the_standard_library(folder: Path) -> None:
     code = "import sys; from llmc.runtimes.artifact.open import open_artifact; open_artifact(sys.argv[1]);"
     code += "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names)"
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, cwd="/")

@@ -1,7 +1,8 @@
-"""Writing an artifact: whatever stops it, its place holds a whole one, and nothing lies beside it for long."""
+"""Artifacts are written atomically, whatever stops the writer."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -13,12 +14,11 @@ from pathlib import Path
 
 import killed_writers as killed_writers_script
 import pytest
-from artifacts import FILES, fill, manifest, write
+from artifacts import FILES, OldLibrary, fill, manifest, write
 from killed_writers import identity
 
 from llmc import LlmcError
 from llmc.runtimes.artifact import hashing
-from llmc.runtimes.artifact import write as artifact_writer
 from llmc.runtimes.artifact.manifest import MANIFEST
 from llmc.runtimes.artifact.open import open_artifact
 from llmc.runtimes.artifact.write import ArtifactWriter, check_output
@@ -28,21 +28,21 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="exchanges folders an
 
 @pytest.fixture(params=[pytest.param(True, id="exchange", marks=linux), pytest.param(False, id="two steps")])
 def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Both ways into an occupied place: of a system that swaps in one step, and of the others."""
+    """Replace artifacts in one step, and in two as on systems without `renameat2`."""
     if not request.param:
-        monkeypatch.setattr(artifact_writer, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(ctypes, "CDLL", OldLibrary)
     return request.param
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
-    said = [write(tmp_path / name) for name in ("a", "b")]
-    assert said[0] == said[1] == open_artifact(tmp_path / "a")
+    manifests = [write(tmp_path / name) for name in ("a", "b")]
+    assert manifests[0] == manifests[1] == open_artifact(tmp_path / "a")
     for name in [*FILES, MANIFEST]:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
-def test_an_older_artifact_is_replaced_whole(tmp_path: Path, exchanges: bool) -> None:
+def test_an_older_artifact_is_replaced_with_all_its_files(tmp_path: Path, exchanges: bool) -> None:
     out = tmp_path / "out"
     write(out, "old")
     (out / "stale").write_text("of the old one")
@@ -61,7 +61,7 @@ def test_an_empty_folder_and_a_link_are_filled(tmp_path: Path) -> None:
         assert identity(tmp_path / "real") == name
 
 
-def test_it_can_be_tried_before_it_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sealed_artifact_can_be_opened_before_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     honest = hashing.sha256
     monkeypatch.setattr(hashing, "sha256", lambda path: read.append(path) or honest(path))
@@ -79,18 +79,18 @@ def test_it_can_be_tried_before_it_is_committed(tmp_path: Path, monkeypatch: pyt
     assert committed.files.keys() - sealed.files.keys() == {"verify.json"}
 
 
-# Places ---------------------------------------------------------------------------------------------------------------
+# Output folders -------------------------------------------------------------------------------------------------------
 
 
 def refused(final: Path) -> LlmcError:
     with pytest.raises(LlmcError) as caught:
         check_output(final)
     with pytest.raises(LlmcError, match=caught.value.code), ArtifactWriter(final):
-        pytest.fail("work was done")
+        pytest.fail("the writer was entered")
     return caught.value
 
 
-def test_what_is_no_artifact_is_not_touched(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / MANIFEST).write_text('{"name": "a web page", "icons": []}')
@@ -99,19 +99,19 @@ def test_what_is_no_artifact_is_not_touched(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_places_where_nothing_can_be_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refused(tmp_path / "absent" / "out")
     assert (error.code, error.hint) == ("OUTPUT_INVALID", f"Create it: mkdir -p {tmp_path / 'absent'}")
     assert "is a mount point" in refused(Path("/")).what
     monkeypatch.chdir(tmp_path)
     error = refused(Path("."))
-    assert "is where this command runs" in error.what
+    assert "contains the working directory" in error.what
     assert str(tmp_path / "out") in error.hint
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "is not writable" in refused(tmp_path / "out").what
 
 
-def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_created_by_another_process_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match="OUTPUT_EXISTS"), ArtifactWriter(tmp_path / "out") as writer:
         fill(writer.folder)
         (tmp_path / "out").mkdir()
@@ -125,7 +125,7 @@ def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_exception_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_exception_keeps_the_old_artifact(tmp_path: Path, error: type[BaseException]) -> None:
     write(tmp_path / "out", "old")
     with pytest.raises(error), ArtifactWriter(tmp_path / "out") as writer:
         fill(writer.folder)
@@ -134,8 +134,8 @@ def test_an_exception_leaves_what_was_there(tmp_path: Path, error: type[BaseExce
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_swap_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact_writer, "_exchange", lambda one, other: False)
+def test_a_swap_that_fails_half_way_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", OldLibrary)
     out, honest = tmp_path / "out", Path.rename
     write(out, "old")
 
@@ -151,12 +151,12 @@ def test_a_swap_that_fails_half_way_is_taken_back(tmp_path: Path, monkeypatch: p
     assert os.listdir(tmp_path) == ["out"]
 
 
-def check_disk_full(final: Path, said: str) -> None:
+def check_disk_full(final: Path, message: str) -> None:
     with pytest.raises(LlmcError) as caught, ArtifactWriter(final) as writer:
         fill(writer.folder)
         (writer.folder / "big").write_bytes(bytes(4 << 20))
     assert caught.value.code == "DISK_FULL"
-    assert said in caught.value.what
+    assert message in caught.value.what
     assert identity(final) == "old"
     assert os.listdir(final.parent) == [final.name]
 
@@ -168,12 +168,12 @@ def test_a_full_disk(tmp_path: Path) -> None:
         pytest.skip("a small disk can't be mounted here")
     try:
         write(disk / "out", "old")
-        check_disk_full(disk / "out", "The disk is full: 1.0 MB of the artifact were written below")
+        check_disk_full(disk / "out", "The disk is full: 1.0 MB of the artifact were written to")
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_found_behind_a_librarys_own_error(tmp_path: Path) -> None:
+def test_a_full_disk_is_found_as_the_cause_of_another_error(tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match="DISK_FULL"), ArtifactWriter(tmp_path / "out"):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -194,7 +194,7 @@ def small_files() -> Iterator[None]:
 @linux
 def test_a_limit_of_file_size(tmp_path: Path, small_files: None) -> None:
     write(tmp_path / "out", "old")
-    check_disk_full(tmp_path / "out", "A file grew beyond what may be written")
+    check_disk_full(tmp_path / "out", "A file reached the size limit")
 
 
 # Processes ------------------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ with ArtifactWriter(Path(sys.argv[1])) as writer:
 
 
 def writing(final: Path) -> subprocess.Popen[str]:
-    """A process that is in the middle of writing an artifact."""
+    """Start a process; return it when it is in the middle of writing an artifact."""
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-c", STOPPED, final],
@@ -228,7 +228,7 @@ def writing(final: Path) -> subprocess.Popen[str]:
 
 @linux
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_a_writer_stopped_by_a_signal_leaves_no_files(tmp_path: Path, number: signal.Signals, status: int) -> None:
     process = writing(tmp_path / "out")
     assert len(os.listdir(tmp_path)) == 2
     process.send_signal(number)
@@ -237,13 +237,13 @@ def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals, status:
 
 
 @linux
-def test_only_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+def test_only_files_of_dead_writers_are_removed(tmp_path: Path) -> None:
     alive, dead = writing(tmp_path / "out"), writing(tmp_path / "out")
     try:
         dead.kill()
         dead.wait(timeout=30)
         assert len(os.listdir(tmp_path)) == 4
-        write(tmp_path / "out2")  # somebody else's place
+        write(tmp_path / "out2")  # another output: its writer leaves the files of `out` alone
         assert len(os.listdir(tmp_path)) == 5
         write(tmp_path / "out")
         staged = sorted(set(os.listdir(tmp_path)) - {"out", "out2"})
@@ -258,7 +258,7 @@ def test_only_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
 
 
 def killed_writers(*arguments: str | Path) -> list[str]:
-    """What stood there after each of some writers that were killed."""
+    """Return the identity of the artifact that is there after each killed writer."""
     command = [sys.executable, killed_writers_script.__file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -268,15 +268,15 @@ def killed_writers(*arguments: str | Path) -> list[str]:
 @linux
 @pytest.mark.parametrize("way", ["exchange", "two steps"])
 def test_killed_at_every_moment(tmp_path: Path, way: str) -> None:
-    found = killed_writers("every", tmp_path / "room" / "out", *(["--steps"] if way == "two steps" else []))
-    assert found == sorted(found, key=["old", "", "new"].index)
-    assert found.count("old") > 20 and found.count("new") > 3
-    # For a moment nothing stands there where a system can't exchange two folders: the next writer gives it back.
-    assert ("" in found) == (way == "two steps")
+    left = killed_writers("every", tmp_path / "folder" / "out", *(["--steps"] if way == "two steps" else []))
+    assert left == sorted(left, key=["old", "", "new"].index)
+    assert left.count("old") > 20 and left.count("new") > 3
+    # Between the two steps there is no artifact; the next writer restores it.
+    assert ("" in left) == (way == "two steps")
 
 
 @linux
 def test_killed_at_random(tmp_path: Path) -> None:
-    """The same by the clock, as it comes over a real one."""
+    """Kill writers by the clock, as happens in reality."""
     assert set(killed_writers("random", tmp_path / "out")) <= {"old", "new"}
     assert identity(tmp_path / "out") == "last"
