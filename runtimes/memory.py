@@ -1,4 +1,4 @@
-"""The most memory that this process has held, and giving back what it no longer needs."""
+"""Peak memory of this process, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def peak_rss() -> int | None:
-    """Bytes of the largest resident set so far; None where the system tells it in no known way."""
+    """Peak resident set size of this process in bytes, or None if unknown."""
     status = Path("/proc/self/status")
     if status.exists():
-        # getrusage, on Linux, goes on counting what the process was before exec.
+        # On Linux, getrusage would include the peak of the process before exec.
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -25,7 +25,10 @@ def peak_rss() -> int | None:
 
 
 def give_back_memory() -> None:
-    """Hand freed memory back to the system, which the C library does by itself only at the end of its heap."""
+    """Return freed memory to the system.
+
+    By itself, the C library only returns memory at the end of its heap.
+    """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Engines whose next token is a function of what a slot holds, and tokenizers small enough to read."""
+"""A fake engine with logits by a rule over a slot's tokens; small tokenizers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ Rule = Callable[[Sequence[int]], np.ndarray]
 
 
 class ToyEngine:
-    """Logits by a rule over the tokens that a slot holds, so that a wrong slot or start is a wrong token.
+    """An engine that computes logits from the tokens of a slot by a rule.
+
+    A wrong slot or start thus leads to a wrong token.
 
     Attributes:
         calls: (shape of the tokens, starts, slots, last_only) of each forward call.
-        opened: the counts that slots were opened for.
-        logits: what the last call returned; the next call spoils it.
+        opened: the count of each `open_slots` call.
+        logits: the result of the last call; the next call fills it with NaN.
     """
 
     def __init__(self, rule: Rule, vocab_size: int = 32, max_seq_len: int = 64) -> None:
@@ -32,38 +34,38 @@ class ToyEngine:
         self.logits = np.empty(0, dtype=np.float32)
 
     def open_slots(self, count: int) -> None:
-        self.slots, self._held = count, [[] for _ in range(count)]
+        self.slots, self._slots = count, [[] for _ in range(count)]
         self.opened.append(count)
 
     def forward(
         self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
     ) -> np.ndarray:
         assert tokens.dtype == starts.dtype == np.int64
-        places = list(range(len(tokens))) if slots is None else slots.tolist()
-        assert len({*places}) == len(tokens) == len(starts)
+        used = list(range(len(tokens))) if slots is None else slots.tolist()
+        assert len({*used}) == len(tokens) == len(starts)
         check_fits(starts, tokens.shape[1], self.max_seq_len)
-        self.calls.append((tokens.shape, starts.tolist(), places, last_only))
+        self.calls.append((tokens.shape, starts.tolist(), used, last_only))
         self.logits.fill(np.nan)
         self.logits = np.empty((*tokens.shape, self.vocab_size), dtype=np.float32)
-        for row, (place, start) in enumerate(zip(places, starts, strict=True)):
-            held = self._held[place]
-            assert start <= len(held), f"slot {place} holds {len(held)} tokens, not {start}"
-            del held[start:]
-            for column, token in enumerate(tokens[row].tolist()):
-                held.append(token)
-                self.logits[row, column] = self.rule(tuple(held))
+        for entry, (slot, start) in enumerate(zip(used, starts, strict=True)):
+            history = self._slots[slot]
+            assert start <= len(history), f"slot {slot} has {len(history)} tokens, not {start}"
+            del history[start:]
+            for position, token in enumerate(tokens[entry].tolist()):
+                history.append(token)
+                self.logits[entry, position] = self.rule(tuple(history))
         if last_only:
             self.logits = self.logits[:, -1:]
         return self.logits
 
 
 def hashed(vocab_size: int = 32) -> Rule:
-    """Other logits for each history."""
+    """Return a rule with random logits that differ for each history."""
     return lambda history: np.random.default_rng(history).normal(scale=2, size=vocab_size)
 
 
 def scripted(vocab_size: int, *scripts: tuple[Sequence[int], Sequence[int]]) -> Rule:
-    """Behind each prompt its continuation."""
+    """Return a rule that continues prompts; each script is (prompt, output)."""
 
     def rule(history: Sequence[int]) -> np.ndarray:
         logits = np.zeros(vocab_size)
@@ -79,10 +81,11 @@ EOS, BOS = 256, 257
 
 
 def byte_tokenizer(folder: Path) -> Tokenizer:
-    """A token for each byte, as byte-level models have them; 256 ends an output, 257 begins a text."""
-    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}  # a byte as a letter of its own, the rest behind 255
-    hidden = [byte for byte in range(256) if byte not in shown]
-    letters = [chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in range(256)]
+    """Make a byte-level tokenizer: one token per byte, 256 is EOS, 257 is BOS."""
+    # Byte-level models map printable bytes to themselves, and the others to characters after 255.
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)]
     tokenizer = tokenizers.Tokenizer(models.BPE({letter: byte for byte, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -96,7 +99,7 @@ def byte_tokenizer(folder: Path) -> Tokenizer:
 
 
 def word_tokenizer() -> tokenizers.Tokenizer:
-    """Words that carry their space, and bytes for what has no word, as sentencepiece models have them."""
+    """Make a tokenizer as of sentencepiece: words with leading space, and bytes."""
     words = ["<unk>", "</s>", "▁Hello", "▁world", "!", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = tokenizers.Tokenizer(
         models.BPE({word: index for index, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")

@@ -1,4 +1,7 @@
-"""An artifact that counts: after word n it says word n+1. No torch, no graph, a real tokenizer."""
+"""A fake artifact and engine that count: word n is followed by word n+1.
+
+They need neither torch nor a graph; the tokenizer is real.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ WORDS = [f"w{i}" for i in range(19)] + ["</s>"]
 
 
 class Counting:
-    """The engine; one call takes `delay` seconds."""
+    """The counting engine; each call takes `delay` seconds."""
 
     vocab_size, max_seq_len, threads = len(WORDS), 64, 3
 
@@ -37,7 +40,7 @@ class Counting:
 
 
 def write_speaking(folder: Path, *, chat: bool = True) -> Path:
-    """The artifact's folder: a manifest and the tokenizer's files."""
+    """Write an artifact with a manifest and the tokenizer's files; return its folder."""
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="w0"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     words.add_special_tokens(["</s>"])
@@ -55,7 +58,10 @@ def write_speaking(folder: Path, *, chat: bool = True) -> Path:
 
 
 def stand_in_load(delay: float = 0.0) -> types.ModuleType:
-    """A module for `llmc.runtimes.engines.load`, whose engines remember how they were asked for."""
+    """Make a module like `llmc.runtimes.engines.load` that loads counting engines.
+
+    Its attribute `asked` is (path, threads, slots) of the last call of `load`.
+    """
     module = types.ModuleType("llmc.runtimes.engines.load")
 
     def load(path: str | Path, *, threads: int | None = None, slots: int = 1) -> Counting:
@@ -67,10 +73,11 @@ def stand_in_load(delay: float = 0.0) -> types.ModuleType:
 
 
 def main() -> None:
-    """`llmc` with counting engines, for tests that need it as a process: delay, then llmc's arguments."""
+    """Run `llmc` with counting engines; the arguments are the delay, then llmc's."""
     from llmc.compiler.cli.main import main as llmc
+    from llmc.runtimes.engines import load
 
-    sys.modules["llmc.runtimes.engines.load"] = stand_in_load(float(sys.argv[1]))
+    load.load = stand_in_load(float(sys.argv[1])).load
     llmc(sys.argv[2:], prog_name="llmc")
 
 

@@ -1,4 +1,4 @@
-"""The peak of memory is the peak: it grows with what is held, and stays when that is gone."""
+"""Peak memory grows with allocations and stays after they are freed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ print(peak_rss() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="tells it in no known way")
-def test_it_is_of_this_process_and_stays() -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows doesn't report peak memory this way")
+def test_peak_rss_counts_this_process_and_stays() -> None:
     mine = peak_rss()
     assert mine is not None
-    bytearray(b"x") * (200 << 20)  # of a parent, which a child must not count
+    bytearray(b"x") * (200 << 20)  # in the parent: the child must not count it
     done = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True, check=True)
     assert 95 << 20 < int(done.stdout) < 150 << 20

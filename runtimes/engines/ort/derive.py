@@ -1,4 +1,8 @@
-"""The same integer weights in another kernel's layout, made when a graph is opened and not stored twice."""
+"""Derive int8 weights for another kernel's layout when a graph is opened.
+
+The artifact stores the codes of each weight once, in one layout. Graphs whose kernel needs the transposed layout get it
+from these codes.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,12 @@ import numpy as np
 
 from ...artifact.manifest import DerivedSpec
 
-# Columns that are turned together: rows of so many bytes are read whole, and what is made of them stays in the cache.
+# Input channels that are transposed at once: each read covers whole cache lines, and the result stays in the cache.
 _STRIPE = 64
 
 
 def write_derived(folder: Path, specs: Sequence[DerivedSpec], path: Path, threads: int) -> None:
-    """Make the matrices that the specs describe and write them where the graph looks for them."""
+    """Derive the matrices of `specs` and write them to `path` at their offsets."""
     path.touch()
 
     def write(spec: DerivedSpec) -> None:
@@ -28,46 +32,55 @@ def write_derived(folder: Path, specs: Sequence[DerivedSpec], path: Path, thread
 
 
 def derive(folder: Path, spec: DerivedSpec) -> np.ndarray:
-    """The int8 matrix [columns, rows] that a spec describes."""
+    """Derive the int8 matrix [input channels, output channels] of a spec.
+
+    `spec.rows` are the output channels, `spec.columns` the input channels.
+    """
     data = folder / spec.file
     if spec.scheme == "int8":
-        return _of_bytes(_slice(data, spec.codes_offset, (spec.rows, spec.columns)))
+        return _from_bytes(_read(data, spec.codes_offset, (spec.rows, spec.columns)))
     groups = spec.columns // spec.group_size
-    packed = _slice(data, spec.codes_offset, (spec.rows, spec.columns // 2))
+    packed = _read(data, spec.codes_offset, (spec.rows, spec.columns // 2))
     zeros, multiples = np.full((groups, spec.rows), 8, np.int8), None
     if spec.zeros_offset is not None:
-        pairs = _slice(data, spec.zeros_offset, (spec.rows, (groups + 1) // 2))
+        pairs = _read(data, spec.zeros_offset, (spec.rows, (groups + 1) // 2))
         zeros = np.stack((pairs & 15, pairs >> 4), -1).reshape(spec.rows, -1)[:, :groups].T.astype(np.int8)
     if spec.multiples_offset is not None:
-        multiples = _slice(data, spec.multiples_offset, (spec.rows, groups)).view(np.int8).T.copy()
-    return _of_nibbles(packed, spec.group_size, zeros, multiples)
+        multiples = _read(data, spec.multiples_offset, (spec.rows, groups)).view(np.int8).T.copy()
+    return _from_nibbles(packed, spec.group_size, zeros, multiples)
 
 
-def _of_bytes(codes: np.ndarray) -> np.ndarray:
-    """Codes around 128 [rows, columns] as int8 [columns, rows]."""
+def _from_bytes(codes: np.ndarray) -> np.ndarray:
+    """Transpose codes [outputs, inputs] of zero point 128 to int8 [inputs, outputs]."""
     matrix = np.empty(codes.shape[::-1], np.uint8)
     for start in range(0, len(matrix), _STRIPE):
         np.bitwise_xor(codes[:, start : start + _STRIPE].T, 128, out=matrix[start : start + _STRIPE])
     return matrix.view(np.int8)
 
 
-def _of_nibbles(packed: np.ndarray, group_size: int, zeros: np.ndarray, multiples: np.ndarray | None) -> np.ndarray:
-    """Codes 0..15, two a byte and the low one first, as int8 [columns, rows]: around zero, times their multiple.
+def _from_nibbles(packed: np.ndarray, group_size: int, zeros: np.ndarray, multiples: np.ndarray | None) -> np.ndarray:
+    """Transpose 4-bit codes to int8 [inputs, outputs]: (code - zero) * multiple.
 
-    Zero points and multiples, [groups, rows], belong to a group.
+    Args:
+        packed: [outputs, inputs / 2], two codes per byte, the first in the low half.
+        zeros: zero points [groups, outputs].
+        multiples: [groups, outputs], how many times its output channel's scale a group's scale is; None means 1.
     """
-    rows, half = len(packed), group_size // 2
-    matrix = np.empty((packed.shape[1] // half, half, 2, rows), np.int8)
-    for group, made in enumerate(matrix):
-        turned = packed[:, group * half : (group + 1) * half].T.copy()
-        np.bitwise_and(turned, 15, out=made[:, 0].view(np.uint8))
-        np.right_shift(turned, 4, out=made[:, 1].view(np.uint8))
-        np.subtract(made, zeros[group], out=made)
+    outputs, half = len(packed), group_size // 2
+    matrix = np.empty((packed.shape[1] // half, half, 2, outputs), np.int8)
+    for group, values in enumerate(matrix):
+        transposed = packed[:, group * half : (group + 1) * half].T.copy()
+        np.bitwise_and(transposed, 15, out=values[:, 0].view(np.uint8))
+        np.right_shift(transposed, 4, out=values[:, 1].view(np.uint8))
+        np.subtract(values, zeros[group], out=values)
         if multiples is not None:
-            np.multiply(made, multiples[group], out=made)
-    return matrix.reshape(-1, rows)
+            np.multiply(values, multiples[group], out=values)
+    return matrix.reshape(-1, outputs)
 
 
-def _slice(path: Path, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Bytes of the file: read, not mapped, for the session maps it already and pages would count twice."""
+def _read(path: Path, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Read bytes of a file into memory.
+
+    It is not mapped: the session maps the same pages, which would count twice.
+    """
     return np.fromfile(path, np.uint8, int(np.prod(shape)), offset=offset).reshape(shape)

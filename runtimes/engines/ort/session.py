@@ -1,4 +1,4 @@
-"""Opening a graph with ONNX Runtime: its own files, and what is made for it from them."""
+"""Open a graph with ONNX Runtime, from its files and derived matrices."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from ...artifact.manifest import DERIVED_FILE, GraphSpec, StoredSpec
 from ...memory import give_back_memory
 from .derive import derive, write_derived
 
-# How long a thread that has nothing to do looks out for more before it sleeps: longer than what lies between two ops
-# or two tokens, but no longer, for it takes the core from the other graph's threads and from the caller.
+# Microseconds that an idle thread spins before it sleeps: long enough to bridge the gap between two ops or two tokens,
+# but no longer, because spinning takes the core from the other graph's threads and from the caller.
 _SPIN_US = 300
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-# ONNX's numbers for what numpy has no name for: an array of it is one of bytes.
+# ONNX's element types for dtypes that numpy doesn't have; numpy arrays of them have dtype uint8.
 _FLOAT8 = {"float8_e4m3fn": 17, "float8_e5m2": 19}
 
 
 def open_session(
     folder: Path, spec: GraphSpec, threads: int, model: bytes | None = None
 ) -> tuple[ort.InferenceSession, list[Any]]:
-    """A session, and what has to live as long as it does.
+    """Open a session for a graph.
 
     Args:
-        model: the graph, where it is not the one in its file; its weights are in the artifact all the same.
+        folder: the artifact.
+        model: a serialized graph to open instead of the one in `spec.file`; its weights are those of the artifact.
+
+    Returns:
+        The session, and objects that must stay alive as long as the session.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -57,20 +61,23 @@ def _open_derived(
     held: list[Any],
     model: bytes | None,
 ) -> ort.InferenceSession:
-    """With its matrices in a file, the session maps one after the other while it packs them and holds none twice."""
-    files = {name: _mapped(folder / name) for name in {stored.file for stored in spec.stored}}
+    """Open a graph with derived matrices, which are written to a temporary file.
+
+    The session maps the matrices in that file one by one while it packs them, so no matrix is in memory twice.
+    """
+    files = {name: _map(folder / name) for name in {stored.file for stored in spec.stored}}
     arrays = {stored.name: _array(files[stored.file], stored) for stored in spec.stored}
-    elements = {stored.name: _FLOAT8[stored.dtype] for stored in spec.stored if stored.dtype in _FLOAT8}
-    with tempfile.TemporaryDirectory(prefix="llmc-") as made:
+    element_types = {stored.name: _FLOAT8[stored.dtype] for stored in spec.stored if stored.dtype in _FLOAT8}
+    with tempfile.TemporaryDirectory(prefix="llmc-") as temporary:
         try:
-            write_derived(folder, spec.derived, Path(made, DERIVED_FILE), threads)
-        except OSError:  # there is no room for a file; there may be in memory
+            write_derived(folder, spec.derived, Path(temporary, DERIVED_FILE), threads)
+        except OSError:  # no space for the file: keep the matrices in memory
             arrays |= {derived.name: derive(folder, derived) for derived in spec.derived}
-        held += _put_in(arrays, elements, options)
-        options.add_session_config_entry(_WEIGHTS_FOLDER, made)
+        held += _add_initializers(arrays, element_types, options)
+        options.add_session_config_entry(_WEIGHTS_FOLDER, temporary)
         session = _open((folder / spec.file).read_bytes() if model is None else model, options, spec)
     if hasattr(mmap, "MADV_DONTNEED"):
-        for file in files.values():  # what was packed is not read again, and the rest comes back from the file
+        for file in files.values():  # packed weights are not read again; other pages are reloaded when needed
             file.madvise(mmap.MADV_DONTNEED)
     return session
 
@@ -81,8 +88,8 @@ def _open(model: str | bytes, options: ort.SessionOptions, spec: GraphSpec) -> o
     except Exception as error:  # the binding's exception classes are private
         raise LlmcError(
             "GRAPH_REFUSED",
-            f"ONNX Runtime {ort.__version__} does not open {spec.file}: {str(error).splitlines()[0][:300]}",
-            "Compile again, or install the release that manifest.json names.",
+            f"ONNX Runtime {ort.__version__} can't open {spec.file}: {str(error).splitlines()[0][:300]}",
+            "Install the version that manifest.json requires, or compile again: llmc compile MODEL -o DIR",
         ) from error
 
 
@@ -91,12 +98,13 @@ def _array(file: mmap.mmap, stored: StoredSpec) -> np.ndarray:
     return np.frombuffer(file, dtype, int(np.prod(stored.shape)), stored.offset).reshape(stored.shape)
 
 
-def _put_in(
-    arrays: Mapping[str, np.ndarray], elements: Mapping[str, int], options: ort.SessionOptions
+def _add_initializers(
+    arrays: Mapping[str, np.ndarray], element_types: Mapping[str, int], options: ort.SessionOptions
 ) -> list[ort.OrtValue]:
+    """Add arrays to the options as initializers; return values to keep alive."""
     values = [
-        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, elements[name])
-        if name in elements
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element_types[name])
+        if name in element_types
         else ort.OrtValue.ortvalue_from_numpy(array)
         for name, array in arrays.items()
     ]
@@ -104,6 +112,6 @@ def _put_in(
     return values
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,4 +1,4 @@
-"""Threads worth having, on machines made of files."""
+"""Physical cores on machines that are described by files in a folder."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HYPERTHREADS = {0: "0,4", 1: "1,5", 2: "2,6", 3: "3,7", 4: "0,4", 5: "1,5", 6: "
 @pytest.mark.parametrize(
     ("allowed", "quota", "want"),
     [
-        (range(8), None, 4),  # two threads a core
+        (range(8), None, 4),  # two threads per core
         (range(8), "max 100000\n", 4),
-        (range(8), "250000 100000\n", 3),  # two and a half cores' time
+        (range(8), "250000 100000\n", 3),  # CPU time of two and a half cores
         (range(8), "10000 100000\n", 1),
         (range(8), "1600000 100000\n", 4),
         (range(8), "nonsense", 4),
-        ({1, 5}, None, 1),  # both of one core
+        ({1, 5}, None, 1),  # two threads of one core
         ({1, 2, 6}, None, 2),
     ],
 )
@@ -43,7 +43,7 @@ def test_cores(
     assert physical_cores(*machine(tmp_path, HYPERTHREADS, quota)) == want
 
 
-def test_a_machine_that_says_nothing_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_topology_every_cpu_is_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     assert physical_cores(tmp_path, tmp_path / "none") == 3
     monkeypatch.delattr(os, "sched_getaffinity")
