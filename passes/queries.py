@@ -11,10 +11,6 @@ from torch import fx
 from ..ir.program import op_name
 from ..kernels.ops.op import Op, op_of
 
-# Ops that hand the same numbers on in the same order, possibly in another shape.
-_SAME_ORDER = frozenset(
-    {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "contiguous", "clone", "alias"}
-)
 _CASTS = frozenset({"to", "_to_copy", "type_as", "float"})
 
 
