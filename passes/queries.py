@@ -1,4 +1,4 @@
-"""Small questions about graph nodes that matchers ask over and over."""
+"""Queries about graph nodes that several passes share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ _CASTS = frozenset({"to", "_to_copy", "type_as", "float"})
 
 
 def is_call(node: object, *names: str) -> TypeGuard[fx.Node]:
-    """Whether `node` calls one of these ATen ops, named without overload: `is_call(n, "add", "sub")`."""
+    """True if `node` calls one of these ATen ops.
+
+    Ops are named without namespace and overload: `is_call(n, "add", "sub")`.
+    """
     return isinstance(node, fx.Node) and node.op == "call_function" and op_name(node) in {f"aten.{n}" for n in names}
 
 
 def is_op(node: object, op: Op) -> TypeGuard[fx.Node]:
-    """Whether `node` calls this op of the dialect."""
+    """True if `node` calls this op of the dialect."""
     return isinstance(node, fx.Node) and op_of(node.target) is op
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """All arguments by name with defaults filled in, of an ATen call or an op of the dialect."""
+    """All arguments of a call by name, with defaults filled in.
+
+    The call is to an ATen op or to an op of the dialect.
+    """
     assert isinstance(node.target, torch._ops.OpOverload)
     found: dict[str, Any] = {}
     for position, parameter in enumerate(node.target._schema.arguments):
@@ -39,7 +45,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def shape(node: fx.Node) -> tuple[Any, ...]:
-    """Sizes of the node's value; an int where static, a SymInt where not."""
+    """Sizes of the node's value: ints for static dims, SymInts for dynamic ones."""
     return tuple(node.meta["val"].shape)
 
 
@@ -48,43 +54,52 @@ def dtype(node: fx.Node) -> torch.dtype:
 
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values have the same sizes, symbols compared as symbols: no guard is added."""
+    """True if two values have the same sizes.
+
+    Symbolic sizes are compared by name, so no guard is added.
+    """
     return [str(x) for x in shape(a)] == [str(x) for x in shape(b)]
 
 
 def operands(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """Both orders of a two-sided call, for ops whose sides may be swapped."""
+    """The two operands of a call in both orders, for commutative ops."""
     a, b = node.args[0], node.args[1]
     yield a, b
     yield b, a
 
 
 def number(value: object) -> float | None:
-    """The Python number that a scalar argument is, if it is one."""
+    """A scalar argument as a float, or None if it is not a Python number."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def behind_casts(node: Any) -> Any:
-    """The node whose values these are in another dtype."""
+    """The first node above a chain of casts; `node` itself if it is no cast."""
     while is_call(node, *_CASTS):
         node = node.args[0]
     return node
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads this value, or None when several do."""
+    """The node's user if there is exactly one, otherwise None."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def past_casts(node: fx.Node) -> fx.Node:
-    """The last of the casts behind `node`, where nothing else reads what is between."""
+    """The end of the chain of casts after `node`; `node` itself if there is none.
+
+    Each value before the end of the chain has only the next cast as its user.
+    """
     while (user := only_user(node)) is not None and is_call(user, *_CASTS):
         node = user
     return node
 
 
 def behind_widening(node: Any) -> Any:
-    """The node whose values these are, exactly, in a dtype that holds no more than this one does."""
+    """The first node above a chain of widening casts; `node` itself if it is none.
+
+    The result holds exactly the same values, in the same or a narrower floating point dtype.
+    """
     while is_call(node, *_CASTS):
         inner, outer = dtype(node.args[0]), dtype(node)  # type: ignore[arg-type]
         if not inner.is_floating_point or torch.promote_types(inner, outer) != outer:
@@ -94,7 +109,10 @@ def behind_widening(node: Any) -> Any:
 
 
 def rounded_to(node: fx.Node, wanted: torch.dtype) -> fx.Node | None:
-    """The last of `node` and the casts behind it, where nothing else reads what is between, that has this dtype."""
+    """The last node of dtype `wanted` among `node` and the casts after it, or None.
+
+    Each value before the end of the chain has only the next cast as its user.
+    """
     found = node if dtype(node) == wanted else None
     while (user := only_user(node)) is not None and is_call(user, *_CASTS):
         node = user

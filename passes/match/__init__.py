@@ -1,1 +1,1 @@
-"""Captured to canonical: every spelling of an operation becomes the one op that means it."""
+"""Passes from captured to canonical: each spelling becomes one op."""

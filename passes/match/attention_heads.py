@@ -1,4 +1,4 @@
-"""Where the heads of queries, keys and values are: parted from the batch, merged with it, repeated, scaled."""
+"""Layouts of attention heads: split, merged with the batch, repeated or scaled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze"
 
 
 class Form(Enum):
-    """How a tensor holds its heads."""
+    """Layout of a tensor of heads."""
 
     PARTED = "[B, H, S, D]"
     MERGED = "[B * H, S, D]"
@@ -30,7 +30,12 @@ class Form(Enum):
 
 @dataclass(frozen=True)
 class Scaling:
-    """A call that multiplies by a number and that nothing reads but attention."""
+    """A call that multiplies queries or keys by one number and has no other user.
+
+    Attributes:
+        node: the call.
+        source: the tensor that it multiplies.
+    """
 
     node: fx.Node
     source: fx.Node
@@ -39,12 +44,17 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Heads:
-    """A tensor of heads as it is in the graph."""
+    """A tensor of heads and its layout.
+
+    Attributes:
+        count: the number of heads.
+        is_transposed: the last two dims are [D, S] instead of [S, D].
+    """
 
     node: fx.Node
     form: Form
     count: int
-    is_transposed: bool = False  # its last two dims stand in the other order
+    is_transposed: bool = False
 
     @property
     def length(self) -> str:
@@ -55,7 +65,7 @@ class Heads:
         return str(shape(self.node)[0])
 
     def part(self, program: Program, like: fx.Node) -> fx.Node:
-        """The node of the same values as [B, H, S, D], made at the graph's insertion point where there is none."""
+        """The tensor as [B, H, S, D]; missing calls go to the graph's insertion point."""
         node = self.node
         if self.form is Form.MERGED:
             node = program.call(aten.unflatten.int, node, 0, [-1, self.count], like=like)
@@ -65,11 +75,13 @@ class Heads:
 
 
 def heads_of(node: fx.Node, batch: torch.SymInt, scalings: Sequence[Scaling] = ()) -> Heads:
-    """The heads in a tensor [B, H, S, D], or [X, S, D] where X is found to be B or B * H.
+    """The heads of a tensor [B, H, S, D], [B, S, D] or [B * H, S, D].
+
+    Raises `Unknown` for any other layout.
 
     Args:
         batch: the size of the program's batch.
-        scalings: what to take them before.
+        scalings: calls to skip; the heads are those of their inputs.
     """
     node = _bare(node, scalings)
     sizes = shape(node)
@@ -81,20 +93,23 @@ def heads_of(node: fx.Node, batch: torch.SymInt, scalings: Sequence[Scaling] = (
         if is_call(node, *_VIEWS):
             inner = node.args[0]
             assert isinstance(inner, fx.Node)
-            found = shape(inner)
-            if len(found) == 4 and isinstance(found[1], int) and list(map(str, found[2:])) == list(map(str, sizes[1:])):
-                return Heads(_bare(inner, scalings), Form.PARTED, found[1])
+            whole = shape(inner)
+            if len(whole) == 4 and isinstance(whole[1], int) and list(map(str, whole[2:])) == list(map(str, sizes[1:])):
+                return Heads(_bare(inner, scalings), Form.PARTED, whole[1])
         if count := _merged_count(node, batch):
             return Heads(node, Form.MERGED, count)
-    raise Unknown("its heads can't be told from its batch", node)
+    raise Unknown("heads and batch are merged in an unknown order", node)
 
 
 def _merged_count(node: fx.Node, batch: torch.SymInt) -> int | None:
-    """H of a tensor [B * H, S, D] that was cut from [S, B, H * D], as torch's own module for attention does it."""
-    cut = swapped(node, 0, 1)
-    if not is_call(cut, *_VIEWS):
+    """H of a tensor [B * H, S, D] that is a view of [S, B, H * D], or None.
+
+    `torch.nn.MultiheadAttention` makes such tensors.
+    """
+    view = swapped(node, 0, 1)
+    if not is_call(view, *_VIEWS):
         return None
-    whole = shape(cut.args[0])  # type: ignore[arg-type]
+    whole = shape(view.args[0])  # type: ignore[arg-type]
     width = shape(node)[2]
     if len(whole) != 3 or str(whole[1]) != str(batch) or not isinstance(whole[2], int) or whole[2] % width:
         return None
@@ -104,7 +119,7 @@ def _merged_count(node: fx.Node, batch: torch.SymInt) -> int | None:
 
 
 def keys_of(node: fx.Node, batch: torch.SymInt, scalings: Sequence[Scaling] = ()) -> Heads:
-    """The heads in keys that come as [.., D, S]; arguments as for `heads_of`."""
+    """The heads of keys that are transposed, [.., D, S]; arguments as for `heads_of`."""
     node = _bare(node, scalings)
     if (inner := swapped(node)) is not None:
         return heads_of(inner, batch, scalings)
@@ -115,7 +130,7 @@ def keys_of(node: fx.Node, batch: torch.SymInt, scalings: Sequence[Scaling] = ()
 
 
 def _bare(node: fx.Node, scalings: Sequence[Scaling]) -> fx.Node:
-    """The node behind scalings and what loses nothing."""
+    """The node before scalings, copies and lossless casts."""
     source = {scaling.node: scaling.source for scaling in scalings}
     while (inner := widened(source.get(node, node))) is not node:
         node = inner
@@ -123,7 +138,7 @@ def _bare(node: fx.Node, scalings: Sequence[Scaling]) -> fx.Node:
 
 
 def swapped(node: Any, a: int = -2, b: int = -1) -> fx.Node | None:
-    """What `node` is with two dims swapped, where it is just that."""
+    """The input of a call that only swaps dims a and b, or None for any other call."""
     if is_call(node, "mT", "t", "numpy_T") and (a, b) == (-2, -1):
         return node.args[0]  # type: ignore[return-value]
     if not is_call(node, "transpose", "permute"):
@@ -132,16 +147,16 @@ def swapped(node: Any, a: int = -2, b: int = -1) -> fx.Node | None:
     order = list(range(rank))
     order[a], order[b] = order[b], order[a]
     if is_call(node, "permute"):
-        given = [int(d) % rank for d in arguments(node)["dims"]]
+        actual = [int(d) % rank for d in arguments(node)["dims"]]
     else:
-        given = list(range(rank))
+        actual = list(range(rank))
         i, j = arguments(node)["dim0"], arguments(node)["dim1"]
-        given[i], given[j] = given[j], given[i]
-    return node.args[0] if given == order else None  # type: ignore[return-value]
+        actual[i], actual[j] = actual[j], actual[i]
+    return node.args[0] if actual == order else None  # type: ignore[return-value]
 
 
 def widened(node: fx.Node) -> fx.Node:
-    """The node behind copies, casts and slices that lose nothing."""
+    """The node before a chain of copies, full slices and lossless casts."""
     while is_call(node, "contiguous", "clone", "alias", "to", "_to_copy", "type_as", "float", "slice"):
         inner = node.args[0]
         assert isinstance(inner, fx.Node)
@@ -154,7 +169,10 @@ def widened(node: fx.Node) -> fx.Node:
 
 
 def repeated(heads: Heads) -> Heads:
-    """The heads before each was repeated to serve several heads of q; themselves where they were not."""
+    """The heads before each was repeated for a group of query heads.
+
+    Returns `heads` itself if they are not repeated.
+    """
     node = heads.node
     if heads.form is not Form.PARTED or heads.is_transposed:
         return heads
@@ -170,7 +188,10 @@ def repeated(heads: Heads) -> Heads:
 
 
 def _before_expansion(node: fx.Node) -> fx.Node | None:
-    """x [B, H, S, D] of `reshape(expand(x[:, :, None], [B, H, n, S, D]), [B, H * n, S, D])`."""
+    """The tensor x [B, H, S, D] whose heads are repeated by an expansion, or None.
+
+    The call is `reshape(expand(x[:, :, None], [B, H, n, S, D]), [B, H * n, S, D])`.
+    """
     expand = widened(node.args[0])  # type: ignore[arg-type]
     if not is_call(expand, "expand", "broadcast_to") or len(shape(expand)) != 5:
         return None
@@ -184,8 +205,13 @@ def _before_expansion(node: fx.Node) -> fx.Node | None:
 
 
 def scaled_by(node: fx.Node, number: Callable[[Any], float | None]) -> list[Scaling]:
-    """The scalings of queries or keys on their way to the product; `number` tells the number that an argument is."""
-    found: list[Scaling] = []
+    """The scalings of queries or keys before their product, the last one first.
+
+    Args:
+        node: the queries or keys as the product reads them.
+        number: returns the number that an argument is at every size, or None.
+    """
+    scalings: list[Scaling] = []
     while only_user(node):
         source = node.args[0]
         if is_call(node, "mul", "div"):
@@ -195,14 +221,14 @@ def scaled_by(node: fx.Node, number: Callable[[Any], float | None]) -> list[Scal
                 value = number(factor)
                 if isinstance(x, fx.Node) and value is not None and value > 0 and same_shape(x, node):
                     if dtype(x) != dtype(node) or arguments(node).get("rounding_mode"):
-                        return found
-                    found.append(Scaling(node, x, value if is_call(node, "mul") else 1 / value))
+                        return scalings
+                    scalings.append(Scaling(node, x, value if is_call(node, "mul") else 1 / value))
                     source = x
                     break
             else:
-                return found
+                return scalings
         elif not is_call(node, "transpose", "permute", "mT", *_VIEWS) and widened(node) is node:
-            return found
+            return scalings
         assert isinstance(source, fx.Node)
         node = source
-    return found
+    return scalings

@@ -1,4 +1,4 @@
-"""Which attention the steps between two products are: its scale, cap, mask rule, alibi slopes and bias."""
+"""Find the scale, softcap, mask, slopes and bias of a spelled-out attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _LONGEST = 5000
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the steps come to, in the terms of the attention op; `bias` is terms with their factors."""
+    """The arguments of the attention op that the steps on the scores stand for.
+
+    Attributes:
+        bias: terms to add to the scores, each with its factor.
+    """
 
     scale: float
     softcap: float | None
@@ -29,22 +33,26 @@ class Meaning:
 
 
 def find_meaning(way: Way, statics: Statics) -> Meaning:
-    """What the steps do to the scores at every length that is served; raises `Unknown` where that is no attention."""
+    """Find the attention that the steps stand for at every supported length.
+
+    The steps are evaluated at several lengths. Raises `Unknown` if they are no attention of the dialect, or not the
+    same one at each length.
+    """
     sides = [n for n in way.sides if n in statics]
-    found = [Scores(statics.at(*size), way).follow() for size in sizes_to_look_at(sides, statics)]
-    last = found[-1]
-    if any(not math.isclose(f.scale, last.scale) or f.inner != last.inner for f in found):
+    samples = [Scores(statics.at(*size), way).follow() for size in sizes_to_look_at(sides, statics)]
+    last = samples[-1]
+    if any(not math.isclose(s.scale, last.scale) or s.inner != last.inner for s in samples):
         raise Unknown("the scale depends on the length", way.product)
     rule = fit_rule(last.seen)
     if rule is None:
         raise Unknown("the mask is neither causal, a window nor chunks", way.product)
-    for f in found:
-        positions = torch.arange(f.length)
-        if not torch.equal(f.seen, rule.sees(positions, positions)):
-            raise Unknown("the mask follows another rule at another length", way.product)
+    for sample in samples:
+        positions = torch.arange(sample.length)
+        if not torch.equal(sample.seen, rule.sees(positions, positions)):
+            raise Unknown("the mask follows different rules at different lengths", way.product)
     slopes = fit_slopes(last.bias, last.seen)
     precision = max(torch.finfo(d).eps for d in [torch.float32, *_dtypes(sides, statics)])
-    is_linear = all(is_alibi(f.bias, f.seen, slopes, precision) for f in found)
+    is_linear = all(is_alibi(s.bias, s.seen, slopes, precision) for s in samples)
     return Meaning(
         scale=last.scale if last.inner is None else last.scale * last.inner,
         softcap=None if last.inner is None else last.scale,
@@ -55,17 +63,21 @@ def find_meaning(way: Way, statics: Statics) -> Meaning:
 
 
 def sizes_to_look_at(sides: list[fx.Node], statics: Statics) -> list[tuple[int, int]]:
-    """Batches and lengths: small ones, and one beyond every window that these nodes may speak of."""
+    """The (batch, length) pairs at which to evaluate a mask or bias.
+
+    The last length exceeds every window that `sides` may define, up to `max_seq_len`: every number among the call
+    arguments, weight sizes and small weights that they depend on. Raises `Unknown` if that is too long to evaluate.
+    """
     numbers = [48]
     for node in statics.cone(sides):
         if weight := statics.program.weight_of(node):
-            spoken: list[Any] = [*weight.shape, *(weight.evaluate().flatten().tolist() if weight.numel <= 16 else [])]
+            values: list[Any] = [*weight.shape, *(weight.evaluate().flatten().tolist() if weight.numel <= 16 else [])]
         else:
-            spoken = pytree.tree_leaves((node.args, node.kwargs))
-        numbers += [int(n) for n in spoken if _may_be_a_window(n)]
+            values = pytree.tree_leaves((node.args, node.kwargs))
+        numbers += [int(n) for n in values if _may_be_a_window(n)]
     longest = min(statics.program.max_seq_len, max(n + n // 4 for n in numbers))
     if longest > _LONGEST:
-        raise Unknown(f"the mask would have to be looked at over {longest} positions", sides[0])
+        raise Unknown(f"the mask would have to be evaluated at {longest} positions, more than {_LONGEST}", sides[0])
     return [*((2, n) for n in (1, 7, 18) if n < longest), (1, longest)]
 
 

@@ -1,7 +1,7 @@
-"""The steps that attention's scores go through between the product of queries and keys and the softmax.
+"""Follow attention scores from the product of queries and keys to the softmax.
 
-Families spell scale, cap, alibi and mask in many orders. Each step is therefore followed on real numbers: what it adds,
-fills in or multiplies by is the same for all tokens, and so can be evaluated at any length.
+Models apply scale, softcap, alibi and mask in many orders. Each step is therefore evaluated on real numbers. This is
+possible because the other operands of the steps are token-independent, so they can be evaluated at any length.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from ...ir.program import op_name
 from ..queries import arguments, is_call, shape
 from .token_independent import SizedValues, Statics, Unknown, is_off
 
-# A score this low has no weight: exp of it vanishes beside any score that a softmax keeps.
+# A key with a score this low has no weight: its exp vanishes next to that of any key that is seen.
 _HIDDEN = -9000.0
 
 
 @dataclass(frozen=True)
 class ScoreStep:
-    """One call on the way to the softmax, and which of its arguments the scores are."""
+    """One call between the product and the softmax.
+
+    Attributes:
+        node: the call.
+        scores: the argument of `node` that holds the scores.
+    """
 
     node: fx.Node
     scores: fx.Node
@@ -35,36 +40,41 @@ class ScoreStep:
 
     @property
     def other(self) -> Any:
-        """The other side of a two-sided call."""
+        """The other operand of a binary call."""
         a, b = self.node.args[:2]
         return b if a is self.scores else a
 
 
 @dataclass(frozen=True)
 class Way:
-    """From the product of queries and keys to the softmax."""
+    """The calls from the product of queries and keys to the softmax.
+
+    Attributes:
+        product: the matmul of queries and keys, or a call of torch's attention, which includes the softmax.
+        steps: the calls after the product, in order.
+        mask, is_causal: arguments of torch's attention.
+    """
 
     product: fx.Node
     steps: tuple[ScoreStep, ...] = ()
-    # Of torch's own attention, which is a product and the softmax in one.
     mask: fx.Node | None = None
     is_causal: bool = False
 
     @property
     def sides(self) -> list[fx.Node]:
-        """What is read besides the scores."""
-        read = [n for step in self.steps for n in step.node.all_input_nodes if n is not step.scores]
-        return [*read, *(n for n in (self.mask, self.base) if n is not None)]
+        """The inputs of the steps other than the scores: masks, biases and factors."""
+        inputs = [n for step in self.steps for n in step.node.all_input_nodes if n is not step.scores]
+        return [*inputs, *(n for n in (self.mask, self.base) if n is not None)]
 
     @property
     def base(self) -> fx.Node | None:
-        """What a baddbmm adds its product to."""
+        """The tensor to which a baddbmm adds its product, if there is one."""
         product = self.product
         return product.args[0] if is_call(product, "baddbmm") and arguments(product)["beta"] else None  # type: ignore[return-value]
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for ways on which the same happens, as in the layers of a model."""
+        """A key that is equal for ways with the same calls, as in the layers of a model."""
         own = {step.scores for step in self.steps}
         calls = [(s.node.target, [a for a in s.node.args if a not in own], s.node.kwargs) for s in self.steps]
         product = (self.base, self.product.args[3:], self.product.kwargs, self.mask, self.is_causal)
@@ -72,21 +82,25 @@ class Way:
 
 
 def find_way(scores: fx.Node, statics: Statics) -> Way | None:
-    """How the softmax's argument comes from a product, or None where it comes from something else."""
+    """The calls from the product of queries and keys to `scores`.
+
+    Returns None if `scores`, the argument of a softmax, does not come from a product. Raises `Unknown` if a mask or
+    bias between the two depends on the tokens.
+    """
     steps: list[ScoreStep] = []
     node = scores
     while not is_call(node, "matmul", "bmm", "baddbmm"):
-        moving = [n for n in node.all_input_nodes if n not in statics]
+        dependent = [n for n in node.all_input_nodes if n not in statics]
         if less_its_peak(node) or is_call(node, "type_as", "expand_as"):
-            moving = moving[:1]
+            dependent = dependent[:1]
         elif op_name(node).removeprefix("aten.") not in _FOLLOW:
             return None
-        if len(moving) > 1 and any(find_way(n, statics) for n in moving):
+        if len(dependent) > 1 and any(find_way(n, statics) for n in dependent):
             raise Unknown("the scores are masked or biased by something that depends on the tokens", node)
-        if len(moving) != 1:
+        if len(dependent) != 1:
             return None
-        steps.append(ScoreStep(node, moving[0]))
-        node = moving[0]
+        steps.append(ScoreStep(node, dependent[0]))
+        node = dependent[0]
     if len(shape(node)) not in (3, 4):
         return None
     way = Way(node, tuple(reversed(steps)))
@@ -96,7 +110,7 @@ def find_way(scores: fx.Node, statics: Statics) -> Way | None:
 
 
 def less_its_peak(node: fx.Node) -> bool:
-    """Whether this is `x - amax(x)`, a difference that the softmax doesn't feel."""
+    """True for `x - amax(x)` over the last dim, which does not change the softmax."""
     if not is_call(node, "sub"):
         return False
     x, peak = node.args[:2]
@@ -110,9 +124,14 @@ def less_its_peak(node: fx.Node) -> bool:
 
 @dataclass
 class Scores:
-    """What the scores are at one size: `offset + scale * product`, or `offset + scale * tanh(inner * product)`.
+    """The scores at one batch size and length, as a function of the product.
 
-    Tensors are [B or 1, H or 1, S or 1, S or 1].
+    They are `offset + scale * product`, or `offset + scale * tanh(inner * product)` with a softcap. Tensors are
+    [B or 1, H or 1, S or 1, S or 1].
+
+    Attributes:
+        lost: where a constant has overwritten the product.
+        added: the terms of `offset` that were added, each with its factor; `scores` of such a step is the term.
     """
 
     at: SizedValues
@@ -120,17 +139,20 @@ class Scores:
     scale: float = 1.0
     inner: float | None = None
     offset: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1))
-    lost: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1, dtype=torch.bool))  # the product plays no part
+    lost: Tensor = field(default_factory=lambda: torch.zeros(1, 1, 1, 1, dtype=torch.bool))
     added: list[tuple[ScoreStep, float]] = field(default_factory=list)
 
     def follow(self) -> Scores:
-        """Take all steps; raises `Unknown` at one that attention doesn't have."""
+        """Apply all steps and return self.
+
+        Raises `Unknown` at a step that the attention op cannot express.
+        """
         product = self.way.product
         if is_call(product, "baddbmm"):
-            found = arguments(product)
-            self.scale = self.number(found["alpha"], product)
+            values = arguments(product)
+            self.scale = self.number(values["alpha"], product)
             if (base := self.way.base) is not None:
-                self.add(ScoreStep(product, product), base, self.number(found["beta"], product))
+                self.add(ScoreStep(product, product), base, self.number(values["beta"], product))
         if self.way.is_causal:
             later = torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
             self.overwrite(later.view(1, 1, *later.shape), torch.tensor(-torch.inf))
@@ -145,9 +167,9 @@ class Scores:
                 continue
             _FOLLOW[step.name](self, step)
         if bool((self.lost & ~self.hidden).any()):
-            raise Unknown("scores are overwritten where a key is seen", product)
+            raise Unknown("a score is overwritten although its key is seen", product)
         if self.offset.isnan().any() or (self.offset == torch.inf).any():
-            raise Unknown("the mask holds values that are no numbers", product)
+            raise Unknown("the mask holds NaN or plus infinity", product)
         return self
 
     @property
@@ -160,22 +182,22 @@ class Scores:
 
     @functools.cached_property
     def seen(self) -> Tensor:
-        """Which keys a query sees, [S, S]."""
+        """Mask of the keys that each query sees, [S, S]."""
         seen = ~self.hidden
         if not torch.equal(seen, seen[:1, :1].expand_as(seen)):
-            raise Unknown("rows or heads have masks of their own", self.way.product)
+            raise Unknown("the mask differs between sequences or heads", self.way.product)
         return seen[0, 0].expand(self.length, self.length)
 
     @functools.cached_property
     def bias(self) -> Tensor:
-        """What is added where a key is seen, [H or 1, S or 1, S or 1]."""
+        """The offset where a key is seen and 0 elsewhere, [H or 1, S or 1, S or 1]."""
         bias = self.offset.masked_fill(self.hidden, 0)
         if not torch.equal(bias, bias[:1].expand_as(bias)):
-            raise Unknown("rows have a bias of their own", self.way.product)
+            raise Unknown("the bias differs between sequences", self.way.product)
         return bias[0]
 
     def lift(self, value: Any, node: fx.Node) -> Tensor:
-        """A side argument of `node` with batch and heads as two dims."""
+        """The value of an operand of `node`, with batch and heads as two dims."""
         value = self.at(value) if isinstance(value, fx.Node) else torch.tensor(float(value))
         sizes = self.at.shape(node)
         value = value.reshape((1,) * (len(sizes) - value.dim()) + value.shape)
@@ -204,20 +226,23 @@ class Scores:
         self.offset = torch.where(where, value, self.offset)
 
     def terms(self) -> tuple[tuple[fx.Node, float], ...]:
-        """What was added besides masks, each with its factor, [B or 1, H or 1, S or 1, S or 1]."""
-        found = []
+        """The added terms that are no masks, each with its factor.
+
+        Each term is [B or 1, H or 1, S or 1, S or 1].
+        """
+        biases = []
         for step, factor in self.added:
             visible = self.lift(step.scores, step.node).masked_fill(self.hidden, 0)
             if not bool(visible.any()):
                 continue
             if len(shape(step.node)) != 4 or self.lost.any():
-                raise Unknown("the scores have a bias that is no tensor for the attention op to add", step.node)
-            found.append((step.scores, factor))
-        return tuple(found)
+                raise Unknown("the scores have a bias that the attention op cannot add", step.node)
+            biases.append((step.scores, factor))
+        return tuple(biases)
 
 
 def _summands(node: fx.Node) -> list[fx.Node]:
-    """The terms of a sum of sums."""
+    """The terms of a nested sum."""
     if is_call(node, "add") and all(isinstance(a, fx.Node) for a in node.args[:2]) and arguments(node)["alpha"] == 1:
         return [term for side in node.args[:2] for term in _summands(side)]  # type: ignore[arg-type]
     return [node]
@@ -235,7 +260,7 @@ def _subtract(scores: Scores, step: ScoreStep) -> None:
 
 def _multiply(scores: Scores, step: ScoreStep) -> None:
     if isinstance(step.other, fx.Node) and len(shape_of(step.other)) and not _is_single(step.other):
-        # A mask of zeros and ones; what is zeroed must be hidden by a later step.
+        # A mask of zeros and ones. Keys whose scores are zeroed must be hidden by a later step.
         keep = scores.lift(step.other, step.node)
         if not bool(((keep == 0) | (keep == 1)).all()):
             raise Unknown("the scores are scaled by more than one number", step.node)
@@ -246,7 +271,7 @@ def _multiply(scores: Scores, step: ScoreStep) -> None:
 
 def _divide(scores: Scores, step: ScoreStep) -> None:
     if step.node.args[0] is not step.scores or arguments(step.node).get("rounding_mode"):
-        raise Unknown("the scores are divided in no way that attention has", step.node)
+        raise Unknown("the scores are a divisor or are divided with rounding", step.node)
     scores.multiply(1 / _positive(scores.number(step.other, step.node), step))
 
 
@@ -257,8 +282,8 @@ def _positive(factor: float, step: ScoreStep) -> float:
 
 
 def _fill(scores: Scores, step: ScoreStep) -> None:
-    found = arguments(step.node)
-    scores.overwrite(scores.lift(found["mask"], step.node).bool(), scores.lift(found["value"], step.node))
+    values = arguments(step.node)
+    scores.overwrite(scores.lift(values["mask"], step.node).bool(), scores.lift(values["value"], step.node))
 
 
 def _choose(scores: Scores, step: ScoreStep) -> None:
@@ -271,14 +296,14 @@ def _choose(scores: Scores, step: ScoreStep) -> None:
 
 
 def _bound_below(scores: Scores, step: ScoreStep) -> None:
-    found = arguments(step.node)
-    if found.get("max") is not None or scores.number(found.get("min", step.other), step.node) > _HIDDEN:
+    values = arguments(step.node)
+    if values.get("max") is not None or scores.number(values.get("min", step.other), step.node) > _HIDDEN:
         raise Unknown("the scores are clamped", step.node)
 
 
 def _cap(scores: Scores, step: ScoreStep) -> None:
     if scores.inner is not None or bool(scores.offset.any()) or bool(scores.lost.any()):
-        raise Unknown("the tanh is not the first thing that happens to the scores", step.node)
+        raise Unknown("the scores are masked, biased or capped before the tanh", step.node)
     scores.inner, scores.scale = scores.scale, 1.0
 
 
@@ -290,7 +315,7 @@ def _keep(scores: Scores, step: ScoreStep) -> None:
 
 def _drop(scores: Scores, step: ScoreStep) -> None:
     if not is_off(step.node):
-        raise Unknown("scores are dropped at random", step.node)
+        raise Unknown("dropout is on", step.node)
 
 
 def _is_single(node: fx.Node) -> bool:
@@ -298,7 +323,7 @@ def _is_single(node: fx.Node) -> bool:
 
 
 def shape_of(node: fx.Node) -> tuple[Any, ...]:
-    """Sizes of a tensor; none for a number."""
+    """Sizes of a tensor; the empty tuple for a number."""
     return shape(node) if isinstance(node.meta["val"], Tensor) else ()
 
 

@@ -1,4 +1,4 @@
-"""Activations that models write out become the ATen calls that they are."""
+"""Replace spelled-out activations by the ATen calls for them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ aten = torch.ops.aten
 
 Polynomial = dict[int, float]  # coefficients by power
 _HIGHEST_POWER = 4
-# Nested calls in which a polynomial is looked for: formulas are shallow, and what feeds them may be the whole model.
+# The depth of nested calls that are read as a polynomial. Formulas are shallow; their input may be the whole model.
 _DEEPEST = 8
 
 
 class MatchActivation(Rewrite):
-    """Name an activation that is written out.
+    """Replace a spelled-out activation by one ATen call.
 
     Example:  h = mul(x, 0.5);  u = mul(add(x, mul(pow(x, 3), 0.044715)), 0.7978845608);  y = mul(h, add(tanh(u), 1))
     Becomes:  y = gelu(x, approximate="tanh")
 
-    Likewise `0.5 * x * (1 + erf(x / sqrt(2)))` becomes `gelu(x)` and `x * sigmoid(x)` becomes `silu(x)`, in any order
-    and association: what stands inside of tanh, erf or sigmoid is read as a polynomial in x, and numbers are gathered.
+    Likewise `0.5 * x * (1 + erf(x / sqrt(2)))` becomes `gelu(x)` and `x * sigmoid(x)` becomes `silu(x)`. Operands may
+    be in any order and association: the argument of tanh, erf or sigmoid is read as a polynomial in x, and constant
+    factors are multiplied together.
 
-    Left alone: 1. `x * sigmoid(1.702 * x)`, which ATen has no call for; 2. other numbers than an
-    activation's; 3. an x that is not floating point.
+    Left alone: 1. `x * sigmoid(1.702 * x)`, for which ATen has no call; 2. a formula with other constants than those
+    of an activation; 3. an x that is not floating point.
     """
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
@@ -46,11 +47,11 @@ class MatchActivation(Rewrite):
                 continue
             form = _FORMS[op_name(squashed)]
             if not _equal(inside, form.inside):
-                outcome = miss("what it squashes is not quite what a gelu does", squashed) if 0 in outside else None
+                outcome = miss("its argument is not that of a gelu", squashed) if 0 in outside else None
             elif not _equal(_times(outside, {0: factor}), form.outside):
-                continue  # a number that is still to come may complete it
+                continue  # a factor applied by a later call may complete it
             elif not dtype(x).is_floating_point:
-                outcome = miss("what it activates is not floating point", node)
+                outcome = miss("its input is not floating point", node)
             else:
                 program.replace_with(node, form.call, x, **form.kwargs)
                 return True
@@ -58,33 +59,36 @@ class MatchActivation(Rewrite):
 
 
 def _products(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node, float]]:
-    """All readings of `node` as `number * x * curve`; numbers are peeled off it and off x, not off the curve."""
-    for product, outer in _peelings(node):
+    """All ways to read `node` as `factor * x * curve`, as (x, curve, factor).
+
+    Constant factors are split off the product and off x, but not off the curve.
+    """
+    for product, outer in _factorings(node):
         if is_call(product, "mul"):
             for left, curve in operands(product):
                 if isinstance(left, fx.Node) and isinstance(curve, fx.Node):
-                    for x, inner in _peelings(left):
+                    for x, inner in _factorings(left):
                         yield x, curve, outer * inner
 
 
-def _peelings(node: fx.Node) -> Iterator[tuple[fx.Node, float]]:
-    """`node` as `1 * node`, and as a number times what is left without the numbers that multiply it."""
+def _factorings(node: fx.Node) -> Iterator[tuple[fx.Node, float]]:
+    """All ways to read `node` as `factor * rest`, as (rest, factor); first (node, 1)."""
     factor = 1.0
     while True:
         yield node, factor
         if is_call(node, "mul"):
-            found = next(((a, n) for a, b in operands(node) if (n := number(b)) is not None), None)
+            step = next(((a, n) for a, b in operands(node) if (n := number(b)) is not None), None)
         elif is_call(node, "div") and not node.kwargs and (n := number(node.args[1])):
-            found = node.args[0], 1 / n
+            step = node.args[0], 1 / n
         else:
-            found = None
-        if found is None or not isinstance(found[0], fx.Node):
+            step = None
+        if step is None or not isinstance(step[0], fx.Node):
             return
-        node, factor = found[0], factor * found[1]
+        node, factor = step[0], factor * step[1]
 
 
 def _squashing_call(curve: fx.Node) -> fx.Node | None:
-    """The one tanh, erf or sigmoid that `curve` is made of, beside numbers."""
+    """The tanh, erf or sigmoid call that `curve` scales and shifts, or None."""
     node: Any = curve
     while is_call(node, "add", "mul", "div"):
         sides = [a for a in node.args[:2] if isinstance(a, fx.Node)]
@@ -95,7 +99,7 @@ def _squashing_call(curve: fx.Node) -> fx.Node | None:
 
 
 def _polynomial(node: Any, x: fx.Node, depth: int = _DEEPEST) -> Polynomial | None:
-    """`node` as a polynomial in x, if it is one."""
+    """`node` as a polynomial in x, or None if it is none within `depth` nested calls."""
     if (value := number(node)) is not None:
         return {0: value}
     if node is x:
@@ -130,7 +134,7 @@ def _times(a: Polynomial | None, b: Polynomial | None) -> Polynomial | None:
 
 
 def _equal(a: Polynomial | None, b: Polynomial) -> bool:
-    """Whether they are one but for the last digits of constants that are written to float32 precision."""
+    """True if the coefficients agree up to rounding to float32."""
     if a is None:
         return False
     return all(math.isclose(a.get(p, 0.0), b.get(p, 0.0), rel_tol=1e-6, abs_tol=1e-9) for p in a.keys() | b.keys())
@@ -138,7 +142,10 @@ def _equal(a: Polynomial | None, b: Polynomial) -> bool:
 
 @dataclass(frozen=True)
 class _Form:
-    """`x * outside(squash(inside(x)))` is `call(x)`."""
+    """An activation call and its formula, `x * outside(squash(inside(x)))`.
+
+    `squash` is tanh, erf or sigmoid.
+    """
 
     outside: Polynomial
     inside: Polynomial

@@ -1,4 +1,4 @@
-"""Attention that a model computes by itself becomes one op, its mask subgraph a rule."""
+"""Replace spelled-out attention by one op, and its mask subgraph by a rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 class MatchAttention(Pass):
-    """Turn attention that is spelled out, or calls torch's own, into the attention op.
+    """Replace spelled-out attention, and torch's own, by the attention op.
 
     Example:  p = softmax(q @ k.transpose(-1, -2) * scale + mask, -1);  y = p @ v
     Becomes:  y = attention(q, k, v, scale, causal, window, chunk, softcap, sinks, slopes, bias)
@@ -30,14 +30,14 @@ class MatchAttention(Pass):
     Example:  y = scaled_dot_product_attention(q, k, v, mask)
     Becomes:  the same
 
-    The mask may be any computation on sizes, positions and constants. It is run at several lengths to find the rule
-    that it follows, and so are biases that turn out to be alibi. Heads of k and v that are repeated to match those of q
-    are taken once, a scale on q or k becomes the op's, and heads that were merged with the batch are parted again.
+    The mask may be any computation on sizes, positions and constants. The pass evaluates it at several lengths to find
+    the rule that it follows. It does the same with biases, to recognize alibi. Repeated heads of k and v are replaced
+    by the original ones. A scale on q or k is moved into the op. Heads that were merged with the batch are split off.
 
-    Left alone: 1. the softmax is over another dim; 2. a mask or bias depends on the tokens; 3. a mask follows no rule
-    of the op; 4. a scale is not one positive number; 5. something stands between product and softmax, or softmax and
-    values, that attention doesn't have; 6. heads can't be told from the batch, or don't fit each other; 7. keys and
-    queries are not of one length; 8. a product is an einsum.
+    Left alone: 1. the softmax is not over the keys; 2. a mask or bias depends on the tokens; 3. a mask follows no rule
+    of the op; 4. a scale is not one positive number; 5. there is a call between product and softmax, or between softmax
+    and values, that the op cannot express; 6. heads are merged with the batch in an unknown order, or the numbers of
+    heads do not fit each other; 7. keys and queries differ in length; 8. a product is an einsum.
     """
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
@@ -45,7 +45,10 @@ class MatchAttention(Pass):
 
 
 class _Attentions(Rewrite):
-    """Holds what the layers of one program share: which values are static, and what was found about each mask."""
+    """Rewrites the attentions of one program.
+
+    Holds what layers share: the token-independent nodes, the meaning of each mask, the alibi slopes.
+    """
 
     def __init__(self, program: Program) -> None:
         self.statics = Statics(program)
@@ -60,21 +63,21 @@ class _Attentions(Rewrite):
             if is_call(node, "matmul", "bmm"):
                 return self._spelled_out(program, node)
             if is_call(node, "einsum") and any(_to_softmax(x)[0] for x in arguments(node)["tensors"]):
-                return miss("an einsum is not looked into", node)
+                return miss("attention by einsum is not supported", node)
         except Unknown as unknown:
             return miss(unknown.why, unknown.node)
         return None
 
     def _torch_attention(self, program: Program, node: fx.Node) -> bool | Miss:
-        found = arguments(node)
-        q, k, v = found["query"], found["key"], found["value"]
-        scale = shape(q)[-1] ** -0.5 if found["scale"] is None else self.statics.number(found["scale"])
-        if found["dropout_p"] or scale is None:
-            return miss("it drops at random" if found["dropout_p"] else "the scale is not one number", node)
-        mask = found["attn_mask"]
+        values = arguments(node)
+        q, k, v = values["query"], values["key"], values["value"]
+        scale = shape(q)[-1] ** -0.5 if values["scale"] is None else self.statics.number(values["scale"])
+        if values["dropout_p"] or scale is None:
+            return miss("dropout is on" if values["dropout_p"] else "the scale is not one number", node)
+        mask = values["attn_mask"]
         if mask is not None and mask not in self.statics:
             return miss("the mask depends on the tokens", node)
-        meaning = self._meaning(Way(node, mask=mask, is_causal=found["is_causal"]))
+        meaning = self._meaning(Way(node, mask=mask, is_causal=values["is_causal"]))
         scalings = self._scalings(q, k)
         heads = heads_of(q, self.batch, scalings), heads_of(k, self.batch, scalings), heads_of(v, self.batch)
         return self._replace(program, node, heads, scalings, meaning, scale)
@@ -94,7 +97,7 @@ class _Attentions(Rewrite):
             scores, sinks = _without_sinks(scores)
         way = find_way(scores, self.statics)
         if way is None:
-            return miss("the softmax is not of a product of queries and keys", softmax)
+            return miss("the softmax does not read a product of queries and keys", softmax)
         meaning = self._meaning(way)
         for fill in zeroed:
             self._check_zeroed(fill, way, meaning)
@@ -113,15 +116,15 @@ class _Attentions(Rewrite):
         return self.meanings[way.key]
 
     def _check_zeroed(self, fill: fx.Node, way: Way, meaning: Meaning) -> None:
-        """Weights that are set to zero behind the softmax must be zero already."""
+        """Raise `Unknown` unless the weights that `fill` sets to zero are zero already."""
         mask = arguments(fill)["mask"]
         if mask not in self.statics or self.statics.number(arguments(fill)["value"]) != 0:
-            raise Unknown("weights are filled in behind the softmax", fill)
+            raise Unknown("weights are overwritten after the softmax", fill)
         for size in sizes_to_look_at([mask], self.statics):
             at = self.statics.at(*size)
             positions = torch.arange(size[1])
             if bool((Scores(at, way).lift(mask, fill).bool() & meaning.rule.sees(positions, positions)).any()):
-                raise Unknown("weights of keys that are seen are zeroed", fill)
+                raise Unknown("weights of visible keys are set to zero", fill)
 
     def _replace(
         self,
@@ -133,7 +136,7 @@ class _Attentions(Rewrite):
         scale: float,
         sinks: fx.Node | None = None,
     ) -> bool:
-        """Put the op where `node` stands. Everything is checked before the graph is changed."""
+        """Replace `node` by the op. All checks come before the first change to the graph."""
         q, k, v = _fitting(node, *heads)
         for scaling in scalings:
             scale *= scaling.factor
@@ -173,7 +176,11 @@ class _Attentions(Rewrite):
 
 
 def _to_softmax(weights: fx.Node) -> tuple[fx.Node | None, list[fx.Node], bool]:
-    """The softmax that weights come from, the calls between that zero some, and whether the last column was cut off."""
+    """Find the softmax from which attention weights are computed.
+
+    Returns:
+        The softmax call, or None; the calls after it that set weights to zero; True if the last column is cut off.
+    """
     zeroed, is_cut, node = [], False, weights
     while not is_call(node, "softmax", "_softmax"):
         inner = node.args[0] if node.args else None
@@ -182,9 +189,9 @@ def _to_softmax(weights: fx.Node) -> tuple[fx.Node | None, list[fx.Node], bool]:
         if is_call(node, "masked_fill"):
             zeroed.append(node)
         elif is_call(node, "slice") and not same_shape(node, inner):
-            found = arguments(node)
-            is_cut = found["dim"] in (-1, len(shape(node)) - 1) and found["start"] in (0, None) and found["end"] == -1
-            if not is_cut or found["step"] != 1:
+            cut = arguments(node)
+            is_cut = cut["dim"] in (-1, len(shape(node)) - 1) and cut["start"] in (0, None) and cut["end"] == -1
+            if not is_cut or cut["step"] != 1:
                 return None, [], False
         elif not is_call(node, "to", "_to_copy", "type_as", "float", "contiguous", "clone", "slice") and not (
             (is_call(node, "dropout") and is_off(node))
@@ -200,7 +207,10 @@ def _keeps_last_two(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _without_sinks(scores: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """Scores and sinks [H] of `cat([scores, sinks.view(1, H, 1, 1).expand(B, H, S, 1)], -1)`."""
+    """Split scores with a column of sinks into the scores and the sinks [H].
+
+    Matches `cat([scores, sinks.view(1, H, 1, 1).expand(B, H, S, 1)], -1)`.
+    """
     if less_its_peak(scores):
         scores = scores.args[0]  # type: ignore[assignment]
     parts = scores.args[0] if is_call(scores, "cat") else ()
@@ -214,25 +224,31 @@ def _without_sinks(scores: fx.Node) -> tuple[fx.Node, fx.Node]:
             sinks = inner
         if isinstance(own, fx.Node) and isinstance(sinks, fx.Node) and shape(sinks) == (shape(own)[1],):
             return own, sinks
-    raise Unknown("the softmax has a column more than there are keys, which is no sink for each head", scores)
+    raise Unknown("the softmax has an extra column that is not one sink per head", scores)
 
 
 def _fitting(node: fx.Node, q: Heads, k: Heads, v: Heads) -> tuple[Heads, Heads, Heads]:
-    """The same heads, those of k and v taken once where they are repeated alike; raises where they don't fit."""
+    """Check that heads fit each other, and undo the repetition of those of k and v.
+
+    The repetition is undone if it is the same for k and v. Raises `Unknown` for `node` if heads or lengths do not fit.
+    """
     once = repeated(k), repeated(v)
     if once[0].count == once[1].count:
         k, v = once
     if k.count != v.count:
-        raise Unknown("keys and values have not as many heads as each other", node)
+        raise Unknown("keys and values have different numbers of heads", node)
     if q.count % k.count or len({(h.form is Form.SINGLE) for h in (q, k, v)}) > 1:
-        raise Unknown("the heads of queries are no multiple of those of keys", node)
+        raise Unknown("the number of query heads is no multiple of the number of key heads", node)
     if not q.length == k.length == v.length:
-        raise Unknown("keys and queries are not of one length", node)
+        raise Unknown("keys and queries differ in length", node)
     return q, k, v
 
 
 def _loosen(program: Program, node: fx.Node) -> None:
-    """Let views that relied on how torch's attention lays out its result take any layout."""
+    """Let the views after `node` accept any memory layout.
+
+    They may have relied on the layout that torch's attention gives its result.
+    """
     for user in list(node.users):
         if is_call(user, "view"):
             user.target = aten.reshape.default
@@ -242,7 +258,7 @@ def _loosen(program: Program, node: fx.Node) -> None:
 
 
 def _bias(program: Program, meaning: Meaning, like: fx.Node) -> fx.Node | None:
-    """The sum of the biases, made at the graph's insertion point."""
+    """The sum of the biases, at the graph's insertion point; None without biases."""
     total = None
     for term, factor in meaning.bias:
         if factor != 1:

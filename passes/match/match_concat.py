@@ -1,4 +1,4 @@
-"""Tensors that are put together in a buffer, piece by piece."""
+"""Replace buffers that are filled piece by piece by a concatenation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _BUFFERS = ("new_empty", "empty", "empty_like", "new_zeros", "zeros", "zeros_lik
 
 
 class MatchConcat(Rewrite):
-    """Say `cat` where a buffer is filled until nothing of it is left.
+    """Replace a new buffer that is filled completely by `cat`.
 
     Example:  b = new_empty(...);  b = slice_scatter(b, copy(b[..., :n], x), -1, 0, n)
               y = slice_scatter(b, copy(b[..., n:], z), -1, n, end)
     Becomes:  y = cat([x, z], -1)
 
-    A copy into a slice that was made functional is the copied value itself, spread and cast as the copy does.
+    A functionalized `copy` into a slice is replaced by the copied value, expanded and cast as the copy does.
 
-    Left alone: 1. pieces that leave a part of the buffer as it was, or overlap; 2. pieces along several dims, with
-    steps, or along a dim that is not static; 3. pieces put into something that is no fresh buffer.
+    Left alone: 1. pieces that leave a gap or overlap; 2. pieces along several dims, with steps, or along a dynamic dim;
+    3. pieces written into a tensor that is no new buffer.
     """
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
@@ -42,19 +42,19 @@ class MatchConcat(Rewrite):
         while is_call(base, "slice_scatter"):
             call = arguments(base)
             if call["dim"] % rank != dim or call["step"] != 1 or not isinstance(size, int):
-                return miss("pieces are put along several dims, with steps, or along a dim that is not static", base)
+                return miss("the pieces are along several dims, have steps, or are along a dynamic dim", base)
             pieces.append((_bound(call["start"], 0, size), call["src"]))
             base = call["self"]
         if not is_call(base, *_BUFFERS):
-            return miss("what is filled is no fresh buffer", node)
+            return miss("the pieces are written into a tensor that is no new buffer", node)
         pieces.sort(key=lambda piece: piece[0])
-        place = 0
+        end = 0
         for start, piece in pieces:
-            if start != place:
-                return miss("the pieces leave a part of the buffer as it was, or overlap", node)
-            place += shape(piece)[dim]
-        if place != size:
-            return miss("the pieces leave a part of the buffer as it was, or overlap", node)
+            if start != end:
+                return miss("the pieces leave a gap or overlap", node)
+            end += shape(piece)[dim]
+        if end != size:
+            return miss("the pieces leave a gap or overlap", node)
         program.replace_with(node, aten.cat.default, [piece for _, piece in pieces], dim)
         return True
 

@@ -1,4 +1,4 @@
-"""Finds tables whose rows are read by number."""
+"""Replace lookups in a table by the embedding op."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INTS = (torch.int64, torch.int32)
 
 
 class MatchEmbedding(Rewrite):
-    """Make one op of every reading of whole rows.
+    """Replace every lookup of whole table rows by the embedding op.
 
     Example:  e = embedding(table, tokens, padding_idx);  p = index(places, [positions])
     Becomes:  e = embedding(tokens, table);               p = embedding(positions, places)
@@ -27,18 +27,18 @@ class MatchEmbedding(Rewrite):
     Example:  p = reshape(index_select(places, 0, reshape(positions, [-1])), [B, S, H])
     Becomes:  p = embedding(positions, places)
 
-    A `gather` along dim 0, by numbers expanded over the columns, is the same.
+    A `gather` along dim 0 whose indices are expanded over the columns is the same lookup.
 
-    Left alone: 1. a mask, or more than one index; 2. another dim than the first; 3. what is read is computed, or
-    has not two dims; 4. an index that may be negative and then counts from the end; 5. a gather of parts of rows.
+    Left alone: 1. a mask, or several indices; 2. a lookup along another dim than the first; 3. a table that is
+    computed or is not two-dimensional; 4. an index that may be negative; 5. a gather of parts of table rows.
     """
 
     after = (RemoveNoOps, FoldConstants)
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
         if is_call(node, "embedding"):
-            given = arguments(node)
-            program.replace_with(node, embedding, given["indices"], given["weight"])
+            values = arguments(node)
+            program.replace_with(node, embedding, values["indices"], values["weight"])
             return True
         if not is_call(node, "index", "index_select", "gather"):
             return None
@@ -46,7 +46,7 @@ class MatchEmbedding(Rewrite):
         if program.weight_of(table) is None:
             return None
         if len(shape(table)) != 2:
-            return miss(f"what is read has {len(shape(table))} dims", node)
+            return miss(f"the table has {len(shape(table))} dims", node)
         ids = _by_index(program, node) if is_call(node, "index") else _by_dim(node)
         if isinstance(ids, Miss):
             return ids
@@ -55,27 +55,29 @@ class MatchEmbedding(Rewrite):
 
 
 def _by_index(program: Program, node: fx.Node) -> fx.Node | Miss:
+    """The indices of an `index` call along dim 0."""
     indices = arguments(node)["indices"]
     if len(indices) != 1:
-        return miss("it has more than one index, or another dim's", node)
+        return miss("it has several indices or indexes another dim than the first", node)
     (ids,) = indices
     if dtype(ids) not in _INTS:
         return miss("its index is a mask", node)
     if not _never_negative(program, ids):
-        return miss("its index may be negative, and then counts from the end", node)
+        return miss("its index may be negative", node)
     return ids
 
 
 def _by_dim(node: fx.Node) -> fx.Node | Miss:
-    given = arguments(node)
-    ids = given["index"]
-    if given["dim"] % 2 != 0:
-        return miss("it reads along another dim than the first", node)
+    """The indices of an `index_select` or `gather` call along dim 0."""
+    values = arguments(node)
+    ids = values["index"]
+    if values["dim"] % 2 != 0:
+        return miss("it looks up along another dim than the first", node)
     if is_call(node, "index_select"):
         return ids
     whole_rows = is_call(ids, "expand") and is_call(ids.args[0], "unsqueeze") and shape(ids.args[0])[1] == 1
-    if not whole_rows or shape(ids)[1] != shape(given["self"])[1]:
-        return miss("it reads parts of rows", node)
+    if not whole_rows or shape(ids)[1] != shape(values["self"])[1]:
+        return miss("it gathers parts of table rows", node)
     return ids.args[0].args[0]
 
 
@@ -87,10 +89,13 @@ _FEW = 4096
 
 
 def _never_negative(program: Program, value: Any) -> bool:
-    """Whether no element can be below zero: inputs and sizes count up from 0, and so does what they add up to."""
+    """True if no element can be negative.
+
+    Program inputs and sizes are never negative, and neither are their sums and products.
+    """
     if not isinstance(value, fx.Node):
-        given = number(value)
-        return given is not None and given >= 0
+        constant = number(value)
+        return constant is not None and constant >= 0
     if value.op == "placeholder" or isinstance(value.meta["val"], torch.SymInt):
         return True
     weight = program.weight_of(value)
@@ -103,6 +108,6 @@ def _never_negative(program: Program, value: Any) -> bool:
     if is_call(value, "arange"):
         return all(_never_negative(program, x) for x in value.args)
     if is_call(value, "clamp", "clamp_min"):
-        least = arguments(value)["min"]
-        return least is not None and _never_negative(program, least)
+        lower = arguments(value)["min"]
+        return lower is not None and _never_negative(program, lower)
     return False

@@ -1,4 +1,4 @@
-"""Gated units become `llmc.gated_act`."""
+"""Replace gated units by the `gated_act` op."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .match_activation import MatchActivation
 
 
 class MatchGatedAct(Rewrite):
-    """Name the product of an activated gate and something of its size.
+    """Replace the product of an activated gate and a tensor of its shape by one op.
 
     Example:  y = mul(silu(gate), up)
          or:  g = clamp(gate, max=7);  u = clamp(up, -7, 7);  y = mul(add(u, 1), mul(g, sigmoid(mul(g, 1.702))))
     Becomes:  y = gated_act(gate, up, "silu")
          or:  y = gated_act(gate, up, "silu", 1.702, 7.0, 1.0)
 
-    Activations are silu, gelu, relu, relu squared and sigmoid; an attention output times the sigmoid of a gate is a
-    gated unit too. Clamps that the op can't say stay in front of it.
+    Activations are silu, gelu, relu, relu squared and sigmoid. An attention output times the sigmoid of a gate is a
+    gated unit too. Clamps that the op cannot express stay before it.
 
-    Left alone: 1. an activation that is a product itself, as `x * sigmoid(x)` and `relu(x) * relu(x)`; 2. a product
-    that broadcasts, as with a score for each token; 3. a factor that is a weight; 4. a gate by which itself is
-    multiplied; 5. an activation that is clamped after it; 6. a result of another dtype than gate and up have.
+    Left alone: 1. an activation that is a product itself, such as `x * sigmoid(x)` or `relu(x) * relu(x)`; 2. a product
+    that broadcasts, as with one score per token; 3. a factor that is a weight; 4. a gate times its own activation;
+    5. an activation that is clamped afterwards; 6. a result whose dtype differs from that of gate and up.
     """
 
     after = (MatchActivation,)
@@ -47,8 +47,8 @@ class MatchGatedAct(Rewrite):
             return None
         sides = [(act, up) for gated, up in operands(node) if isinstance(up, fx.Node) and (act := _activation(gated))]
         if not sides:
-            return _near(node)
-        # Of two activated factors the more telling one is the gate.
+            return _near_miss(node)
+        # If both factors are activated, the activation that comes first in _PREFERENCE marks the gate.
         act, up = min(sides, key=lambda side: _PREFERENCE.index(side[0].name))
         if not (same_shape(act.gate, up) and same_shape(up, node)):
             return miss("the product broadcasts", node)
@@ -70,13 +70,13 @@ class _Activation:
 
 
 def _activation(node: Any) -> _Activation | None:
-    """How `node` is an activation of the dialect, if it is one."""
+    """The activation of the dialect that `node` computes, or None."""
     node = behind_casts(node)
     if is_call(node, "silu", "relu", "sigmoid"):
         return _Activation(op_name(node).removeprefix("aten."), arguments(node)["self"])
     if is_call(node, "gelu"):
-        given = arguments(node)
-        return _Activation("gelu_tanh" if given["approximate"] == "tanh" else "gelu", given["self"])
+        values = arguments(node)
+        return _Activation("gelu_tanh" if values["approximate"] == "tanh" else "gelu", values["self"])
     if is_call(node, "square") or (is_call(node, "pow") and number(node.args[1]) == 2):
         return _squared_relu(node.args[0])
     if is_call(node, "mul"):
@@ -94,7 +94,7 @@ def _squared_relu(node: Any) -> _Activation | None:
 
 
 def _multiple(node: Any, x: fx.Node) -> float | None:
-    """The number that x is multiplied by to give `node`."""
+    """The number alpha if `node` is alpha * x, otherwise None."""
     if node is x:
         return 1.0
     if is_call(node, "mul"):
@@ -102,10 +102,10 @@ def _multiple(node: Any, x: fx.Node) -> float | None:
     return None
 
 
-def _near(node: fx.Node) -> Miss | None:
+def _near_miss(node: fx.Node) -> Miss | None:
     for gated, up in operands(node):
         if is_call(gated, "clamp", "clamp_max", "clamp_min") and isinstance(up, fx.Node) and _activation(gated.args[0]):
-            return miss("the activation is clamped after it, not before", gated)
+            return miss("the clamp comes after the activation, not before it", gated)
     return None
 
 
@@ -117,10 +117,11 @@ def _replace(program: Program, node: fx.Node, act: _Activation, up: fx.Node) -> 
             if dtype(g) == dtype(u) and (end := rounded_to(node, dtype(g))):
                 program.replace_with(end, gated_act, g, u, act.name, act.alpha, limit, offset)
                 return True
-    return miss(f"the product of {dtype(gate)} and {dtype(up)} is {dtype(node)}", node)
+    return miss(f"the gate is {dtype(gate)} and up is {dtype(up)}, but their product is {dtype(node)}", node)
 
 
 def _without_offset(up: fx.Node) -> tuple[fx.Node, float]:
+    """Split `x + number` into (x, number); (up, 0) if it is no such sum."""
     total = behind_widening(up)
     if is_call(total, "add") and not total.kwargs:
         for value, other in operands(total):
@@ -130,7 +131,10 @@ def _without_offset(up: fx.Node) -> tuple[fx.Node, float]:
 
 
 def _without_clamps(gate: fx.Node, up: fx.Node) -> tuple[fx.Node, fx.Node, float | None]:
-    """Gate and up as they were before `gate <= limit` and `-limit <= up <= limit`, if that is what was done."""
+    """Gate and up before they are clamped, and the limit.
+
+    The clamps must be `gate <= limit` and `-limit <= up <= limit`. Otherwise returns gate and up unchanged, and None.
+    """
     inner_gate, gate_low, gate_high = _clamp(gate)
     inner_up, up_low, up_high = _clamp(up)
     if gate_high is None or gate_low is not None or up_high != gate_high or up_low != -gate_high:
@@ -139,8 +143,9 @@ def _without_clamps(gate: fx.Node, up: fx.Node) -> tuple[fx.Node, fx.Node, float
 
 
 def _clamp(node: fx.Node) -> tuple[fx.Node, float | None, float | None]:
+    """Split a clamp into input and bounds; (node, None, None) if it is no clamp."""
     clamped = behind_widening(node)
     if is_call(clamped, "clamp", "clamp_max", "clamp_min"):
-        given = arguments(clamped)
-        return given["self"], number(given.get("min")), number(given.get("max"))
+        values = arguments(clamped)
+        return values["self"], number(values.get("min")), number(values.get("max"))
     return node, None, None

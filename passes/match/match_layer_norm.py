@@ -1,4 +1,4 @@
-"""Layer norms, called or written out, become `llmc.layer_norm`."""
+"""Replace layer norms, called or spelled out, by the `layer_norm` op."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .norm_parts import affine, divisions, mean_of, mean_square, over_last_dim, 
 
 
 class MatchLayerNorm(Rewrite):
-    """Name a layer norm over the last dim.
+    """Replace a layer norm over the last dim by one op.
 
     Example:  y = aten.layer_norm(x, [64], w, b, eps)
          or:  c = sub(x, mean(x, -1, keepdim));  v = mean(pow(c, 2), -1, keepdim)
               y = add(mul(w, mul(c, rsqrt(add(v, eps)))), b)
     Becomes:  y = layer_norm(x, w, b, eps)
 
-    The variance may also be `var` of x or of c; weight and bias may each be absent.
+    The variance may also be `var` of x or of c. Weight and bias may each be absent.
 
-    Left alone: 1. it is over several dims, or other ones than the last; 2. the variance is an unbiased estimate; 3. eps
-    is added to the root, or is not a number; 4. mean, variance and numerator are of different values; 5. the result
-    has a dtype that no reading of the input has.
+    Left alone: 1. it is over several dims or not over the last one; 2. the variance is an unbiased estimate; 3. eps is
+    added to the root, or is not a number; 4. mean, variance and numerator are of different values; 5. the result has
+    another dtype than the input before or after its casts.
     """
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
@@ -42,18 +42,18 @@ class MatchLayerNorm(Rewrite):
             if isinstance(division, Miss):
                 outcome = division
                 continue
-            spread = _variance(division.power)
-            if isinstance(spread, Miss):
-                outcome = spread
-            elif spread is not None and not same_value(spread, x):
+            measured = _variance(division.power)
+            if isinstance(measured, Miss):
+                outcome = measured
+            elif measured is not None and not same_value(measured, x):
                 outcome = miss("mean and variance are of different values", node)
-            elif spread is not None:
+            elif measured is not None:
                 return _replace(program, node, x, division.eps)
         return outcome
 
 
 def _centred(node: Any) -> fx.Node | Miss | None:
-    """The value that `node` is without its own mean."""
+    """Find the value from which `node` subtracts its mean over the last dim."""
     node = behind_casts(node)
     if not is_call(node, "sub") or node.kwargs or len(node.all_input_nodes) != 2:
         return None
@@ -68,42 +68,43 @@ def _centred(node: Any) -> fx.Node | Miss | None:
 
 
 def _variance(power: fx.Node) -> fx.Node | Miss | None:
-    """The value whose variance over the last dim `power` is."""
+    """Find the value whose variance over the last dim is `power`."""
     power = behind_casts(power)
-    given = arguments(power) if is_call(power, "var") else _var_mean(power, 0)
-    if given is None:
+    values = arguments(power) if is_call(power, "var") else _var_mean(power, 0)
+    if values is None:
         squared = mean_square(power)
         return _centred(squared) if isinstance(squared, fx.Node) else squared
-    if given.get("unbiased", given.get("correction")) not in (False, 0):
+    if values.get("unbiased", values.get("correction")) not in (False, 0):
         return miss("the variance is an unbiased estimate", power)
-    if not over_last_dim(given["self"], given["dim"], given["keepdim"]):
-        return miss("it does not reduce the last dim alone and keep it", power)
-    centred = _centred(given["self"])
-    return centred if isinstance(centred, fx.Node) else given["self"]
+    if not over_last_dim(values["self"], values["dim"], values["keepdim"]):
+        return miss("it does not reduce the last dim alone with keepdim", power)
+    centred = _centred(values["self"])
+    return centred if isinstance(centred, fx.Node) else values["self"]
 
 
 def _var_mean(node: fx.Node, output: int) -> dict[str, Any] | None:
-    """The arguments of the `var_mean` call that `node` takes this output of."""
+    """The arguments of the `var_mean` call if `node` is this output of one, or None."""
     if op_name(node) == "getitem" and node.args[1] == output and is_call(call := node.all_input_nodes[0], "var_mean"):
         return arguments(call)
     return None
 
 
 def _replace(program: Program, normed: fx.Node, x: fx.Node, eps: float) -> bool | Miss:
-    found = affine(program, normed, shifts=True)
-    placed = place(found.end, (behind_widening(x), x))
+    scaled = affine(program, normed, shifts=True)
+    placed = place(scaled.end, (behind_widening(x), x))
     if placed is None:
-        return miss(f"the norm of {dtype(x)} is {dtype(found.end)}", found.end)
+        return miss(f"the input of the norm is {dtype(x)}, its result {dtype(scaled.end)}", scaled.end)
     x, end = placed
-    program.replace_with(end, layer_norm, x, found.weight, found.bias, eps)
+    program.replace_with(end, layer_norm, x, scaled.weight, scaled.bias, eps)
     return True
 
 
 def _rename(program: Program, node: fx.Node) -> bool | Miss:
-    given = arguments(node)
-    if len(given["normalized_shape"]) != 1:
+    """Replace a call of one of torch's layer norms."""
+    values = arguments(node)
+    if len(values["normalized_shape"]) != 1:
         return miss("it is over several dims", node)
-    operands = (given["input"], given["weight"], given["bias"], given["eps"])
+    operands = (values["input"], values["weight"], values["bias"], values["eps"])
     if is_call(node, "layer_norm"):
         program.replace_with(node, layer_norm, *operands)
         return True

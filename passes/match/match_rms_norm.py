@@ -1,4 +1,4 @@
-"""Root mean square norms, as models write them out, become `llmc.rms_norm`."""
+"""Replace RMS norms, called or spelled out, by the `rms_norm` op."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .norm_parts import affine, divisions, length_over_root_width, mean_square, 
 
 
 class MatchRmsNorm(Rewrite):
-    """Name a root mean square norm over the last dim.
+    """Replace an RMS norm over the last dim by one op.
 
     Example:  wide = to(x, f32);  r = rsqrt(add(mean(pow(wide, 2), -1, keepdim), eps))
               y = mul(w, to(mul(wide, r), x.dtype))
     Becomes:  y = rms_norm(x, w, eps)
 
-    The root may be `rsqrt`, `pow(-0.5)`, a division by `sqrt` or by `vector_norm * width ** -0.5`; the weight may
-    follow from parameters and numbers, as in `1 + w`. What else multiplies the norm stays a `mul` behind it.
+    The root may be `rsqrt`, `pow(-0.5)`, a division by `sqrt` or by `vector_norm * width ** -0.5`. The weight may be
+    computed from parameters and numbers, as in `1 + w`. Any other factor stays a `mul` after the norm.
 
-    Left alone: 1. eps is added to the root, or is not a number; 2. the squares are summed and not averaged; 3. the
-    mean is over other dims than the last; 4. what is divided is not what was squared; 5. the result has a dtype that
-    no reading of the input has.
+    Left alone: 1. eps is added to the root, or is not a number; 2. the squares are summed instead of averaged; 3. the
+    mean is over other dims than the last; 4. the numerator is not the squared value; 5. the result has another dtype
+    than the input before or after its casts.
     """
 
-    # A layer norm is a root mean square norm of the centred input; it has a name of its own.
+    # A layer norm contains an RMS norm of the centred input. It must become `layer_norm` first.
     after = (MatchLayerNorm,)
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
@@ -49,7 +49,10 @@ class MatchRmsNorm(Rewrite):
 
 @dataclass(frozen=True)
 class _Norm:
-    """`numerator` over the root mean square of `squared`, which is the same value in another dtype at most."""
+    """`numerator` divided by the root mean square of `squared`.
+
+    Both are the same value, possibly in different dtypes.
+    """
 
     squared: fx.Node
     numerator: fx.Node
@@ -57,10 +60,11 @@ class _Norm:
 
 
 def _readings(node: fx.Node) -> Iterator[_Norm | Miss]:
+    """All ways to read `node` as an RMS norm without weight, and near misses."""
     if is_call(node, "div"):
-        given = arguments(node)
-        if x := length_over_root_width(given["other"]):
-            yield _Norm(x, given["self"], 0.0) if same_value(given["self"], x) else _other_value(node)
+        values = arguments(node)
+        if x := length_over_root_width(values["other"]):
+            yield _Norm(x, values["self"], 0.0) if same_value(values["self"], x) else _other_value(node)
     for division in divisions(node):
         if isinstance(division, Miss):
             yield division
@@ -74,25 +78,26 @@ def _readings(node: fx.Node) -> Iterator[_Norm | Miss]:
 
 
 def _other_value(node: fx.Node) -> Miss:
-    return miss("what is divided is not what was squared", node)
+    return miss("the numerator is not the squared value", node)
 
 
 def _replace(program: Program, normed: fx.Node, norm: _Norm) -> bool | Miss:
     scaled = affine(program, normed, shifts=False)
     placed = place(scaled.end, (behind_widening(norm.squared), norm.squared, norm.numerator))
     if placed is None:
-        return miss(f"the norm of {dtype(norm.squared)} is {dtype(scaled.end)}", scaled.end)
+        return miss(f"the input of the norm is {dtype(norm.squared)}, its result {dtype(scaled.end)}", scaled.end)
     x, end = placed
     program.replace_with(end, rms_norm, x, scaled.weight, norm.eps)
     return True
 
 
 def _rename(program: Program, node: fx.Node) -> bool | Miss:
-    given = arguments(node)
-    if len(given["normalized_shape"]) != 1:
+    """Replace a call of torch's RMS norm."""
+    values = arguments(node)
+    if len(values["normalized_shape"]) != 1:
         return miss("it is over several dims", node)
-    x, eps = given["input"], given["eps"]
+    x, eps = values["input"], values["eps"]
     if eps is None:
         eps = torch.finfo(accumulator(dtype(x))).eps
-    program.replace_with(node, rms_norm, x, given["weight"], eps)
+    program.replace_with(node, rms_norm, x, values["weight"], eps)
     return True

@@ -1,4 +1,4 @@
-"""Rotary embeddings, recognised by what they do rather than by how they are spelled."""
+"""Recognize rotary embeddings by what they compute, not by how they are spelled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .precompute_positions import PrecomputePositions
 
 aten = torch.ops.aten
 
-# Linear in what is rotated as long as tables only multiply it; a rotation is spelled with nothing else.
+# Rotations are spelled with these ops only. They are linear in the rotated value if only tables multiply it.
 _LINEAR = frozenset(
     f"aten.{name}"
     for name in """
@@ -32,26 +32,26 @@ _LINEAR = frozenset(
 
 
 class MatchRope(Pass):
-    """Find rotations of pairs of dims by angles that depend on the position.
+    """Replace rotations of pairs of dims by position-dependent angles by one op.
 
     Example:  c = embedding(positions, cos);  s = embedding(positions, sin)
               y = x * c[:, None] + cat([-x[..., d:], x[..., :d]], -1) * s[:, None]
     Becomes:  y = rope(x, positions, cos[:, :d], sin[:, :d])
 
-    Every spelling (halves or neighbours as pairs, complex numbers, a part of the dims only) is a linear map of
-    x whose factors come from tables. The map is run on probes: where it leaves dims alone, which dims it pairs,
-    and which columns of the tables are its cosines and sines can be read off, and the op must then reproduce it
-    on random numbers at random positions.
+    Every spelling (pairs from two halves or of neighbours, complex numbers, only some of the dims) is a linear map of x
+    whose factors come from tables. The pass evaluates the map on probes. The results show which dims are not rotated,
+    which dims form pairs and which table columns are the cosines and sines. The op must then reproduce the map on
+    random numbers at random positions.
 
-    Left alone: 1. a map that isn't such a rotation; 2. factors that are no columns of a table; 3. a product of
-    two values that are not tables; 4. several values mixed together.
+    Left alone: 1. a map that is no such rotation; 2. factors that are no columns of a table; 3. a product of two
+    values of which neither is a table; 4. several values mixed together.
     """
 
     after = (PrecomputePositions,)
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
         regions = _Regions(program)
-        verdicts: dict[str, _Rotation | None] = {}
+        rotations: dict[str, _Rotation | None] = {}
         tables = _TableWeights(program)
         covered: set[fx.Node] = set()
         matches = 0
@@ -62,9 +62,9 @@ class MatchRope(Pass):
                 region = regions.between(start, end)
                 lookups = regions.lookups(region)
                 signature = _signature(program, start, region + lookups)
-                if signature not in verdicts:
-                    verdicts[signature] = _probe(program, start, end, lookups)
-                if rotation := verdicts[signature]:
+                if signature not in rotations:
+                    rotations[signature] = _probe(program, start, end, lookups)
+                if rotation := rotations[signature]:
                     _rewrite(program, start, end, rotation, tables)
                     covered.update(region)
                     matches += 1
@@ -79,7 +79,12 @@ class MatchRope(Pass):
 
 
 class _Regions:
-    """Pieces of the graph in which looked-up tables meet one other value in a linear way."""
+    """Parts of the graph that combine one value with looked-up tables linearly.
+
+    Attributes:
+        tables: lookups by position in constant tables, and views of them.
+        mixed: calls that are linear in one value and combine it with tables, in graph order.
+    """
 
     def __init__(self, program: Program) -> None:
         self.index = {node: i for i, node in enumerate(program.nodes)}
@@ -108,64 +113,74 @@ class _Regions:
         return [n for n in node.all_input_nodes if n not in self.tables and not _is_size(n)]
 
     def starts(self, end: fx.Node) -> Iterator[fx.Node]:
-        """The values of `end`'s shape through which everything but tables reaches it, nearest first."""
-        slice_: set[fx.Node] = set()
+        """The possible inputs of a rotation that ends at `end`, nearest first.
+
+        Everything that `end` depends on, except tables, passes through each of them. They have the shape and dtype of
+        `end`.
+        """
+        region: set[fx.Node] = set()
         queue = [end]
         while queue:
             node = queue.pop()
-            if node not in slice_:
-                slice_.add(node)
+            if node not in region:
+                region.add(node)
                 if self._is_linear(node):
                     queue += self._inputs(node)
-        order = sorted(slice_, key=self.index.__getitem__)
-        # What was read from before a node by one behind it has gone around that node.
+        order = sorted(region, key=self.index.__getitem__)
+        # The earliest place that a node visited so far reads. The value at that place is a start if it is the next one.
         reaches_back = len(order)
         place = {node: i for i, node in enumerate(order)}
         for i in range(len(order) - 1, 0, -1):
             node = order[i]
             inputs = self._inputs(node) if self._is_linear(node) else []
             if not inputs:
-                return  # a second value that comes in on its own
+                return  # a second input, so nothing before it can be the only one
             reaches_back = min(reaches_back, *(place[n] for n in inputs))
             before = order[i - 1]
             if reaches_back == i - 1 and isinstance(before.meta["val"], Tensor) and _kind(before) == _kind(end):
                 yield before
 
     def between(self, start: fx.Node, end: fx.Node) -> list[fx.Node]:
-        """The calls that lead from `start` to `end`, in order."""
-        found: set[fx.Node] = set()
+        """The calls between `start` and `end`, `end` included, in graph order."""
+        calls: set[fx.Node] = set()
         queue = [end]
         while queue:
             node = queue.pop()
-            if node not in found and node is not start:
-                found.add(node)
+            if node not in calls and node is not start:
+                calls.add(node)
                 queue += self._inputs(node)
-        return sorted(found, key=self.index.__getitem__)
+        return sorted(calls, key=self.index.__getitem__)
 
     def lookups(self, region: list[fx.Node]) -> list[fx.Node]:
-        """What the region reads from tables: the lookups and the views of them, in order."""
-        found: set[fx.Node] = set()
+        """The table lookups that a region uses and the views between, in graph order."""
+        calls: set[fx.Node] = set()
         queue = [n for node in region for n in node.all_input_nodes if n in self.tables]
         while queue:
             node = queue.pop()
-            if node not in found:
-                found.add(node)
+            if node not in calls:
+                calls.add(node)
                 queue += [n for n in node.all_input_nodes if n in self.tables]
-        return sorted(found, key=self.index.__getitem__)
+        return sorted(calls, key=self.index.__getitem__)
 
 
 @dataclass(frozen=True)
 class _Rotation:
-    """What the op needs to know to stand for a region."""
+    """The arguments of the op that replaces a region.
 
-    cos: Tensor  # [M, R/2]
-    sin: Tensor  # [M, R/2]
-    interleaved: bool  # pairs are neighbours, or else stand in two halves
-    regroup: bool  # the result is laid out the other way
+    Attributes:
+        cos, sin: tables [M, R/2], for M positions and R rotated dims.
+        interleaved: a pair is two neighbouring dims; otherwise it has one dim in each half.
+        regroup: the result has the other layout of pairs.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+    regroup: bool
 
 
 def _probe(program: Program, start: fx.Node, end: fx.Node, lookups: list[fx.Node]) -> _Rotation | None:
-    """The rotation of the last dim that leads from `start` to `end`, if it is one."""
+    """The rotation of the last dim by which `end` is computed from `start`, or None."""
     batch, length = _sizes(program.inputs[1])
     dims = _sizes(start)
     value = start.meta["val"]
@@ -175,27 +190,28 @@ def _probe(program: Program, start: fx.Node, end: fx.Node, lookups: list[fx.Node
         return None
     generator = torch.Generator().manual_seed(0)
     positions = torch.randint(0, program.max_seq_len, (2, 64), generator=generator)
-    given = torch.randn([{batch: 2, length: 64}.get(d) or int(d) for d in dims], generator=generator)
+    sample = torch.randn([{batch: 2, length: 64}.get(d) or int(d) for d in dims], generator=generator)
 
     def rotate(x: Tensor) -> Tensor:
         return _heads_first(_Wide(program, positions, {start: x})(end).float(), dims, length)
 
-    x, y = _heads_first(given, dims, length), rotate(given)  # [B, H, S, D]
-    moved = (y != x).flatten(0, 2).any(0).nonzero()
-    if not len(moved):
+    x, y = _heads_first(sample, dims, length), rotate(sample)  # [B, H, S, D]
+    changed = (y != x).flatten(0, 2).any(0).nonzero()
+    if not len(changed):
         return None
     columns = _Columns(program, lookups, positions)
     width = x.shape[-1]
-    for rotated in sorted({int(moved.max()) // 2 * 2 + 2, width // 2 * 2}):
+    for rotated in sorted({int(changed.max()) // 2 * 2 + 2, width // 2 * 2}):
         for interleaved, regroup in ((False, False), (True, False), (True, True), (False, True)):
             if regroup and rotated != width:
                 continue
-            unit = torch.zeros_like(given)
+            # The image of (1, 0) in each pair is (cos, sin).
+            unit = torch.zeros_like(sample)
             unit[..., _first_of_pairs(rotated, interleaved)] = 1.0
-            turned = rotate(unit)[:, 0, :, :rotated]  # [B, S, R]
+            image = rotate(unit)[:, 0, :, :rotated]  # [B, S, R]
             is_first = torch.zeros(rotated, dtype=torch.bool)
             is_first[_first_of_pairs(rotated, interleaved != regroup)] = True
-            cos, sin = columns.find(turned[..., is_first]), columns.find(turned[..., ~is_first])
+            cos, sin = columns.find(image[..., is_first]), columns.find(image[..., ~is_first])
             if cos is None or sin is None or not _are_angles(cos, sin):
                 continue
             ours = rope.meaning(x, positions, cos, sin, interleaved)
@@ -207,27 +223,33 @@ def _probe(program: Program, start: fx.Node, end: fx.Node, lookups: list[fx.Node
 
 
 def _are_angles(cos: Tensor, sin: Tensor) -> bool:
-    """Whether these belong to angles, all scaled by one number at most: a product with the cosine alone has no sine."""
+    """True if these are cosines and sines of angles, up to one common scale.
+    A sine that is zero everywhere does not count: that is a product with the cosine alone.
+    """
     length = cos.square() + sin.square()
     return bool(sin.any()) and torch.allclose(length, length[0, 0].expand_as(length), rtol=1e-4)
 
 
 def _first_of_pairs(rotated: int, interleaved: bool) -> slice:
+    """The dims that come first in their pairs."""
     return slice(0, rotated, 2) if interleaved else slice(0, rotated // 2)
 
 
 def _grouping(width: int, interleaved: bool) -> list[int]:
-    """Pairs as a matrix whose transpose is laid out the other way."""
+    """The sizes as which to transpose the last dim to swap the layout of pairs."""
     return [width // 2, 2] if interleaved else [2, width // 2]
 
 
 def _heads_first(x: Tensor, dims: list[str], length: str) -> Tensor:
-    """[B, S, D] or [B, S, H, D] as the op's [B, H, S, D]."""
+    """Bring [B, S, D] or [B, S, H, D] to the op's layout, [B, H, S, D]."""
     return x.unsqueeze(1) if len(dims) == 3 else x.transpose(1, 2) if dims[1] == length else x
 
 
 class _Wide(Evaluator):
-    """Takes no part in rounding to half precision, in which columns of a table can't be told apart."""
+    """Evaluates without casts between floating point dtypes.
+
+    Rounding to half precision would make different table columns equal.
+    """
 
     def _compute(self, node: fx.Node) -> Any:
         if is_call(node, "to", "_to_copy", "type_as") and dtype(node).is_floating_point:
@@ -236,7 +258,7 @@ class _Wide(Evaluator):
 
 
 class _Columns:
-    """Finds which columns of the tables hold given numbers at the probed positions, up to their sign."""
+    """Finds table columns by their values at the probed positions, up to sign."""
 
     def __init__(self, program: Program, lookups: list[fx.Node], positions: Tensor) -> None:
         # A frequency of zero needs no lookup: its cosine is one and its sine zero everywhere.
@@ -246,7 +268,7 @@ class _Columns:
                 weight = program.weight_of(node.args[1])
                 assert weight is not None
                 self.tables.append(weight.evaluate().float())
-        self.places: dict[bytes, tuple[int, int, float]] = {}
+        self.places: dict[bytes, tuple[int, int, float]] = {}  # by content: table, column and sign
         for number, table in enumerate(self.tables):
             for column, values in enumerate(table[positions].flatten(0, 1).T):
                 self.places[_content(-values)] = (number, column, -1.0)
@@ -255,7 +277,7 @@ class _Columns:
                 self.places[_content(values)] = (number, column, 1.0)
 
     def find(self, numbers: Tensor) -> Tensor | None:
-        """The table [M, K] whose rows at the probed positions are `numbers` [B, S, K]."""
+        """The table [M, K] with `numbers` [B, S, K] at the probed positions, or None."""
         columns = []
         for values in numbers.flatten(0, 1).T:
             place = self.places.get(_content(values))
@@ -267,11 +289,11 @@ class _Columns:
 
 
 def _content(numbers: Tensor) -> bytes:
-    return (numbers + 0.0).contiguous().numpy().tobytes()  # the sum makes one zero of two
+    return (numbers + 0.0).contiguous().numpy().tobytes()  # adding 0.0 turns -0.0 into 0.0
 
 
 class _TableWeights:
-    """The weights of the tables found so far; equal tables are one."""
+    """The weights of the tables found so far; equal tables share one weight."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -310,7 +332,10 @@ def _rewrite(program: Program, start: fx.Node, end: fx.Node, rotation: _Rotation
 
 
 def _signature(program: Program, start: fx.Node, region: list[fx.Node]) -> str:
-    """Equal for regions that compute the same: each call with its arguments, nodes numbered from `start`."""
+    """A text that is equal for regions that compute the same.
+
+    It lists each call with its arguments. Nodes are numbered from `start`.
+    """
     numbers = {start: 0}
     lines = [str(_sizes(start))]
     for node in region:
@@ -320,7 +345,7 @@ def _signature(program: Program, start: fx.Node, region: list[fx.Node]) -> str:
         if node in numbers:
             return f"%{numbers[node]}"
         weight = program.weight_of(node)
-        return weight.key if weight else str(node.meta["val"])  # a table, or a size
+        return weight.key if weight else str(node.meta["val"])  # a table or a size
 
     for node in region:
         lines.append(f"{node.target}{pytree.tree_map_only(fx.Node, show, (list(node.args), dict(node.kwargs)))}")

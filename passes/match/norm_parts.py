@@ -1,4 +1,4 @@
-"""What hand-written norms are made of: a division by a root, the mean of squares under it, a scale and a shift."""
+"""Parts of spelled-out norms: division by a root, mean square, scale and shift."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class Division:
 
 
 def divisions(node: fx.Node) -> Iterator[Division | Miss]:
-    """Every reading of `node` as a division by a root: both orders of a product, all spellings of the root."""
+    """All ways to read `node` as a division by a root, and near misses.
+
+    Both orders of a product and all spellings of the root are tried.
+    """
     if is_call(node, "mul"):
         pairs = [(a, _under_inverse_root(behind_casts(b)), b) for a, b in operands(node)]
     elif is_call(node, "div") and not node.kwargs:
@@ -62,7 +65,10 @@ def divisions(node: fx.Node) -> Iterator[Division | Miss]:
 
 
 def mean_square(node: fx.Node) -> fx.Node | Miss | None:
-    """The value of whose squares `node` is the mean over the last dim."""
+    """Find the value whose mean square over the last dim is `node`.
+
+    Returns a miss for a near match, and None if `node` is nothing of the kind.
+    """
     summed = mean_of(node)
     if not isinstance(summed, fx.Node):
         return summed
@@ -75,52 +81,62 @@ def mean_square(node: fx.Node) -> fx.Node | Miss | None:
 
 
 def mean_of(node: fx.Node) -> fx.Node | Miss | None:
-    """The value of which `node` is the mean over the last dim, which it keeps with size 1."""
+    """Find the value whose mean over the last dim, kept with size 1, is `node`.
+
+    Returns a miss for a near match, and None if `node` is nothing of the kind.
+    """
     node = behind_casts(node)
     if is_call(node, "mean"):
         reduction = node
-    elif found := _scaled(node, "sum"):
-        reduction, factor = found
+    elif scaled := _scaled(node, "sum"):
+        reduction, factor = scaled
         width = shape(reduction.args[0])[-1]  # type: ignore[arg-type]
         if not isinstance(width, int) or not math.isclose(factor * width, 1, rel_tol=1e-6):
-            return miss("a sum that is not divided by the width is no mean", reduction)
+            return miss("the sum is not divided by the width, so it is no mean", reduction)
     elif is_call(node, "sum"):
-        return miss("a sum that is not divided by the width is no mean", node)
+        return miss("the sum is not divided by the width, so it is no mean", node)
     else:
         return None
-    given = arguments(reduction)
-    if not over_last_dim(given["self"], given.get("dim"), given.get("keepdim")):
-        return miss("it does not reduce the last dim alone and keep it", reduction)
-    return given["self"]
+    values = arguments(reduction)
+    if not over_last_dim(values["self"], values.get("dim"), values.get("keepdim")):
+        return miss("it does not reduce the last dim alone with keepdim", reduction)
+    return values["self"]
 
 
 def over_last_dim(x: fx.Node, dims: object, keepdim: object) -> bool:
-    """Whether a reduction of `x` over these dims is over the last one and leaves size 1 there."""
+    """True if a reduction of `x` over `dims` reduces only the last and keeps it."""
     last = x.meta["val"].dim() - 1
     return isinstance(dims, (list, tuple)) and [d % (last + 1) for d in dims] == [last] and keepdim is True
 
 
 def length_over_root_width(node: fx.Node) -> fx.Node | None:
-    """The value whose root mean square `node` is, written as a vector norm times one over the root of the width."""
-    found = _scaled(behind_casts(node), "linalg_vector_norm")
-    if found is None:
+    """Find the value whose vector norm, divided by the root of its width, is `node`.
+
+    That quotient is the root mean square over the last dim. Returns None if `node` is no such quotient.
+    """
+    scaled = _scaled(behind_casts(node), "linalg_vector_norm")
+    if scaled is None:
         return None
-    norm, factor = found
-    given = arguments(norm)
-    width = shape(given["self"])[-1]
-    if given["ord"] != 2 or not over_last_dim(given["self"], given["dim"], given["keepdim"]):
+    norm, factor = scaled
+    values = arguments(norm)
+    width = shape(values["self"])[-1]
+    if values["ord"] != 2 or not over_last_dim(values["self"], values["dim"], values["keepdim"]):
         return None
-    return given["self"] if isinstance(width, int) and math.isclose(factor * width**0.5, 1, rel_tol=1e-6) else None
+    return values["self"] if isinstance(width, int) and math.isclose(factor * width**0.5, 1, rel_tol=1e-6) else None
 
 
 def same_value(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two nodes hold the same numbers, one of them perhaps in a wider dtype."""
+    """True if two nodes hold the same numbers, possibly one of them in a wider dtype."""
     return behind_widening(a) is behind_widening(b)
 
 
 @dataclass(frozen=True)
 class Affine:
-    """A scale and a shift behind a normed value, and the node that ends them."""
+    """The scale and shift after a normed value.
+
+    Attributes:
+        end: the last of these calls; the normed value if there are none.
+    """
 
     end: fx.Node
     weight: fx.Node | None = None
@@ -128,7 +144,13 @@ class Affine:
 
 
 def affine(program: Program, normed: fx.Node, shifts: bool) -> Affine:
-    """The scale, and the shift where `shifts` allows one, that are parameters of the last dim's width."""
+    """Find the scale and shift after `normed`.
+
+    Each must be computed from weights alone and have one value per position of the last dim.
+
+    Args:
+        shifts: also look for a shift.
+    """
     end, weight, bias = normed, None, None
     value = past_casts(normed)
     user = only_user(value)
@@ -141,9 +163,10 @@ def affine(program: Program, normed: fx.Node, shifts: bool) -> Affine:
 
 
 def place(end: fx.Node, readings: tuple[fx.Node, ...]) -> tuple[fx.Node, fx.Node] | None:
-    """Which of several `readings` of a norm's input to hand to an op that keeps its dtype, and the node to replace.
+    """Choose the input of a norm op and the node to replace, by dtype.
 
-    The first that fits wins, so that a cast up before and down behind the norm go away with it.
+    The op keeps the dtype of its input. Of `readings`, which hold the input before and after its casts, the first whose
+    dtype fits is chosen. A cast up before the norm and a cast down after it are then replaced together with it.
     """
     for x in readings:
         if replaced := rounded_to(end, dtype(x)):
@@ -152,7 +175,7 @@ def place(end: fx.Node, readings: tuple[fx.Node, ...]) -> tuple[fx.Node, fx.Node
 
 
 def _vector_beside(program: Program, node: fx.Node, normed: fx.Node) -> fx.Node | None:
-    """The other operand of `node`, if it is a parameter with one value for each place of the last dim."""
+    """The other operand of `node` if it is a parameter vector over the last dim."""
     width = shape(normed)[-1]
     if not same_shape(node, normed) or not isinstance(width, int):
         return None
@@ -170,25 +193,27 @@ def _vector_beside(program: Program, node: fx.Node, normed: fx.Node) -> fx.Node 
 
 
 def _from_weights(node: fx.Node) -> bool:
-    """Whether this is a weight or is computed from weights and numbers alone."""
-    found, sources = set(), [node]
+    """True for a weight, or a value computed from weights and numbers alone."""
+    seen, sources = set(), [node]
     while sources:
         source = sources.pop()
         if source.op == "placeholder":
             return False
-        if source not in found:
-            found.add(source)
+        if source not in seen:
+            seen.add(source)
             sources += source.all_input_nodes
-    return any(source.op == "get_attr" for source in found)
+    return any(source.op == "get_attr" for source in seen)
 
 
 def _under_root(node: object) -> fx.Node | None:
+    """The value whose square root is `node`, or None."""
     if is_call(node, "sqrt") or (is_call(node, "pow") and number(node.args[1]) == 0.5):
         return node.args[0]  # type: ignore[return-value]
     return None
 
 
 def _under_inverse_root(node: object) -> fx.Node | None:
+    """The value whose inverse square root is `node`, or None."""
     if is_call(node, "rsqrt") or (is_call(node, "pow") and number(node.args[1]) == -0.5):
         return node.args[0]  # type: ignore[return-value]
     if is_call(node, "reciprocal"):
@@ -197,6 +222,7 @@ def _under_inverse_root(node: object) -> fx.Node | None:
 
 
 def _without_eps(radicand: fx.Node) -> tuple[fx.Node, float]:
+    """Split `power + eps` into both; returns (radicand, 0) if no number is added."""
     if is_call(radicand, "add") and not radicand.kwargs:
         for power, eps in operands(radicand):
             if isinstance(power, fx.Node) and (value := number(eps)) is not None:
@@ -205,7 +231,7 @@ def _without_eps(radicand: fx.Node) -> tuple[fx.Node, float]:
 
 
 def _scaled(node: fx.Node, op: str) -> tuple[fx.Node, float] | None:
-    """`op(..)` times or over a number, and the factor."""
+    """Split `op(...) * number` or `op(...) / number` into the call and the factor."""
     if is_call(node, "div") and is_call(call := behind_casts(node.args[0]), op) and (divisor := number(node.args[1])):
         return call, 1 / divisor
     if is_call(node, "mul"):

@@ -1,4 +1,4 @@
-"""Running a piece of a program on real tensors while the rest stays symbolic."""
+"""Evaluate single nodes of a program on real tensors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ...ir.program import Program
 
 
 class Evaluator:
-    """Computes the value of a node from given ones.
+    """Computes the value of any node from positions, weights and given values.
 
-    Weights and everything between are evaluated when first needed and kept. Batch and sequence sizes are those
-    of `positions`; the value of another program input that was not given is an error.
+    Values, including those of weights, are computed on first use and kept. The sizes of batch and sequence are those
+    of `positions`. A node that depends on any other program input raises a KeyError unless `given` covers it.
 
     Args:
-        positions: what the program's second input is, [B, S].
-        given: values of nodes to stop at.
+        positions: value of the program's second input, [B, S].
+        given: known values of further nodes; evaluation does not look at what they are computed from.
     """
 
     def __init__(self, program: Program, positions: Tensor, given: dict[fx.Node, Tensor] | None = None) -> None:
@@ -40,24 +40,27 @@ class Evaluator:
         if isinstance(size := node.meta["val"], torch.SymInt) and str(size) in self.sizes:
             return self.sizes[str(size)]
         if node.op != "call_function":
-            raise KeyError(f"{node} was not given")
+            raise KeyError(f"no value was given for the input {node}")
         args, kwargs = fx.map_arg((node.args, node.kwargs), self)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def depends_on_positions(program: Program) -> set[fx.Node]:
-    """The calls that follow from positions, sizes and constants alone, whatever the tokens are."""
+    """The calls that depend on positions, and otherwise only on sizes and constants.
+
+    Calls that depend on sizes and constants alone are not included.
+    """
     positions = program.inputs[1]
-    known: set[fx.Node] = {positions}
-    free: set[fx.Node] = set()
+    positional: set[fx.Node] = {positions}
+    fixed: set[fx.Node] = set()
     for node in program.nodes:
         if weight := program.weight_of(node):
             if weight.is_constant:
-                free.add(node)
+                fixed.add(node)
         elif node.op == "call_function":
             sources = node.all_input_nodes
-            if node.target is torch.ops.aten.sym_size.int or all(n in free for n in sources):
-                free.add(node)
-            elif all(n in free or n in known for n in sources):
-                known.add(node)
-    return known - {positions}
+            if node.target is torch.ops.aten.sym_size.int or all(n in fixed for n in sources):
+                fixed.add(node)
+            elif all(n in fixed or n in positional for n in sources):
+                positional.add(node)
+    return positional - {positions}

@@ -1,4 +1,4 @@
-"""What depends on a token's position alone is computed once for every position and looked up from then on."""
+"""Replace computations on positions by lookups in precomputed tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .partial import Evaluator, depends_on_positions
 
 aten = torch.ops.aten
 
-# Left behind the lookup, so that one table serves every layer that views it in its own way.
+# These stay after the lookup, so that layers with different views of the same values share one table.
 _VIEWS = frozenset(
     "unsqueeze squeeze expand view reshape unflatten transpose permute to _to_copy contiguous clone "
     "view_as_complex".split()
@@ -25,15 +25,16 @@ _VIEWS = frozenset(
 
 
 class PrecomputePositions(Pass):
-    """Turn a computation on positions into a table of `max_seq_len` rows.
+    """Replace a computation on positions by a lookup in a table.
 
+    The table has one entry for each of `max_seq_len` positions.
     Example:  cos = cat([f, f]).cos() * scale, where f = positions[:, :, None] * inv_freq
     Becomes:  cos = embedding(positions, table)
 
-    So every scaling of rotary frequencies, and every table of sines that is added to the tokens, is one lookup.
+    Scaled rotary frequencies and added sinusoidal embeddings thus become one lookup each.
 
-    Left alone: 1. integers, which are indices of a learned table; 2. a value that depends on other positions than
-    its own; 3. a value without a dim for each row and position, or with another dim that is not static.
+    Left alone: 1. integers, which are indices into a learned table; 2. a value that depends on other positions than
+    its own; 3. a value without exactly one dim each for batch and position, or with another dynamic dim.
     """
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
@@ -53,7 +54,7 @@ class PrecomputePositions(Pass):
 
     @staticmethod
     def _is_frontier(node: fx.Node, positional: set[fx.Node]) -> bool:
-        """Whether tokens meet this value, perhaps behind some views of it."""
+        """True if a token-dependent call reads this value, directly or through views."""
         value = node.meta["val"]
         if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             return False
@@ -73,19 +74,19 @@ class PrecomputePositions(Pass):
         batch_size, length = (str(size) for size in shape(program.inputs[1]))
         dims = [str(size) for size in shape(node)]
         if dims.count(batch_size) != 1 or dims.count(length) != 1:
-            return miss("it has no dim for each row and each position", node)
+            return miss("it does not have exactly one dim each for batch and position", node)
         batch, sequence = dims.index(batch_size), dims.index(length)
         rest = [i for i in range(len(dims)) if i not in (batch, sequence)]
         if any(isinstance(shape(node)[i], torch.SymInt) for i in rest):
-            return miss("a dim besides batch and sequence is not static", node)
+            return miss("a dim other than batch and position is dynamic", node)
 
-        def rows(positions: Tensor) -> Tensor:  # [B, S, K]
+        def values(positions: Tensor) -> Tensor:  # [B, S, K]
             value = Evaluator(program, positions)(node).permute(batch, sequence, *rest)
             return _as_real(value).reshape(*positions.shape, -1)
 
-        table = rows(torch.arange(program.max_seq_len)[None])[0].contiguous()
-        if not all(torch.allclose(rows(some), table[some], rtol=1e-5, atol=1e-6) for some in _samples(program)):
-            return miss("what it is at one position depends on other positions", node)
+        table = values(torch.arange(program.max_seq_len)[None])[0].contiguous()
+        if not all(torch.allclose(values(some), table[some], rtol=1e-5, atol=1e-6) for some in _samples(program)):
+            return miss("its value at one position depends on other positions", node)
 
         content = table.dtype, table.view(torch.uint8).numpy().tobytes()
         with program.graph.inserting_before(node):
@@ -98,7 +99,10 @@ class PrecomputePositions(Pass):
 
 
 def _samples(program: Program) -> Iterator[Tensor]:
-    """Positions of all kinds: short and long rows from the start, two rows in no order."""
+    """Positions [B, S] to check a table at.
+
+    One sequence from position 0 for each power of two below `max_seq_len`, and two sequences of random positions.
+    """
     longest = program.max_seq_len
     length = 1
     while length < longest:
@@ -107,19 +111,23 @@ def _samples(program: Program) -> Iterator[Tensor]:
     yield torch.randint(0, longest, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
-def _shaped(program: Program, row: fx.Node, like: fx.Node, order: list[int]) -> fx.Node:
-    """Bring looked-up rows [B, S, K] to the shape of `like`, whose dims they hold in the given order."""
+def _shaped(program: Program, entries: fx.Node, like: fx.Node, order: list[int]) -> fx.Node:
+    """Bring looked-up table entries [B, S, K] to the shape of `like`.
+
+    Args:
+        order: for each dim of the entries, with K split into several, the dim of `like` that it is.
+    """
     value = like.meta["val"]
     sizes = [value.shape[i] for i in order[2:]] + [2] * value.is_complex()
     if len(sizes) != 1:
-        row = program.call(aten.unflatten.int, row, 2, sizes or [1], like=like)
+        entries = program.call(aten.unflatten.int, entries, 2, sizes or [1], like=like)
     if not sizes:
-        row = program.call(aten.squeeze.dim, row, 2, like=like)
+        entries = program.call(aten.squeeze.dim, entries, 2, like=like)
     if value.is_complex():
-        row = program.call(aten.view_as_complex.default, row, like=like)
+        entries = program.call(aten.view_as_complex.default, entries, like=like)
     if order != sorted(order):
-        row = program.call(aten.permute.default, row, [order.index(i) for i in range(len(order))], like=like)
-    return row
+        entries = program.call(aten.permute.default, entries, [order.index(i) for i in range(len(order))], like=like)
+    return entries
 
 
 def _as_real(value: Tensor) -> Tensor:

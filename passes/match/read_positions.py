@@ -1,4 +1,4 @@
-"""What a model counts by itself follows from the program's positions, so that a cache can shift it."""
+"""Replace positions that a model counts by itself by the program's positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .partial import Evaluator
 
 aten = torch.ops.aten
 
-# Their result has the dims of their operands, counted from the last one.
+# Broadcasting ops: the dims of the operands and of the result are aligned at the last one.
 _BROADCASTING = (
     "add sub rsub mul div pow where masked_fill maximum minimum remainder floor_divide atan2 eq ne lt le gt ge "
     "logical_and logical_or logical_xor"
@@ -27,20 +27,21 @@ _BROADCASTING = (
 
 
 class ReadPositions(Pass):
-    """Look up by position what has a row for each position of a sequence that is taken to begin at 0.
+    """Replace values for positions that a model counts from 0 by lookups.
+    With a KV cache a sequence may continue at any position, so the model must not count tokens by itself.
 
     Example:  p = embedding(weight, arange(S) + 2)      # [S, H]
               y = add(h, p)                             # h and y: [B, S, H]
-    Becomes:  p = embedding(positions, rows)            # [B, S, H]
-              y = add(h, p),  with the weight rows = embedding(weight, arange(max_seq_len) + 2)
+    Becomes:  p = embedding(positions, table)           # [B, S, H]
+              y = add(h, p),  with the weight table = embedding(weight, arange(max_seq_len) + 2)
 
-    A candidate follows from weights and the length alone and meets what follows from tokens. That it counts
-    positions is seen by its values: at every length its rows are the first of the same rows.
+    A candidate depends on weights and the length alone and has a token-dependent user. The pass compares its values at
+    several lengths: it counts positions if they are always the first entries of one table.
 
-    Left alone: 1. what is the same at every position: token types, masks of ones; 2. a value with another number of
-    dims for positions than one, such as a mask from each to each; 3. one whose rows depend on the length; 4. one that
-    is complex or has no value at some position below `max_seq_len`; 5. a reader that can't tell where the rows' dim
-    for the batch belongs.
+    Left alone: 1. a value that is the same at every position, such as token types or a mask of ones; 2. a value without
+    exactly one dim for positions, such as a [S, S] mask; 3. a value at a position that depends on the length; 4. a
+    value that is complex or that does not exist at some position below `max_seq_len`; 5. a user for which the batch dim
+    of the looked-up value is not known.
     """
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
@@ -50,25 +51,25 @@ class ReadPositions(Pass):
         for node in program.nodes:
             if fuel.empty or node not in counted or not isinstance(node.meta["val"], Tensor):
                 continue
-            readers = [user for user in node.users if user.op == "call_function" and user not in counted]
-            if not readers:
+            users = [user for user in node.users if user.op == "call_function" and user not in counted]
+            if not users:
                 continue
-            table = _rows_by_position(program, node)
+            table = _table_by_position(program, node)
             if table is None:
                 continue
             if isinstance(table, Miss):
                 misses.append(table)
                 continue
-            blind = _replace(program, node, readers, table, lookups)
-            misses += [miss("a reader can't tell which dim is the batch's", reader) for reader in blind]
-            if len(blind) < len(readers):
+            left = _replace(program, node, users, table, lookups)
+            misses += [miss("the batch dim of a position-dependent operand is not known", user) for user in left]
+            if len(left) < len(users):
                 matches += 1
                 fuel.burn()
         return PassResult(matches, misses)
 
 
 def _counted(program: Program) -> set[fx.Node]:
-    """The calls that follow from sizes and weights alone, and the sizes themselves."""
+    """The calls that depend on sizes and weights alone, including the sizes."""
     known: set[fx.Node] = set(program.graph.find_nodes(op="get_attr"))
     for node in program.nodes:
         if node.op == "call_function" and (
@@ -83,56 +84,69 @@ def _is_random(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def _rows_by_position(program: Program, node: fx.Node) -> Tensor | Miss | None:
-    """The rows that it has for all positions, [max_seq_len, K]; None where it counts nothing."""
+def _table_by_position(program: Program, node: fx.Node) -> Tensor | Miss | None:
+    """The values of `node` at all positions, [max_seq_len, K].
+
+    Returns None if the values do not depend on the position.
+    """
     batch, length = (str(size) for size in shape(program.inputs[1]))
     dims = [str(size) for size in shape(node)]
     if not any(re.search(rf"\b{length}\b", dim) for dim in dims):
-        return None if _is_steady(program, node) else miss("it depends on the length of the sequence", node)
+        return (
+            None
+            if _is_constant(program, node)
+            else miss("it depends on the length of the sequence but has no dim for positions", node)
+        )
     if dims.count(length) != 1 or dims.count(batch) > 1:
-        return miss("it has another number of dims for positions than one", node)
+        return miss("it does not have exactly one dim for positions", node)
     if any(isinstance(size, torch.SymInt) and str(size) not in (batch, length) for size in shape(node)):
-        return miss("a dim besides batch and sequence is not static", node)
+        return miss("a dim other than batch and position is dynamic", node)
     if node.meta["val"].is_complex():
-        return miss("it is complex, and a table holds real numbers", node)
+        return miss("it is complex, and a table can hold real numbers only", node)
     try:
-        table = _rows(program, node, 1, program.max_seq_len)[0]
+        table = _values(program, node, 1, program.max_seq_len)[0]
     except (IndexError, RuntimeError):
-        return miss(f"it has no value at some position below {program.max_seq_len}", node)
+        return miss(f"it cannot be evaluated for every position below {program.max_seq_len}", node)
     if torch.equal(table, table[:1].expand_as(table)):
         return None
-    for rows in (_rows(program, node, *sizes) for sizes in _samples(program)):
-        if not all(torch.allclose(row.double(), table[: len(row)].double(), rtol=1e-5, atol=1e-6) for row in rows):
-            return miss("what it is at one position depends on the length of the sequence", node)
+    for values in (_values(program, node, *sizes) for sizes in _samples(program)):
+        if not all(torch.allclose(one.double(), table[: len(one)].double(), rtol=1e-5, atol=1e-6) for one in values):
+            return miss("its value at one position depends on the length of the sequence", node)
     return table
 
 
 def _replace(
-    program: Program, node: fx.Node, readers: list[fx.Node], table: Tensor, lookups: dict[Any, fx.Node]
+    program: Program, node: fx.Node, users: list[fx.Node], table: Tensor, lookups: dict[Any, fx.Node]
 ) -> list[fx.Node]:
-    """Let readers look rows up; those that could not are returned."""
+    """Let the users of `node` read a lookup instead.
+
+    Returns the users for which this is not possible.
+    """
     batch, length = (str(size) for size in shape(program.inputs[1]))
     dims = [str(size) for size in shape(node)]
-    blind: list[fx.Node] = []
-    for reader in readers:
-        place = dims.index(batch) - len(dims) if batch in dims else _place_of_batch(reader, dims, batch, length)
-        if place is None:
-            blind.append(reader)
+    left: list[fx.Node] = []
+    for user in users:
+        batch_dim = dims.index(batch) - len(dims) if batch in dims else _batch_dim(user, dims, batch, length)
+        if batch_dim is None:
+            left.append(user)
             continue
         with program.graph.inserting_before(node):
-            new = _shaped(program, _look_up(program, node, table, lookups), node, place)
-        reader.replace_input_with(node, new)
-    return blind
+            new = _shaped(program, _look_up(program, node, table, lookups), node, batch_dim)
+        user.replace_input_with(node, new)
+    return left
 
 
-def _is_steady(program: Program, node: fx.Node) -> bool:
-    """Whether a value without a dim for positions is the same at every length."""
+def _is_constant(program: Program, node: fx.Node) -> bool:
+    """True if a value without a dim for positions is the same at two lengths."""
     short, long = (Evaluator(program, torch.zeros(1, n, dtype=torch.int64))(node) for n in (2, 5))
     return bool(torch.equal(short, long))
 
 
 def _samples(program: Program) -> Iterator[tuple[int, int]]:
-    """Rows and lengths: one row of every length that is a power of two, and two rows."""
+    """The (batch, length) pairs to check a table at.
+
+    One sequence for each power of two below `max_seq_len`, and one batch of two sequences.
+    """
     size = 1
     while size < program.max_seq_len:
         yield 1, size
@@ -140,8 +154,8 @@ def _samples(program: Program) -> Iterator[tuple[int, int]]:
     yield 2, min(3, program.max_seq_len)
 
 
-def _rows(program: Program, node: fx.Node, batch: int, length: int) -> Tensor:
-    """Its values for sequences of a length, [B, S, K]; B is 1 where the node has no dim for it."""
+def _values(program: Program, node: fx.Node, batch: int, length: int) -> Tensor:
+    """The values of `node` at one size, [B, S, K]; B is 1 without a batch dim."""
     value = Evaluator(program, torch.zeros(batch, length, dtype=torch.int64))(node)
     return value.permute(_order(program, node)).reshape(-1 if _has_batch(program, node) else 1, length, _width(node))
 
@@ -151,7 +165,7 @@ def _has_batch(program: Program, node: fx.Node) -> bool:
 
 
 def _order(program: Program, node: fx.Node) -> list[int]:
-    """Its dims with the batch's first, if it has one, and that of positions next."""
+    """The dims of `node`, reordered: the batch if any, positions, the rest."""
     symbols = [str(size) for size in shape(program.inputs[1])]
     dims = [str(size) for size in shape(node)]
     front = [dims.index(symbol) for symbol in symbols if symbol in dims]
@@ -165,17 +179,23 @@ def _width(node: fx.Node) -> int:
     return width
 
 
-def _place_of_batch(reader: fx.Node, dims: list[str], batch: str, length: str) -> int | None:
-    """Where the batch's dim of the reader's result is, counted from the last one."""
-    if not is_call(reader, *_BROADCASTING):
+def _batch_dim(user: fx.Node, dims: list[str], batch: str, length: str) -> int | None:
+    """The batch dim that an operand of `user` must have, counted from the end.
+
+    Returns None if it is not known.
+
+    Args:
+        dims: sizes of the operand as it is, without a batch dim.
+    """
+    if not is_call(user, *_BROADCASTING):
         return None
-    out = [str(size) for size in shape(reader)]
+    out = [str(size) for size in shape(user)]
     if out.count(batch) != 1 or out.count(length) != 1:
         return None
-    place = out.index(batch) - len(out)
+    batch_dim = out.index(batch) - len(out)
     if out.index(length) - len(out) != dims.index(length) - len(dims):
         return None
-    return place if -place > len(dims) or dims[place] == "1" else None
+    return batch_dim if -batch_dim > len(dims) or dims[batch_dim] == "1" else None
 
 
 def _look_up(program: Program, node: fx.Node, table: Tensor, lookups: dict[Any, fx.Node]) -> fx.Node:
@@ -183,7 +203,7 @@ def _look_up(program: Program, node: fx.Node, table: Tensor, lookups: dict[Any, 
     if content not in lookups:
         name = f"tables.{node.name}"
         weight = _expression(program, node)
-        # What is trained stays an expression; what the architecture says is kept as computed.
+        # Trained values stay an expression. Values that follow from the architecture are stored as computed.
         if weight.is_constant:
             weight = constant(table.contiguous(), name)
         lookups[content] = program.call(
@@ -193,51 +213,58 @@ def _look_up(program: Program, node: fx.Node, table: Tensor, lookups: dict[Any, 
 
 
 def _expression(program: Program, node: fx.Node) -> Weight:
-    """The rows for all positions, [max_seq_len, K], as an expression over weights."""
+    """The values of `node` at all positions as an expression, [max_seq_len, K]."""
     sizes = Evaluator(program, torch.zeros(1, program.max_seq_len, dtype=torch.int64))
-    made: dict[fx.Node, Any] = {}
+    converted: dict[fx.Node, Any] = {}
 
     def value(argument: Any) -> Any:
         if isinstance(argument, (list, tuple)):
             return [value(x) for x in argument]
-        return of(argument) if isinstance(argument, fx.Node) else argument
+        return convert(argument) if isinstance(argument, fx.Node) else argument
 
-    def of(source: fx.Node) -> Any:
-        if source not in made:
+    def convert(source: fx.Node) -> Any:
+        if source not in converted:
             if weight := program.weight_of(source):
-                made[source] = weight
+                converted[source] = weight
             elif not isinstance(source.meta["val"], Tensor):
-                made[source] = sizes(source)
+                converted[source] = sizes(source)
             else:
                 call: Any = source
                 output: Any = None
                 if source.target is operator.getitem:
                     call, output = source.args
                 arguments = tuple(value(x) for x in call.args), {k: value(x) for k, x in call.kwargs.items()}
-                made[source] = Call(call.target, *arguments, output)
-        return made[source]
+                converted[source] = Call(call.target, *arguments, output)
+        return converted[source]
 
-    turned = Call(aten.permute.default, (of(node), _order(program, node)))
-    return Call(aten.reshape.default, (turned, [program.max_seq_len, _width(node)]))
+    permuted = Call(aten.permute.default, (convert(node), _order(program, node)))
+    return Call(aten.reshape.default, (permuted, [program.max_seq_len, _width(node)]))
 
 
-def _shaped(program: Program, row: fx.Node, like: fx.Node, place: int) -> fx.Node:
-    """Bring looked-up rows [B, S, K] to the dims of `like`, with the batch's at `place` from the last one."""
-    dims: list[Any] = [1] * max(-place - len(shape(like)), 0) + list(shape(like))
-    dims[place] = "batch"
+def _shaped(program: Program, entries: fx.Node, like: fx.Node, batch_dim: int) -> fx.Node:
+    """Bring looked-up table entries [B, S, K] to the dims of `like` and a batch dim.
+
+    Args:
+        batch_dim: the place of the batch dim, counted from the end.
+    """
+    dims: list[Any] = [1] * max(-batch_dim - len(shape(like)), 0) + list(shape(like))
+    dims[batch_dim] = "batch"
     rest = [size for size in dims if isinstance(size, int) and size != 1]
     if len(rest) != 1:
-        row = program.call(aten.unflatten.int, row, 2, rest, like=like) if rest else _squeezed(program, row, like)
+        entries = _split(program, entries, rest, like)
     wide = [i for i, size in enumerate(dims) if size != 1]
-    held = [place % len(dims), *(i for i in wide if isinstance(dims[i], torch.SymInt))]
+    held = [batch_dim % len(dims), *(i for i in wide if isinstance(dims[i], torch.SymInt))]
     held += [i for i in wide if i not in held]
     if held != wide:
-        row = program.call(aten.permute.default, row, [held.index(i) for i in wide], like=like)
+        entries = program.call(aten.permute.default, entries, [held.index(i) for i in wide], like=like)
     for i, size in enumerate(dims):
         if isinstance(size, int) and size == 1:
-            row = program.call(aten.unsqueeze.default, row, i, like=like)
-    return row
+            entries = program.call(aten.unsqueeze.default, entries, i, like=like)
+    return entries
 
 
-def _squeezed(program: Program, row: fx.Node, like: fx.Node) -> fx.Node:
-    return program.call(aten.squeeze.dim, row, 2, like=like)
+def _split(program: Program, entries: fx.Node, sizes: list[int], like: fx.Node) -> fx.Node:
+    """Split the last dim of [B, S, K] into `sizes`; remove it if there are none."""
+    if sizes:
+        return program.call(aten.unflatten.int, entries, 2, sizes, like=like)
+    return program.call(aten.squeeze.dim, entries, 2, like=like)

@@ -1,4 +1,4 @@
-"""What nothing reads."""
+"""Remove calls and weights that nothing uses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from ..base import Fuel, Pass, PassResult
 
 
 class RemoveDeadCode(Pass):
-    """Take out calls and weights that the logits don't depend on.
+    """Remove calls and weights that the program's outputs do not depend on.
 
     Example:  y = x + 1;  z = x * 2;  return y
     Becomes:  y = x + 1;  return y
 
-    Left alone: 1. the program's inputs, read or not.
+    Left alone: 1. the program's inputs, used or not.
     """
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:

@@ -1,4 +1,4 @@
-"""Takes out calls that hand their input on, and what makes the call before it superfluous."""
+"""Remove calls that change nothing and calls that a later one makes redundant."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ aten = torch.ops.aten
 
 
 class RemoveNoOps(Rewrite):
-    """Take out what hands its input on, and spell every view `reshape`.
+    """Remove calls that return their input, and spell every view `reshape`.
 
-    A reshape asks nothing of its input's strides, so that what only lays memory out can go too.
+    A reshape accepts any strides, so calls that only change the memory layout can be removed too.
 
     Example:  c = contiguous(transpose(t, 1, 2));  v = view(c, [B, S, -1]);  w = view(v, [B, S, H, D])
               s = slice(w, 0, 0, 2**63 - 1);  d = dropout(s, 0.1, False);  y = to(to(d, float64), float32)
     Becomes:  y = reshape(transpose(t, 1, 2), [B, S, H, D])
 
-    Left alone: 1. what changes a size, the dtype or one value: a pad by [1, -1], a roll, a swap of equal sizes, a
-    division that rounds; 2. a first cast that loses something; 3. what changes strides that are read further down,
-    as by `view_as_complex`.
+    Left alone: 1. a call that changes a size, the dtype or any value: a pad by [1, -1], a roll, a swap of equal sizes,
+    a division that rounds; 2. a first cast that is lossy; 3. a call that changes strides on which a later op depends,
+    such as `view_as_complex`.
     """
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
@@ -36,29 +36,29 @@ class RemoveNoOps(Rewrite):
         same = _same_as(node)
         if same is not None:
             if _disturbs(program, node, same.meta["val"]):
-                return miss("strides that it changes are read further down", node)
+                return miss("it changes strides on which a later op depends", node)
             program.replace(node, same)
             return True
         target, source, wanted = _shortened(node)
         if target is None:
             return None
         if source is not node.args[0] and _disturbs(program, node, program.infer(target, (source, wanted), {})):
-            return miss("strides that it changes are read further down", node)
+            return miss("it changes strides on which a later op depends", node)
         program.replace_with(node, target, source, wanted)
         return True
 
 
 def _same_as(node: fx.Node) -> fx.Node | None:
     """A node before this one that has the same value, shape and dtype."""
-    for question in (_handed_on, _only_part, _reshaped_back, _turned_back, _cast_back):
-        same = question(node)
+    for find in (_unchanged_input, _only_part, _reshaped_back, _permuted_back, _cast_back):
+        same = find(node)
         if same is not None and same_shape(same, node) and dtype(same) == dtype(node):
             return same
     return None
 
 
-# Whatever their other arguments are: if shape and dtype of the result are the input's, so are its values. A slice
-# that is as long as its input begins at 0 and steps by 1; repeats are all one; what is joined behind it is empty.
+# Ops that return their first input if the shape and dtype of the result are those of that input. A slice as long as its
+# input starts at 0 and has step 1, all repeats are 1, and all further tensors of a `cat` are empty.
 _SAME_IF_SHAPED_ALIKE = frozenset({
     "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "cat", "clone", "contiguous", "detach", "expand",
     "expand_as", "flatten", "lift_fresh", "lift_fresh_copy", "narrow", "repeat", "reshape", "slice", "squeeze", "to",
@@ -74,7 +74,7 @@ _SAME_UNDER: dict[str, Callable[[dict[str, Any]], bool]] = {
     "pad": lambda a: _all_zero(a["pad"]),
     "constant_pad_nd": lambda a: _all_zero(a["pad"]),
     "roll": lambda a: _all_zero(a["shifts"]),
-    # By a number; repeats that differ could sum up to the same size.
+    # The repeats must be one number: different repeats could add up to the same size.
     "repeat_interleave": lambda a: number(a["repeats"]) == 1,
 }
 
@@ -83,8 +83,8 @@ def _all_zero(values: Any) -> bool:
     return all(number(v) == 0 for v in (values if isinstance(values, (list, tuple)) else [values]))
 
 
-def _handed_on(node: fx.Node) -> fx.Node | None:
-    """The input of a call whose arguments say that it changes nothing."""
+def _unchanged_input(node: fx.Node) -> fx.Node | None:
+    """The input of a call that returns it if shape and dtype are kept, or None."""
     if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace != "aten":
         return None
     name = op_name(node).removeprefix("aten.")
@@ -101,7 +101,10 @@ def _first(node: fx.Node) -> fx.Node | None:
 
 
 def _only_part(node: fx.Node) -> fx.Node | None:
-    """What was split; a part that has its size is all of it."""
+    """The input of the split of which `node` is a part, or None.
+
+    A part of the input's size is the whole input.
+    """
     if node.target is operator.getitem and is_call(node.args[0], "split", "split_with_sizes", "chunk", "tensor_split"):
         return _first(node.args[0])
     return None
@@ -119,7 +122,7 @@ _SAME_ORDER = _RESHAPES | {
 
 
 def _reshaped_back(node: fx.Node) -> fx.Node | None:
-    """The nearest node up a chain of reshapes that has this shape."""
+    """The nearest node in the chain of reshapes before `node` that has its shape."""
     source: Any = node
     while source.target in _SAME_ORDER:
         source = source.args[0]
@@ -128,8 +131,8 @@ def _reshaped_back(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _turned_back(node: fx.Node) -> fx.Node | None:
-    """The nearest node up a chain of transposes whose dims stand as they do here."""
+def _permuted_back(node: fx.Node) -> fx.Node | None:
+    """The nearest node before a chain of transposes with the same order of dims."""
     source: Any = node
     order = list(range(len(shape(node))))
     while (step := _permutation(source)) is not None:
@@ -141,7 +144,7 @@ def _turned_back(node: fx.Node) -> fx.Node | None:
 
 
 def _permutation(node: fx.Node) -> list[int] | None:
-    """For each dim of the result the dim of the input that it is, if the call only reorders dims."""
+    """The input dim of each output dim of a permutation, or None for another call."""
     rank = len(shape(node))
     order = list(range(rank))
     if is_call(node, "transpose", "swapaxes", "swapdims"):
@@ -158,12 +161,12 @@ _CASTS = ("to", "_to_copy", "type_as")
 
 
 def _cast_back(node: fx.Node) -> fx.Node | None:
-    """What was cast to a dtype that holds it and is cast back here."""
+    """The input of a cast, before the lossless casts that precede it, or None."""
     return _before_wider_casts(node) if is_call(node, *_CASTS) else None
 
 
 def _before_wider_casts(node: fx.Node) -> Any:
-    """The input of a cast, casts before it that lose nothing passed over."""
+    """The input of a cast, before the lossless casts that precede it."""
     source: Any = node.args[0]
     while is_call(source, *_CASTS) and _holds(dtype(source), dtype(source.args[0])):  # type: ignore[arg-type]
         source = source.args[0]
@@ -171,7 +174,7 @@ def _before_wider_casts(node: fx.Node) -> Any:
 
 
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Whether every value of one dtype is a value of the other."""
+    """True if the dtype `wide` can hold every value of the dtype `narrow`."""
     if wide == narrow or narrow == torch.bool:
         return True
     if wide == torch.bool or wide.is_complex or narrow.is_complex:
@@ -188,13 +191,16 @@ def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
 
 
 def _shortened(node: fx.Node) -> tuple[Any, Any, Any]:
-    """Target, source and second argument of the one call that does what this one and those before it do."""
+    """A single reshape or cast that does what `node` and the calls before it do.
+
+    Returns its target, its input and its second argument; the target is None if `node` is already that call.
+    """
     if node.target in _RESHAPES:
         source: Any = node.args[0]
         while source.target in _SAME_ORDER:
             source = source.args[0]
-        spelled = node.target is aten.reshape.default and source is node.args[0]
-        return (None if spelled else aten.reshape.default), source, node.args[1]
+        is_shortest = node.target is aten.reshape.default and source is node.args[0]
+        return (None if is_shortest else aten.reshape.default), source, node.args[1]
     if is_call(node, *_CASTS):
         source = _before_wider_casts(node)
         return (None if source is node.args[0] else aten.to.dtype), source, dtype(node)
@@ -202,23 +208,21 @@ def _shortened(node: fx.Node) -> tuple[Any, Any, Any]:
 
 
 _READ_STRIDES = (aten.as_strided.default, aten.view_as_complex.default, aten.view.dtype, aten.view_as.default)
-# Their results are laid out the same way whatever the strides of their inputs.
-_LAY_OUT = ("linear", "matmul", "mm", "addmm", "bmm", "embedding")
+# Ops whose results have the same strides whatever the strides of their inputs.
+_FIXED_LAYOUT = ("linear", "matmul", "mm", "addmm", "bmm", "embedding")
 
 
 def _disturbs(program: Program, node: fx.Node, value: Tensor) -> bool:
-    """Whether `value` has other strides than the node that it replaces, and an op further down reads them."""
+    """True if replacing `node` by `value` changes strides that a later op uses."""
     if list(map(str, value.stride())) == list(map(str, node.meta["val"].stride())):
         return False
-    pending = [
-        reader for target in _READ_STRIDES for reader in program.graph.find_nodes(op="call_function", target=target)
-    ]
+    pending = [user for target in _READ_STRIDES for user in program.graph.find_nodes(op="call_function", target=target)]
     seen: set[fx.Node] = set()
     while pending:
         for source in pending.pop().all_input_nodes:
             if source is node:
                 return True
-            if source not in seen and not is_call(source, *_LAY_OUT):
+            if source not in seen and not is_call(source, *_FIXED_LAYOUT):
                 seen.add(source)
                 pending.append(source)
     return False

@@ -1,4 +1,4 @@
-"""One weight for one value, such as a head that is the embedding."""
+"""Merge weights with the same value, such as an LM head tied to the embedding."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..base import Fuel, Pass, PassResult
 
 
 class ShareWeights(Pass):
-    """Let weights that are the same expression of the same bytes be one.
+    """Merge weights that are the same expression over the same bytes.
 
-    Example:  linear(h, w["lm_head.weight"]), where both names stand for the tensor of embedding(ids, w["embed.weight"])
-    Becomes:  linear(h, w["embed.weight"])
+    Example:  linear(h, w["lm_head.weight"]) and embedding(ids, w["embed.weight"]), where both weights are one tensor
+    Becomes:  linear(h, w["embed.weight"]) and embedding(ids, w["embed.weight"])
 
-    Left alone: 1. weights that are equal by value only: values are not read here.
+    Left alone: 1. weights that are equal by value only. The pass reads no values.
     """
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:

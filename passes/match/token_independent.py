@@ -1,4 +1,4 @@
-"""Values that don't depend on what the tokens are: sizes, positions and constants, and what follows from them."""
+"""Token-independent values: those computed from sizes, positions and weights."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from ...ir.program import Program, op_name
 from ..queries import arguments, shape
 from .partial import Evaluator
 
-# Ops that read the shape and dtype of their tensor argument and none of its values.
-_OF_SHAPE = frozenset(
+# Ops that use the shape and dtype of their tensor argument but not its values.
+_USE_SHAPE_ONLY = frozenset(
     {"sym_size", "sym_numel", "empty_like", "zeros_like", "ones_like", "full_like"}
     | {"new_empty", "new_zeros", "new_ones", "new_full"}
 )
-# Ops that read the values of their first argument and the shape or dtype of the second.
-_OF_FIRST = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})
+# Ops that use the values of their first argument, and only the shape or dtype of the second.
+_USE_FIRST_VALUES = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})
 _MOST_ELEMENTS = 2**27
 
 
 class Unknown(Exception):
-    """A value that can't be had, why, and the node that is to blame."""
+    """Raised where a match needs a value or a form that it cannot find.
+
+    Attributes:
+        why: the reason, as the text of a miss.
+        node: the node that is the reason.
+    """
 
     def __init__(self, why: str, node: fx.Node) -> None:
         super().__init__(why)
@@ -31,7 +36,10 @@ class Unknown(Exception):
 
 
 class Statics:
-    """The nodes of a program whose values are the same for all tokens, and these values for sizes of our choice."""
+    """The token-independent nodes of a program; `node in statics` tests for one.
+
+    `at` evaluates them for a chosen batch and length.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -44,38 +52,44 @@ class Statics:
         return isinstance(node, fx.Node) and node in self.nodes
 
     def at(self, batch: int, length: int) -> SizedValues:
-        """Evaluates nodes for rows that start at position 0."""
+        """An evaluator for `batch` sequences of `length` tokens that start at position 0."""
         return SizedValues(self, batch, length)
 
     def number(self, value: Any) -> float | None:
-        """The one number that an argument is at every size, if it is one."""
+        """An argument as a float, or None if it is not one number.
+
+        A node counts as one number if it has one element with the same value at every size.
+        """
         if isinstance(value, (int, float)):
             return float(value)
         if value not in self or not _is_one_element(value):
             return None
-        found = {float(self.at(*size)(value)) for size in ((2, 5), (3, 9))}
-        return found.pop() if len(found) == 1 else None
+        numbers = {float(self.at(*size)(value)) for size in ((2, 5), (3, 9))}
+        return numbers.pop() if len(numbers) == 1 else None
 
     def cone(self, roots: Iterable[fx.Node]) -> set[fx.Node]:
-        """All nodes that the values of `roots` follow from."""
-        found: set[fx.Node] = set()
+        """The token-independent nodes that `roots` depend on, including the roots."""
+        seen: set[fx.Node] = set()
         queue = list(roots)
         while queue:
             node = queue.pop()
-            if node not in found and node in self.nodes:
-                found.add(node)
+            if node not in seen and node in self.nodes:
+                seen.add(node)
                 queue += sources(node)
-        return found
+        return seen
 
 
 class SizedValues(Evaluator):
-    """The values of static nodes at one batch and length."""
+    """Evaluates token-independent nodes at one batch size and length.
+
+    Raises `Unknown` for a value that cannot be computed or is too large.
+    """
 
     def __init__(self, statics: Statics, batch: int, length: int) -> None:
         super().__init__(statics.program, torch.arange(length).expand(batch, -1))
         self.statics, self.batch, self.length = statics, batch, length
-        for given in statics.program.inputs:  # tracing may name the sizes of tokens and positions differently
-            self.sizes |= dict(zip(map(str, shape(given)), (batch, length), strict=True))
+        for program_input in statics.program.inputs:  # tracing may name the sizes of tokens and positions differently
+            self.sizes |= dict(zip(map(str, shape(program_input)), (batch, length), strict=True))
 
     def shape(self, node: fx.Node) -> list[int]:
         return [self._size(size, node) for size in shape(node)]
@@ -94,25 +108,25 @@ class SizedValues(Evaluator):
             return self._size(value, node)
         if isinstance(value, Tensor):
             sizes = self.shape(node)
-            if node not in self.statics:  # read for its shape alone
+            if node not in self.statics:  # only its shape is used
                 return torch.zeros((), dtype=value.dtype).expand(sizes)
             if torch.Size(sizes).numel() > _MOST_ELEMENTS:
-                raise Unknown("a value is too large to be looked into", node)
+                raise Unknown("a value is too large to evaluate", node)
         try:
             result = super()._compute(node)
         except (RuntimeError, IndexError):
-            raise Unknown(f"it has no value at {self.length} positions", node) from None
+            raise Unknown(f"it cannot be evaluated at {self.length} positions", node) from None
         if isinstance(result, Tensor) and result.is_meta:
-            raise Unknown("a weight without a value takes part", node)
+            raise Unknown("it depends on a weight that has no value", node)
         return result
 
 
 def sources(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose values a call's value follows from; the call itself where it draws lots."""
+    """The nodes whose values a call depends on; for a random call, the call itself."""
     name = op_name(node).removeprefix("aten.")
-    if name in _OF_SHAPE:
+    if name in _USE_SHAPE_ONLY:
         return node.all_input_nodes[1:] if node.args and isinstance(node.args[0], fx.Node) else node.all_input_nodes
-    if name in _OF_FIRST:
+    if name in _USE_FIRST_VALUES:
         return node.all_input_nodes[:1]
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
         return node.all_input_nodes if name == "dropout" and is_off(node) else [node]
@@ -120,9 +134,9 @@ def sources(node: fx.Node) -> list[fx.Node]:
 
 
 def is_off(dropout: fx.Node) -> bool:
-    """Whether a dropout drops nothing."""
-    found = arguments(dropout)
-    return found["train"] is False or found["p"] == 0
+    """True if a dropout call drops nothing."""
+    values = arguments(dropout)
+    return values["train"] is False or values["p"] == 0
 
 
 def _is_one_element(node: fx.Node) -> bool:

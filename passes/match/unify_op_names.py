@@ -1,4 +1,4 @@
-"""ATen's other names for the same op."""
+"""Replace alternative names of ATen ops by one name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..base import Rewrite
 
 aten = torch.ops.aten
 
-# Each pair has the same overloads; a test compares their schemas.
+# Both names of a pair have the same overloads. A test compares their schemas.
 NAMES = {
     "absolute": "abs",
     "clip": "clamp",
@@ -31,7 +31,7 @@ NAMES = {
 
 
 class UnifyOpNames(Rewrite):
-    """Call each op by the name that the other passes know.
+    """Call each op by the name that the other passes match.
 
     Example:  y = multiply(x, 2.0);  z = concat([x, y], -1)
     Becomes:  y = mul(x, 2.0);  z = cat([x, y], -1)

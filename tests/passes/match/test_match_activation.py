@@ -81,11 +81,11 @@ def test_an_activation_with_a_gate_is_found_inside_the_product() -> None:
 
 LEFT: dict[str, tuple[Act, str]] = {
     "1. quick gelu": (lambda x: x * sigmoid(1.702 * x), ""),
-    "2. another slope": (lambda x: 0.5 * x * (1 + tanh(0.79 * (x + 0.044715 * x**3))), "not quite what a gelu"),
-    "2. another cubic": (lambda x: 0.5 * x * (1 + tanh(SLOPE * (x + 0.0447 * x**3))), "not quite what a gelu"),
-    "2. a square for a cube": (lambda x: 0.5 * x * (1 + tanh(SLOPE * (x + 0.044715 * x**2))), "not quite"),
-    "2. another width": (lambda x: 0.5 * x * (1 + erf(x / 1.5)), "not quite what a gelu"),
-    "2. a constant inside": (lambda x: 0.5 * x * (1 + erf((x + 1) / 2**0.5)), "not quite what a gelu"),
+    "2. another slope": (lambda x: 0.5 * x * (1 + tanh(0.79 * (x + 0.044715 * x**3))), "not that of a gelu"),
+    "2. another cubic": (lambda x: 0.5 * x * (1 + tanh(SLOPE * (x + 0.0447 * x**3))), "not that of a gelu"),
+    "2. a square for a cube": (lambda x: 0.5 * x * (1 + tanh(SLOPE * (x + 0.044715 * x**2))), "not that of a gelu"),
+    "2. another width": (lambda x: 0.5 * x * (1 + erf(x / 1.5)), "not that of a gelu"),
+    "2. a constant inside": (lambda x: 0.5 * x * (1 + erf((x + 1) / 2**0.5)), "not that of a gelu"),
     "2. another factor": (lambda x: 0.6 * x * (1 + erf(x / 2**0.5)), ""),
     "2. another sum": (lambda x: 0.5 * x * (1.5 + erf(x / 2**0.5)), ""),
     "2. a doubled silu": (lambda x: 2 * x * sigmoid(x), ""),

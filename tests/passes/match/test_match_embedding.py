@@ -88,8 +88,8 @@ def test_reads_a_computed_table_where_the_model_calls_it_an_embedding() -> None:
 
 LEFT: dict[str, tuple[Callable[[Tables, Tensor, Tensor], Tensor], str | None]] = {
     "a computed table": (lambda m, t, p: torch.index_select(m.places * t.shape[0], 0, p[0]), None),
-    "two indices": (lambda m, t, p: m.places[p, p % WIDTH].unsqueeze(-1), "more than one index"),
-    "the second dim": (lambda m, t, p: m.places[:, p % WIDTH].sum(0).unsqueeze(-1), "more than one index"),
+    "two indices": (lambda m, t, p: m.places[p, p % WIDTH].unsqueeze(-1), "several indices"),
+    "the second dim": (lambda m, t, p: m.places[:, p % WIDTH].sum(0).unsqueeze(-1), "several indices"),
     "columns": (lambda m, t, p: m.places.index_select(1, p[0] % WIDTH).sum(0)[:, None], "another dim"),
     "three dims": (lambda m, t, p: m.deep[p].sum(2), "3 dims"),
     "from the end": (lambda m, t, p: m.places[p - 5], "negative"),
@@ -97,10 +97,10 @@ LEFT: dict[str, tuple[Callable[[Tables, Tensor, Tensor], Tensor], str | None]] =
     "from the end by a constant": (lambda m, t, p: m.places[m.backwards[:1] + p], "negative"),
     "from the end by a constant behind": (lambda m, t, p: m.places[p + m.backwards[:1]], "negative"),
     "from the end, clamped": (lambda m, t, p: m.places[(p - 7).clamp(min=-3)], "negative"),
-    "parts of rows": (lambda m, t, p: m.places.gather(0, p[0, :, None].expand(-1, 4)).repeat(1, 3), "parts of rows"),
+    "parts of rows": (lambda m, t, p: m.places.gather(0, p[0, :, None].expand(-1, 4)).repeat(1, 3), "parts of table rows"),
     "other rows in each column": (
         lambda m, t, p: m.places.gather(0, p[0, :, None] + torch.arange(WIDTH)),
-        "parts of rows",
+        "parts of table rows",
     ),
 }
 

@@ -140,7 +140,7 @@ LEFT: dict[str, tuple[Unit, str]] = {
     "3. a weight": (lambda g, u, w: F.silu(g.sum((0, 1))) * w, "weight"),
     "3. an activated weight": (lambda g, u, w: torch.sigmoid(w) * u.sum((0, 1)), "weight"),
     "4. itself": (lambda g, u, w: F.gelu(g) * g, "by itself"),
-    "5. clamped after": (lambda g, u, w: F.silu(g).clamp(max=1.0) * u.clamp(-1.0, 1.0), "clamped after"),
+    "5. clamped after": (lambda g, u, w: F.silu(g).clamp(max=1.0) * u.clamp(-1.0, 1.0), "after the activation"),
     "6. two dtypes": (mixed, "torch.bfloat16"),
     "6. two dtypes, then one": (lambda g, u, w: mixed(g, u, w).to(torch.bfloat16), "torch.bfloat16"),
     "a number": (lambda g, u, w: F.silu(g) * 2, ""),

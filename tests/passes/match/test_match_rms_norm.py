@@ -203,7 +203,7 @@ LEFT: dict[str, tuple[Norm, str]] = {
     "3. another dim": (lambda x, w: x * torch.rsqrt(x.square().mean(1, True) + EPS), "last dim alone"),
     "3. two dims": (lambda x, w: x * torch.rsqrt(x.square().mean((1, 2), True) + EPS), "last dim alone"),
     "3. several dims": (lambda x, w: F.rms_norm(heads(x), (HEADS, WIDTH // HEADS)), "several dims"),
-    "4. another value": (lambda x, w: (x + 1) * torch.rsqrt(x.square().mean(-1, True) + EPS), "not what was squared"),
+    "4. another value": (lambda x, w: (x + 1) * torch.rsqrt(x.square().mean(-1, True) + EPS), "not the squared value"),
     "5. a wider result": (lambda x, w: (x * torch.rsqrt(x.square().mean(-1, True) + EPS).double()) * 2, "float64"),
     "a cube": (lambda x, w: x * torch.rsqrt(x.abs().pow(3).mean(-1, True) + EPS), ""),
     "a product that is no square": (lambda x, w: x * torch.rsqrt((x * (x * w.abs())).mean(-1, True) + EPS), ""),

@@ -66,7 +66,7 @@ def test_it_stops_at_given_values(program: Program) -> None:
 
 
 def test_what_was_not_given_is_an_error(program: Program) -> None:
-    with pytest.raises(KeyError, match="tokens was not given"):
+    with pytest.raises(KeyError, match="no value was given for the input tokens"):
         Evaluator(program, torch.zeros(1, 2, dtype=torch.long))(the(program, "embedding"))
 
 

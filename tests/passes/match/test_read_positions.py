@@ -111,7 +111,7 @@ def test_a_reader_that_can_is_served_beside_one_that_can_not() -> None:
         count = torch.arange(length)[:, None] * model.frequencies
         return (count.T @ h).sum(1, keepdim=True) + (h + count)
 
-    program = check_pass(ReadPositions(), Model(mix), matches=1, there={"aten.arange"}, miss="can't tell")
+    program = check_pass(ReadPositions(), Model(mix), matches=1, there={"aten.arange"}, miss="batch dim")
     assert program.ops()["llmc.embedding"] == 1
 
 
@@ -127,15 +127,15 @@ LEFT: dict[str, tuple[Mix, str | None]] = {
     "1. token types": (lambda m, h, s: h + m.places(torch.zeros(h.shape[:2], dtype=torch.int64)), None),
     "1. a mask of ones": (lambda m, h, s: h * torch.ones(h.shape[:2])[..., None], None),
     "1. a constant": (lambda m, h, s: h * m.frequencies.cos(), None),
-    "2. from each to each": (lambda m, h, s: torch.ones(s, s).tril() @ h, "number of dims"),
+    "2. from each to each": (lambda m, h, s: torch.ones(s, s).tril() @ h, "exactly one dim"),
     "2. distances": (
         lambda m, h, s: torch.where(torch.arange(s)[:, None] >= torch.arange(s), h @ h.transpose(1, 2), 0.0) @ h,
-        "number of dims",
+        "exactly one dim",
     ),
     "2. the length": (lambda m, h, s: h * torch.arange(s).max(), "depends on the length"),
     "3. counted from the end": (lambda m, h, s: h + m.places(torch.arange(s).flip(0)), "depends on the length"),
     "3. a part of the whole": (lambda m, h, s: h * (torch.arange(s) / s)[:, None], "depends on the length"),
-    "4. more positions than rows": (lambda m, h, s: h + m.places(torch.arange(s) + 8), "no value at some position"),
+    "4. more positions than rows": (lambda m, h, s: h + m.places(torch.arange(s) + 8), "every position below 32"),
     "4. turns in the plane": (
         lambda m, h, s: torch.view_as_real(
             torch.view_as_complex(h.unflatten(2, (4, 2)))
@@ -143,9 +143,9 @@ LEFT: dict[str, tuple[Mix, str | None]] = {
         ).flatten(2),
         "complex",
     ),
-    "5. an index": (lambda m, h, s: h.index_select(1, torch.arange(s)), "can't tell"),
-    "5. of the keys": (lambda m, h, s: (h @ h.transpose(1, 2) + torch.arange(s)) @ h, "can't tell"),
-    "5. multiplied as a matrix": (lambda m, h, s: torch.arange(s)[None].float() @ h + h, "can't tell"),
+    "5. an index": (lambda m, h, s: h.index_select(1, torch.arange(s)), "batch dim of a position-dependent operand"),
+    "5. of the keys": (lambda m, h, s: (h @ h.transpose(1, 2) + torch.arange(s)) @ h, "batch dim of a position-dependent operand"),
+    "5. multiplied as a matrix": (lambda m, h, s: torch.arange(s)[None].float() @ h + h, "batch dim of a position-dependent operand"),
 }
 
 
