@@ -1,4 +1,7 @@
-"""The `llmc` dialect: what each op means, said once. Nothing here imports from the rest of the package."""
+"""The `llmc` dialect: the meaning of each op, defined once.
+
+Nothing here imports from the rest of the package.
+"""
 
 from __future__ import annotations
 

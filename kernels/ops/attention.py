@@ -1,4 +1,7 @@
-"""Attention without a cache, and the two halves that cached attention shares: who sees whom, and the softmax."""
+"""Attention without a cache.
+
+`visible` (the mask) and `attend` (softmax and weighted sum) are shared with cached attention.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from .precision import widen
 def visible(
     queries: Tensor, keys: Tensor, causal: bool = True, window: int | None = None, chunk: int | None = None
 ) -> Tensor | None:
-    """Which keys a query may see, or None where it may see all.
+    """Return the mask [B or 1, S, T] of keys each query sees; None if it sees all.
 
     Args:
         queries: positions [B or 1, S, 1].
         keys: positions [B or 1, 1, T].
-        window: a query sees this many positions up to its own.
-        chunk: a query sees only keys of its own block of this many positions.
+        window: a query sees this many positions, the last of which is its own.
+        chunk: a query sees only keys of its own chunk, which has this many positions.
     """
     rules = []
     if causal:
@@ -48,18 +51,20 @@ def attend(
     slopes: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Weigh the values by the softmax of the scores; a row that sees no key gives zeros.
+    """Weigh the values by the softmax of the scores.
+
+    The output of a query that sees no key is zero.
 
     Args:
-        q: [B, H, S, D]; k and v have H or a divisor of H heads.
+        q: [B, H, S, D]; the number of heads of k and v divides H.
         seen: [B or 1, S, T], True where the query may see the key.
-        distance: key position minus query position, like `seen`; read by `slopes`.
+        distance: key position minus query position, same shape as `seen`; required with `slopes`.
     """
-    batch, heads, rows, _ = q.shape
-    kv_heads, columns = k.shape[1], k.shape[2]
-    # The query heads of one kv head are stacked as rows, so that k and v are never repeated.
+    batch, heads, query_count, _ = q.shape
+    kv_heads, key_count = k.shape[1], k.shape[2]
+    # All queries that share a kv head are stacked into one matrix, so that k and v are never repeated.
     stacked = widen(q).reshape(batch, kv_heads, -1, q.shape[3])
-    scores = scale * (stacked @ widen(k).transpose(2, 3)).view(batch, heads, rows, columns)
+    scores = scale * (stacked @ widen(k).transpose(2, 3)).view(batch, heads, query_count, key_count)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if slopes is not None:
@@ -71,17 +76,17 @@ def attend(
         scores = scores.masked_fill(~seen.unsqueeze(1), -torch.inf)
 
     peak = scores.amax(-1, keepdim=True)
-    # A row that sees nothing has a peak of -inf, and -inf - -inf would be NaN.
+    # The peak of a query that sees nothing is -inf, and -inf - -inf would be NaN.
     peak = peak.clamp(min=torch.finfo(peak.dtype).min)
     weights = torch.exp(scores - peak)
     total = weights.sum(-1, keepdim=True)
     if sinks is not None:
-        # Infinite where a sink outweighs every key, whose weights are then rightly zero.
+        # Infinite if a sink far outweighs every key; the weights of the keys are then zero, as they should be.
         total = total + torch.exp(sinks.to(scores.dtype).view(-1, 1, 1) - peak)
-    # The peak itself counts one, so only a row that sees nothing is below it.
+    # The peak contributes exp(0) = 1, so the total is below 1 only for a query that sees nothing.
     weights = weights / total.clamp(min=1.0)
-    out = weights.view(batch, kv_heads, -1, columns) @ widen(v)
-    return out.view(batch, heads, rows, v.shape[3]).to(q.dtype)
+    out = weights.view(batch, kv_heads, -1, key_count) @ widen(v)
+    return out.view(batch, heads, query_count, v.shape[3]).to(q.dtype)
 
 
 @op(fake=lambda q, k, v, *_, **__: q.new_empty(*q.shape[:3], v.shape[3]))
@@ -98,22 +103,22 @@ def attention(
     slopes: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention over keys of which the last S belong to the queries: query i stands at position T - S + i.
+    """Attention of S queries over T keys; query i has position T - S + i.
 
-    The scores are scaled, capped, biased, masked and put through the softmax, in this order.
+    The scores are scaled, capped, biased and masked, in this order, and then passed to the softmax.
 
     Args:
         q: [B, H, S, D]; k [B, Hk, T, D] and v [B, Hk, T, Dv], where Hk divides H. Returns [B, H, S, Dv].
-        window: a query sees this many keys up to its own.
-        chunk: a query sees only keys of its own block of this many positions.
+        window: a query sees this many positions, the last of which is its own.
+        chunk: a query sees only keys of its own chunk, which has this many positions.
         softcap: scores become `softcap * tanh(scores / softcap)`.
-        sinks: [H], a logit per head that takes part in the softmax and has no value.
-        slopes: [H], adds `slope * (key - query)` (alibi).
+        sinks: [H], an additional logit per head that takes part in the softmax and has no value.
+        slopes: [H], adds `slope * (key - query)` to the scores (alibi).
         bias: added to the scores, broadcastable to [B, H, S, T].
     """
-    rows, columns = q.shape[2], k.shape[2]
-    keys = torch.arange(columns, device=q.device).view(1, 1, -1)
-    queries = (torch.arange(rows, device=q.device) + (columns - rows)).view(1, -1, 1)
+    query_count, key_count = q.shape[2], k.shape[2]
+    keys = torch.arange(key_count, device=q.device).view(1, 1, -1)
+    queries = (torch.arange(query_count, device=q.device) + (key_count - query_count)).view(1, -1, 1)
     return attend(
         q,
         k,

@@ -1,4 +1,4 @@
-"""Attention over what a cache holds and the new tokens, which enter the cache."""
+"""Attention over a KV cache and the new tokens, which are written to the cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from .attention import attend, visible
 from .op import op
 
 
-def _held(lengths: Tensor, slots: Tensor, ring: bool) -> Tensor:
-    """The position that each slot holds in a row of so many tokens, [B, MAX]; outside 0..length-1 it holds none."""
+def _positions_of(indices: Tensor, lengths: Tensor, ring: bool) -> Tensor:
+    """Return the position stored at each cache index, [B, MAX].
+
+    `lengths` is the number of tokens of each sequence. An index whose position is outside 0..length-1 is empty.
+    """
     if not ring:
-        return slots.unsqueeze(0).expand(lengths.shape[0], -1)
+        return indices.unsqueeze(0).expand(lengths.shape[0], -1)
     last = lengths.unsqueeze(1) - 1
-    return last - (last - slots) % slots.shape[0]
+    return last - (last - indices) % indices.shape[0]
 
 
 def attend_over(
@@ -35,14 +38,17 @@ def attend_over(
     slopes: Tensor | None,
     ring: bool,
 ) -> Tensor:
-    """What `cached_attention` gives for new tokens beside those that slots hold; nothing is written."""
+    """Return the output of `cached_attention` without writing to the cache."""
     size = k_old.shape[2]
     reach = min((limit for limit in (window, chunk) if limit is not None), default=None)
     if ring and (reach is None or reach > size):
-        raise ValueError(f"a ring of {size} slots can't serve window={window}, chunk={chunk}")
-    slots = torch.arange(size, device=q.device)
+        raise ValueError(
+            f"a ring cache of {size} positions requires a window or a chunk of at most {size}, "
+            f"not window={window}, chunk={chunk}"
+        )
+    indices = torch.arange(size, device=q.device)
     new = starts.unsqueeze(1) + torch.arange(q.shape[2], device=q.device)  # [B, S]
-    old = _held(starts, slots, ring)  # [B, MAX]
+    old = _positions_of(indices, starts, ring)  # [B, MAX]
 
     keys = torch.cat((old, new), 1).unsqueeze(1)  # [B, 1, MAX + S]
     queries = new.unsqueeze(2)
@@ -63,12 +69,13 @@ def attend_over(
 
 
 def write(cache: Tensor, new: Tensor, starts: Tensor, ring: bool) -> Tensor:
-    """The cache with new tokens [B, Hk, S, ...] in their slots; those that get none keep what they held."""
-    slots = torch.arange(cache.shape[2], device=cache.device)
-    source = _held(starts + new.shape[2], slots, ring) - starts.unsqueeze(1)  # which new token a slot takes, [B, MAX]
-    takes = (source >= 0) & (source < new.shape[2])
-    index = torch.where(takes, source, 0)[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
-    return torch.where(takes[:, None, :, None], new.gather(2, index), cache)
+    """Return a copy of the cache with the new tokens [B, Hk, S, ...] written."""
+    indices = torch.arange(cache.shape[2], device=cache.device)
+    # The new token that each cache index receives, [B, MAX]; outside 0..S-1: none.
+    source = _positions_of(indices, starts + new.shape[2], ring) - starts.unsqueeze(1)
+    written = (source >= 0) & (source < new.shape[2])
+    index = torch.where(written, source, 0)[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
+    return torch.where(written[:, None, :, None], new.gather(2, index), cache)
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *_: object, **__: object) -> Any:
@@ -92,18 +99,21 @@ def cached_attention(
     slopes: Tensor | None = None,
     ring: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal attention of S new tokens over the cached ones and themselves: `(out, k_cache, v_cache)`.
+    """Causal attention of S new tokens over the cached ones and themselves.
 
-    The caches come back as new tensors with the new tokens written; a backend writes in place instead.
-    Without `ring` position p lies in slot p, and a token at MAX or beyond is not kept. With `ring` it lies
-    in slot p % MAX: new tokens may overwrite what earlier ones of the same call still see, so the meaning
-    attends first and writes then. Of more than MAX new tokens the last MAX are kept.
+    Returns `(out, k_cache, v_cache)`. The caches are new tensors that include the new tokens; a target may
+    write in place instead.
+
+    Without `ring`, position p is stored at index p; tokens at position MAX or beyond are not stored. With `ring`,
+    it is stored at index p % MAX. A new token may then overwrite a key that an earlier token of the same call
+    still sees, so attention is computed before the caches are written. If there are more than MAX new tokens,
+    the last MAX are stored.
 
     Args:
         q: [B, H, S, D].
         k: the new keys [B, Hk, S, D]; `v`, the new values, [B, Hk, S, Dv].
         k_cache: [B, Hk, MAX, D]; `v_cache` [B, Hk, MAX, Dv].
-        starts: [B] int64, how many positions each row holds; new token i is position starts + i.
+        starts: [B] int64, the number of positions cached for each sequence; new token i has position starts + i.
         window: as in `attention`, and so are `chunk`, `softcap`, `sinks` and `slopes`.
     """
     k, v = k.to(k_cache.dtype), v.to(v_cache.dtype)

@@ -1,4 +1,4 @@
-"""Cached attention with what stands around it: the layout of heads, and the rotation of queries and keys."""
+"""Cached attention fused with the split into heads and the rotary embedding."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ def fused_attention(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`cached_attention` of rows as linears give them, `(out [B, S, H*Dv], k_cache, v_cache)`.
+    """`cached_attention` of projections that are not split into heads.
+
+    Returns `(out [B, S, H*Dv], k_cache, v_cache)`.
 
     Args:
-        q: [B, S, H*D]; k [B, S, Hk*D] and v [B, S, Hk*Dv]. Without k and v, q holds all three one behind the other.
-        heads: how many query heads there are; the caches say the rest.
-        cos: [M, R/2], as is `sin`: queries and keys are rotated by `rope`; None: they are not.
+        q: [B, S, H*D]; k [B, S, Hk*D] and v [B, S, Hk*Dv]. If k and v are None, q is all three concatenated.
+        heads: the number of query heads; the other sizes are read from the caches.
+        cos: [M, R/2], as is `sin`; queries and keys are rotated by `rope`. None: no rotation.
         window: as in `cached_attention`, and so are `softcap` and `sinks`.
     """
     kv_heads, dim, value_dim = k_cache.shape[1], k_cache.shape[3], v_cache.shape[3]

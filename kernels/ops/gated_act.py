@@ -1,4 +1,4 @@
-"""Activations, and the gated unit built from them."""
+"""Activation functions and the gated unit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ACTS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
 
 
 def activate(x: Tensor, act: str, alpha: float = 1.0) -> Tensor:
-    """Apply the activation of that name; `alpha` is the slope of silu's sigmoid."""
+    """Apply the activation named `act`; silu is `x * sigmoid(alpha * x)`."""
     if alpha != 1.0 and act != "silu":
-        raise ValueError(f"alpha={alpha} belongs to silu, not to {act}")
+        raise ValueError(f"alpha={alpha} is given for {act}, but only silu has alpha; leave it at 1.0")
     if act == "silu":
         return x * torch.sigmoid(alpha * x)
     if act == "gelu":
@@ -32,7 +32,7 @@ def activate(x: Tensor, act: str, alpha: float = 1.0) -> Tensor:
 
 
 def gate_by(gate: Tensor, up: Tensor, act: str, alpha: float, limit: float | None, offset: float) -> Tensor:
-    """`gated_act` in the dtype of its arguments."""
+    """Compute `gated_act` in the dtype of the arguments."""
     if limit is not None:
         gate = gate.clamp(max=limit)
         up = up.clamp(-limit, limit)
@@ -43,11 +43,11 @@ def gate_by(gate: Tensor, up: Tensor, act: str, alpha: float, limit: float | Non
 def gated_act(
     gate: Tensor, up: Tensor, act: str, alpha: float = 1.0, limit: float | None = None, offset: float = 0.0
 ) -> Tensor:
-    """`act(gate) * (up + offset)`, computed wide and rounded once.
+    """`act(gate) * (up + offset)`, computed in the accumulator dtype, rounded once.
 
     Args:
-        act: "silu", "gelu", "gelu_tanh", "relu", "relu2" (its square) or "sigmoid".
+        act: "silu", "gelu", "gelu_tanh", "relu", "relu2" (the square of relu) or "sigmoid".
         alpha: silu is `g * sigmoid(alpha * g)`.
-        limit: the gate is cut off above it, `up` on both sides.
+        limit: clamps the gate to at most `limit`, and `up` to -limit..limit.
     """
     return gate_by(widen(gate), widen(up), act, alpha, limit, offset).to(gate.dtype)

@@ -1,4 +1,4 @@
-"""Linear layers, plain and over rounded weights."""
+"""Linear layers with float and with quantized weights."""
 
 from __future__ import annotations
 
@@ -30,46 +30,48 @@ def quant_linear(
     x_scale: Tensor | None = None,
     multiples: Tensor | None = None,
 ) -> Tensor:
-    """A linear layer whose weight, and perhaps whose input, is rounded; summed wide, rounded once to x's dtype.
+    """A linear layer with a quantized weight and, optionally, a quantized input.
 
-    With a rounded input the sums are exact, as an integer kernel's are. Per channel they are then turned
-    to float32, multiplied by the weight's scale and by the input's, in this order: an int8 kernel that
-    does the same gives the same bits.
+    The products are summed in the accumulator dtype and rounded once to x's dtype. With a quantized input the
+    sums are exact, as in an integer kernel. With one scale per output channel, the sums are converted to
+    float32, multiplied by the weight's scale and then by the input's scale. An int8 kernel that uses this order
+    returns the same bits.
 
     Args:
-        weight: codes, by the scheme: see `quantized`.
-        scales: [O, I/group_size], or [O, 1] for all groups of a row.
-        zeros: zero points, like `scales`, in the weight's code dtype; None: symmetric.
-        scheme: "int8", "int4", "fp8" or "nf4".
-        group_size: inputs that share a scale; I itself says one scale a channel.
-        activation: "none", "int8" or "fp8": the grid on which the input is rounded.
-        x_scale: a scalar, the input's scale; without it each row has its own, by its largest magnitude.
-        multiples: int8 [O, I/group_size], how many times its row's one scale a group's is: the weight is then
-            a matrix of small integers times one scale a row, which integer kernels take as it is.
+        weight: codes; `quantized` describes the layout of each scheme.
+        scales: [O, I/group_size], or [O, 1] for one scale per output channel.
+        zeros: zero points, same shape as `scales`, in the dtype of the codes; None: symmetric.
+        scheme: "int8", "int4", "fp8", "fp8_e5m2" or "nf4".
+        group_size: the number of inputs that share a scale; I: one scale per output channel.
+        activation: the scheme of the input: "none", "int8", "fp8" or "fp8_e5m2".
+        x_scale: the input's scale, a scalar. None: each token has its own scale, from its largest magnitude.
+        multiples: int8 [O, I/group_size], the group's scale as a multiple of its output channel's scale. The
+            weight is then a matrix of small integers times one scale per output channel, so integer kernels
+            can use it.
     """
     if activation == "none" and x_scale is not None:
-        raise ValueError("x_scale says how to round the activation, but activation is 'none'")
+        raise ValueError("x_scale is given, but activation is 'none'; set activation, or leave x_scale out")
     wide = widen(x)
-    codes, scale = (wide, None) if activation == "none" else round_activation(wide, activation, x_scale)
-    # In blocks of rows: the wide numbers of a large head would take many times the memory of its codes.
-    rows = max(1, _BLOCK // max(1, x.shape[-1]))
+    values, x_scales = (wide, None) if activation == "none" else round_activation(wide, activation, x_scale)
+    # In blocks of output channels: a dequantized LM head would take many times the memory of its codes.
+    channels = max(1, _BLOCK // max(1, x.shape[-1]))
     parts = []
-    for start in range(0, weight.shape[0], rows):
-        block = slice(start, start + rows)
+    for start in range(0, weight.shape[0], channels):
+        block = slice(start, start + channels)
         zero, multiple = (None if t is None else t[block] for t in (zeros, multiples))
-        parts.append(_product(codes, scale, weight[block], scales[block], zero, scheme, group_size, multiple))
+        parts.append(_product(values, x_scales, weight[block], scales[block], zero, scheme, group_size, multiple))
     y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y.to(x.dtype)
 
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 22  # weights
 
 
 def _product(
-    codes: Tensor,
-    scale: Tensor | None,
+    x: Tensor,
+    x_scales: Tensor | None,
     weight: Tensor,
     scales: Tensor,
     zeros: Tensor | None,
@@ -77,12 +79,17 @@ def _product(
     group_size: int,
     multiples: Tensor | None,
 ) -> Tensor:
-    """The rows of a quant_linear for a block of its weight; `scale` is that of rounded inputs."""
-    if scale is None:
-        return codes @ dequantize(weight, scales, zeros, scheme, group_size, codes.dtype, multiples).T
-    wide = codes.double()
+    """Return the output channels of a block of the weight, without bias.
+
+    Args:
+        x: the input; its codes if it is quantized.
+        x_scales: the scales of a quantized input; None: it is not quantized.
+    """
+    if x_scales is None:
+        return x @ dequantize(weight, scales, zeros, scheme, group_size, x.dtype, multiples).T
+    wide = x.double()
     if scales.shape[1] == 1:
-        whole = decode(weight, zeros, scheme, group_size, torch.float64, multiples).flatten(1)
-        return (wide @ whole.T).to(codes.dtype) * scales.to(codes.dtype).flatten() * scale
-    grouped = dequantize(weight, scales, zeros, scheme, group_size, torch.float64, multiples)
-    return (wide @ grouped.T).to(codes.dtype) * scale
+        integers = decode(weight, zeros, scheme, group_size, torch.float64, multiples).flatten(1)
+        return (wide @ integers.T).to(x.dtype) * scales.to(x.dtype).flatten() * x_scales
+    dequantized = dequantize(weight, scales, zeros, scheme, group_size, torch.float64, multiples)
+    return (wide @ dequantized.T).to(x.dtype) * x_scales

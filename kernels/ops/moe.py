@@ -1,4 +1,4 @@
-"""A block of experts, of which each token visits a few."""
+"""Mixture of experts: each token is processed by a few experts of a block."""
 
 from __future__ import annotations
 
@@ -26,23 +26,27 @@ def moe(
     limit: float | None = None,
     offset: float = 0.0,
 ) -> Tensor:
-    """The sum of the experts that `ids` names, weighted; computed wide and rounded once.
+    """The weighted sum of the selected experts' outputs for each token.
+
+    Computed in the accumulator dtype and rounded once.
 
     Args:
         x: [T, H].
-        ids: [T, K] int64; one outside 0..E-1 names no expert.
-        weights: [T, K].
-        w_in: [E, 2I, H], first the I rows of the gate, then those of `up`; not gated: [E, I, H].
+        ids: [T, K] int64, the selected experts; ids outside 0..E-1 select none.
+        weights: [T, K], the weights of the selected experts.
+        w_in: [E, 2I, H], the I output channels of the gate followed by those of `up`; if not gated, [E, I, H].
         w_out: [E, H, I].
         b_in: [E, 2I] or [E, I]; `b_out` [E, H].
-        act: as in `gated_act`, and so are `alpha`, `limit` and `offset`; the last two need a gate.
+        act: as in `gated_act`, and so are `alpha`, `limit` and `offset`; the last two require `gated`.
     """
     if not gated and (limit is not None or offset != 0.0):
-        raise ValueError(f"limit={limit} and offset={offset} belong to gated experts")
+        raise ValueError(
+            f"limit={limit}, offset={offset} are given for experts without a gate; set gated, or leave them out"
+        )
     wide = widen(x)
     out = torch.zeros_like(wide)
     for expert in range(w_in.shape[0]):
-        token, visit = torch.where(ids == expert)
+        token, choice = torch.where(ids == expert)
         if token.numel() == 0:
             continue
         hidden = _linear(wide[token], w_in[expert], None if b_in is None else b_in[expert])
@@ -52,7 +56,7 @@ def moe(
         else:
             hidden = activate(hidden, act, alpha)
         y = _linear(hidden, w_out[expert], None if b_out is None else b_out[expert])
-        out.index_add_(0, token, weights[token, visit].to(y.dtype).unsqueeze(1) * y)
+        out.index_add_(0, token, weights[token, choice].to(y.dtype).unsqueeze(1) * y)
     return out.to(x.dtype)
 
 

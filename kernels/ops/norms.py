@@ -1,4 +1,4 @@
-"""Norms over the last dim."""
+"""Normalization over the last dimension."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 @op(fake=lambda x, *_, **__: torch.empty_like(x))
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Divide by the root mean square; the weight is applied before the one rounding to x's dtype."""
+    """Divide by the root mean square and multiply by the weight; round once."""
     return _rms_norm(x, weight, eps)
 
 
 @op(fake=lambda x, *_, **__: torch.empty_like(x))
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Subtract the mean and divide by the standard deviation, then scale and shift, and round once."""
+    """Subtract the mean, divide by the deviation, scale and shift; round once."""
     wide = widen(x)
     centred = wide - wide.mean(-1, keepdim=True)
     y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -38,6 +38,9 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
 @op(fake=lambda x, *_, **__: (torch.empty_like(x), torch.empty_like(x)))
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """`s = x + residual` and `y = rms_norm(s)`, returned as `(y, s)`; the norm reads `s` as it was rounded."""
+    """Return `(y, s)` with `s = x + residual` and `y = rms_norm(s)`.
+
+    The norm is computed from `s` after rounding to x's dtype.
+    """
     s = x + residual
     return _rms_norm(s, weight, eps), s

@@ -1,17 +1,17 @@
-"""How an op of the `llmc` dialect is defined: one plain torch function is its meaning.
+"""Define ops of the `llmc` dialect; a plain torch function is the meaning.
 
     @op
     def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor: ...
 
-The schema, the fake implementation that traces shapes, the CPU implementation and the oracle of every
-test are that function. (Where tracing it for shapes would be slow, `@op(fake=...)` says the shapes in one step;
-`opcheck` holds it to the meaning.) A faster kernel attaches to it as a provider and never changes what it means:
+This function is the schema, the implementation on all devices, the fake implementation that infers shapes,
+and the reference in every test. If inferring shapes with it would be slow, `@op(fake=...)` computes them directly;
+`opcheck` compares both. A faster kernel is attached as a provider, which never changes the meaning:
 
     @rms_norm.provider("triton", available=has_triton, when=lambda x, **_: x.is_cuda)
     def _(x, weight, eps): ...
 
-Providers are asked in the order of `Op.priority`; the first that is available on this machine and takes
-these arguments serves the call, and the meaning itself stands behind them all.
+Providers are tried in the order of `Op.priority`. The first that is available on this machine and supports the
+arguments runs the call. If there is none, the meaning runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OPS: dict[str, Op] = {}
 
 @dataclass(frozen=True)
 class Provider:
-    """A kernel for an op: where it can run at all, and which arguments it takes."""
+    """A kernel for an op, and predicates for machines and arguments it supports."""
 
     name: str
     fn: Callable[..., Any]
@@ -39,7 +39,7 @@ class Provider:
 
 
 class Op:
-    """One op of the dialect. Calling it calls the torch operator, so it can be traced."""
+    """An op of the dialect. Calling it calls the torch operator, so it can be traced."""
 
     def __init__(self, meaning: Callable[..., Any], fake: Callable[..., Any] | None = None) -> None:
         self.name = meaning.__name__
@@ -49,7 +49,7 @@ class Op:
         self.priority: list[str] = []
         self.__doc__ = meaning.__doc__
         _LIBRARY.define(self.name + torch.library.infer_schema(meaning, mutates_args=()))
-        _LIBRARY.impl(self.name, self._serve, "CompositeExplicitAutograd")
+        _LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{self.name}", fake or meaning, lib=_LIBRARY)
         self.overload: torch._ops.OpOverload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
 
@@ -60,7 +60,7 @@ class Op:
         return f"{NAMESPACE}.{self.name}"
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All arguments by name, defaults filled in; works on values and on graph nodes alike."""
+        """Return all arguments (values or graph nodes) by name, defaults included."""
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
@@ -72,15 +72,15 @@ class Op:
         when: Callable[..., bool] = lambda **_: True,
         available: Callable[[], bool] = lambda: True,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Attach a kernel under `name`, behind those attached before it.
+        """Attach a kernel under `name`, with the lowest priority so far.
 
         Args:
-            when: called with the op's arguments by name; says whether the kernel takes them.
-            available: says whether the kernel can run on this machine at all.
+            when: called with the op's arguments by name; returns True if the kernel supports them.
+            available: returns True if the kernel can run on this machine.
         """
 
         def attach(fn: Callable[..., Any]) -> Callable[..., Any]:
-            self._reject_drift(name, fn)
+            self._check_provider(name, fn)
             self.providers[name] = Provider(name, fn, available, when)
             self.priority.append(name)
             return fn
@@ -88,15 +88,15 @@ class Op:
         return attach
 
     def serves(self, *args: Any, **kwargs: Any) -> str:
-        """The name of the provider that would serve this call, or "meaning"."""
+        """Return the name of the provider that would run this call, or "meaning"."""
         provider = self._choose(self.bind(args, kwargs))
         return provider.name if provider else "meaning"
 
-    def _reject_drift(self, name: str, fn: Callable[..., Any]) -> None:
+    def _check_provider(self, name: str, fn: Callable[..., Any]) -> None:
         expected = [(p.name, p.default) for p in self.signature.parameters.values()]
-        given = [(p.name, p.default) for p in inspect.signature(fn).parameters.values()]
-        if given != expected:
-            raise TypeError(f"provider {name!r} of {self} takes {given}, the op takes {expected}")
+        actual = [(p.name, p.default) for p in inspect.signature(fn).parameters.values()]
+        if actual != expected:
+            raise TypeError(f"provider {name!r} of {self} has the parameters {actual}, the op has {expected}")
         if name in self.providers:
             raise ValueError(f"{self} already has a provider {name!r}")
 
@@ -107,7 +107,7 @@ class Op:
                 return provider
         return None
 
-    def _serve(self, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         if self.priority:
             arguments = self.bind(args, kwargs)
             if provider := self._choose(arguments):
@@ -122,7 +122,11 @@ def op(*, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Op]: ...
 def op(
     meaning: Callable[..., Any] | None = None, *, fake: Callable[..., Any] | None = None
 ) -> Op | Callable[[Callable[..., Any]], Op]:
-    """Define an op of the dialect by its meaning; `fake` gives shapes and dtypes only, for the same arguments."""
+    """Define an op of the dialect by its meaning.
+
+    Args:
+        fake: returns empty tensors of the right shapes and dtypes, for the same arguments; None: run the meaning.
+    """
 
     def define(meaning: Callable[..., Any]) -> Op:
         if meaning.__name__ in _OPS:
@@ -134,12 +138,12 @@ def op(
 
 
 def all_ops() -> dict[str, Op]:
-    """Every op of the dialect by name."""
+    """Return every op of the dialect by name."""
     return dict(_OPS)
 
 
 def op_of(target: object) -> Op | None:
-    """The op of the dialect that a graph node calls, if it calls one."""
+    """Return the op of the dialect that a node's target refers to, or None."""
     if isinstance(target, torch._ops.OpOverload) and target.namespace == NAMESPACE:
         return _OPS.get(target._schema.name.removeprefix(NAMESPACE + "::"))
     return None

@@ -1,4 +1,4 @@
-"""The one rule of precision of the dialect: compute wide, round once at the end."""
+"""The precision rule: ops compute in the accumulator dtype and round once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values of `dtype` are summed: float64 for itself, float32 for all others."""
+    """Return the dtype of sums: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def widen(x: Tensor) -> Tensor:
-    """`x` in its accumulator."""
+    """Convert `x` to its accumulator dtype."""
     return x.to(accumulator(x.dtype))

@@ -1,4 +1,4 @@
-"""Attention over a cache that keeps keys and values in 8 bits."""
+"""Attention over a KV cache that stores keys and values in 8 bits."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ def quant_cached_attention(
     slopes: Tensor | None = None,
     ring: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`cached_attention` over rounded keys and values: `(out, k_cache, v_cache, k_scales, v_scales)`.
+    """`cached_attention` with quantized keys and values.
 
-    Each token's key and value of each head are rounded before anybody attends to them, the token itself included:
-    what a token sees of another is the same whether both come in one call or in two.
+    Returns `(out, k_cache, v_cache, k_scales, v_scales)`. Keys and values are quantized per token and head before
+    any token attends to them, the new token itself included. So the output does not depend on how the tokens are
+    split into calls.
 
     Args:
-        k: the new keys [B, Hk, S, D], not rounded; `v`, the new values, [B, Hk, S, Dv].
+        k: the new keys [B, Hk, S, D], not quantized; `v`, the new values, [B, Hk, S, Dv].
         k_cache: codes, int8 or float8_e4m3fn [B, Hk, MAX, D]; `v_cache` [B, Hk, MAX, Dv].
-        k_scales: float32 [B, Hk, MAX, 1], by which the codes are multiplied; so are `v_cache`'s by `v_scales`.
-        starts: as in `cached_attention`, and so is what follows.
+        k_scales: float32 [B, Hk, MAX, 1], the scales of the codes in `k_cache`; `v_scales` alike.
+        starts: as in `cached_attention`, and so are the remaining arguments.
     """
     new_k, new_k_scales = round_rows(k, k_cache.dtype)
     new_v, new_v_scales = round_rows(v, v_cache.dtype)
@@ -56,11 +57,11 @@ def quant_cached_attention(
     )  # fmt: skip
     return (
         out,
-        *(_written(*pair, starts, ring) for pair in ((k_cache, new_k), (v_cache, new_v))),
+        *(_write_codes(*pair, starts, ring) for pair in ((k_cache, new_k), (v_cache, new_v))),
         *(write(*pair, starts, ring) for pair in ((k_scales, new_k_scales), (v_scales, new_v_scales))),
     )  # type: ignore[return-value]
 
 
-def _written(cache: Tensor, new: Tensor, starts: Tensor, ring: bool) -> Tensor:
-    """`write` on codes as bytes: torch moves no float8."""
+def _write_codes(cache: Tensor, new: Tensor, starts: Tensor, ring: bool) -> Tensor:
+    """Call `write` on the bytes of the codes, because torch cannot gather float8."""
     return write(cache.view(torch.uint8), new.view(torch.uint8), starts, ring).view(cache.dtype)

@@ -1,13 +1,14 @@
-"""Rounded numbers: how codes are packed, what they stand for, and how activations are rounded.
+"""Pack and decode codes of weights, and quantize activations.
 
-A weight is rounded by one of these schemes, in groups of consecutive inputs that share a scale:
+The schemes of a weight [O, I]. Groups of consecutive input channels share a scale:
 
-    int8   int8 [O, I]        (code - zero) * scale, zero 0 when symmetric
-    int4   uint8 [O, I/2]     (code - zero) * scale, codes 0..15, zero 8 when symmetric; low nibble first
-    fp8    float8_e4m3fn [O, I]   code * scale; fp8_e5m2 alike
-    nf4    uint8 [O, I/2]     NF4[code] * scale; low nibble first
+    int8      int8 [O, I]            (code - zero) * scale; symmetric: zero is 0
+    int4      uint8 [O, I/2]         (code - zero) * scale, codes 0..15; symmetric: zero is 8; low nibble first
+    fp8       float8_e4m3fn [O, I]   code * scale
+    fp8_e5m2  float8_e5m2 [O, I]     code * scale
+    nf4       uint8 [O, I/2]         NF4[code] * scale; low nibble first
 
-Keys and values that a cache keeps in 8 bits are rounded row by row, as activations are: int8 codes -127..127 or E4M3.
+Keys and values in an 8-bit cache are quantized per token and head, as activations are: int8 codes -127..127, or E4M3.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ FLOAT8 = {"fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 SCHEMES = ("int8", "int4", "nf4", *FLOAT8)
 ACTIVATIONS = ("none", "int8", *FLOAT8)
 
-# Quantiles of the normal distribution, scaled to -1..1, with zero among them (QLoRA, appendix E).
+# Quantiles of the normal distribution scaled to -1..1, zero included (QLoRA, appendix E).
 NF4 = (
     -1.0,
     -0.6961928009986877,
@@ -39,21 +40,22 @@ NF4 = (
     1.0,
 )
 
-# Below every number that matters and above 57344 times the smallest float32: the scale of a row of zeros.
+# Lower bound of the largest magnitude of a vector, so that zeros have a scale: smaller than any activation that
+# matters, and more than 57344 (the largest E5M2) times the smallest float32.
 SMALLEST_ABSMAX = 2.0**-100
 
-# What a cache keeps codes of keys and values as.
+# The dtype of the codes in a quantized KV cache.
 CACHE_CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
-    """Codes 0..15 [..., I] in bytes [..., I/2]: the even one is the low nibble."""
+    """Pack codes 0..15 [..., I] into bytes [..., I/2]; low nibbles come first."""
     codes = codes.to(torch.uint8)
     return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
-    """Bytes [..., I/2] as uint8 codes 0..15 [..., I]."""
+    """Unpack bytes [..., I/2] into uint8 codes 0..15 [..., I]."""
     return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
 
 
@@ -65,9 +67,9 @@ def decode(
     dtype: torch.dtype,
     multiples: Tensor | None = None,
 ) -> Tensor:
-    """The numbers that the codes stand for before their scale, [O, I/group_size, group_size].
+    """Return the values of the codes before scaling, [O, I/group_size, group_size].
 
-    For int8 and int4 they are integers, zero point taken off and multiplied by their group's multiple.
+    For int8 and int4 these are integers: the code minus its zero point, times the multiple of its group.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} is not one of {', '.join(SCHEMES)}")
@@ -81,7 +83,10 @@ def decode(
 
 
 def levels_of(codes: Tensor, zeros: Tensor | None, scheme: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """What unpacked codes stand for, in units of their group's spacing; `zeros` broadcasts with them."""
+    """Return the values of unpacked codes, in units of the group's scale.
+
+    `zeros` must broadcast with `codes`.
+    """
     if scheme == "nf4":
         return torch.tensor(NF4, dtype=dtype, device=codes.device)[codes.int()]
     levels = codes.to(dtype)
@@ -99,16 +104,17 @@ def dequantize(
     dtype: torch.dtype = torch.float32,
     multiples: Tensor | None = None,
 ) -> Tensor:
-    """The weight [O, I] that codes, scales, zero points and multiples stand for."""
+    """Return the weight [O, I] of codes, scales, zero points and multiples."""
     values = decode(weight, zeros, scheme, group_size, dtype, multiples)
     return values.mul_(scales.to(dtype).unsqueeze(2)).flatten(1)
 
 
 def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Round to the grid of "int8", "fp8" or "fp8_e5m2": `(codes, scale)`, both in x's dtype.
+    """Quantize x to "int8", "fp8" or "fp8_e5m2".
 
-    Without `x_scale` each row's largest magnitude becomes the largest code. Halves go to the even code,
-    what lies beyond the grid to its end.
+    Returns `(codes, scale)`, both in x's dtype. Without `x_scale`, each vector along the last dimension has its own
+    scale, which maps its largest magnitude to the largest code. Ties round to the even code. Values beyond the
+    largest code saturate.
     """
     if activation not in ACTIVATIONS[1:]:
         raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
@@ -119,22 +125,28 @@ def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) 
         scale = x_scale.to(x.dtype)
     if activation == "int8":
         return torch.round(x / scale).clamp(-128.0, 127.0), scale
-    # Clamped here, because whether the cast itself saturates depends on the version of torch.
+    # Clamp first: whether the cast saturates depends on the version of torch.
     return (x / scale).clamp(-largest, largest).to(FLOAT8[activation]).to(x.dtype), scale
 
 
 def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows [..., D] as a cache keeps them: codes of one of `CACHE_CODES`, and their scales, float32 [..., 1]."""
+    """Quantize keys or values [..., D] for a cache.
+
+    Returns codes and their scales, float32 [..., 1].
+
+    Args:
+        dtype: the dtype of the codes, one of the values of `CACHE_CODES`.
+    """
     (scheme,) = (name for name, codes in CACHE_CODES.items() if codes == dtype)
     codes, scales = round_activation(x.float(), scheme)
     return codes.to(dtype), scales
 
 
 def rows_of(codes: Tensor, scales: Tensor) -> Tensor:
-    """The rows that codes and scales stand for, float32."""
+    """Dequantize keys or values of a cache to float32."""
     return codes.to(scales.dtype) * scales
 
 
 def nonzero(scales: Tensor) -> Tensor:
-    """A row of zeros has any scale but zero."""
+    """Replace the zero scales of groups of zeros by 1, to avoid dividing by zero."""
     return torch.where(scales > 0, scales, 1.0)

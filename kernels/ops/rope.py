@@ -12,23 +12,25 @@ from .precision import widen
 
 @op(fake=lambda x, *_, **__: x.new_empty(x.shape))
 def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """Rotate pairs of the first R dims of each head by the angles of its position; the other dims pass.
+    """Rotate pairs of the first R channels of each head by the token's angles.
+
+    The other channels are unchanged.
 
     Args:
         x: [B, H, S, D].
-        positions: [B, S] int64, rows of the tables.
-        cos: [M, R/2], as is `sin`.
-        interleaved: pairs are (2i, 2i+1); otherwise (i, i + R/2).
+        positions: [B, S] int64, indices into the tables.
+        cos: [M, R/2], cosines of the angles by position; `sin` alike.
+        interleaved: True: pairs are channels (2i, 2i+1); False: (i, i + R/2).
     """
     half = cos.shape[-1]
     wide = widen(x)
     c = F.embedding(positions, cos).to(wide.dtype).unsqueeze(1)  # [B, 1, S, R/2]
     s = F.embedding(positions, sin).to(wide.dtype).unsqueeze(1)
-    turning, passing = wide[..., : 2 * half], x[..., 2 * half :]
+    to_rotate, unchanged = wide[..., : 2 * half], x[..., 2 * half :]
     if interleaved:
-        a, b = turning[..., 0::2], turning[..., 1::2]
+        a, b = to_rotate[..., 0::2], to_rotate[..., 1::2]
     else:
-        a, b = turning[..., :half], turning[..., half:]
-    turned = a * c - b * s, b * c + a * s
-    joined = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
-    return torch.cat((joined.to(x.dtype), passing), -1)
+        a, b = to_rotate[..., :half], to_rotate[..., half:]
+    rotated = a * c - b * s, b * c + a * s
+    joined = torch.stack(rotated, -1).flatten(-2) if interleaved else torch.cat(rotated, -1)
+    return torch.cat((joined.to(x.dtype), unchanged), -1)

@@ -1,7 +1,7 @@
-"""Rounding weights to codes: how the numbers of a grid are spaced, and which of them is nearest.
+"""Quantize weights: choose the scales of each group, round to nearest codes.
 
-`round_weight` is an op of its own, so that a lazy weight can be the rounding of another. It occurs in no program.
-Calibration chooses the spacing, or the codes, by more than one weight at a time, and shares everything else.
+`round_weight` is an op, so that a weight expression can quantize another weight. It does not occur in programs.
+Calibration chooses scales or codes differently, and uses the other functions here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch import Tensor
 from .op import op
 from .quantized import FLOAT8, NF4, nonzero, pack_nibbles
 
-# A 4-bit weight is a small integer times its row's scale, and that integer fits in int8: codes -8..7 times 15, or
-# -15..15 times 8 where groups have zero points. So one matrix of integers serves kernels of either width.
+# The largest multiple, by symmetric. An int4 weight is a small integer times the scale of its output channel, and
+# this integer fits into int8: codes -8..7 times 15, or with zero points -15..15 times 8. So both 4-bit and 8-bit
+# kernels can compute the layer.
 LARGEST_MULTIPLE = {True: 15, False: 8}
 
-# Rows are rounded in blocks of so many weights: what is computed on the way takes several times their memory.
+# Weights per block. Output channels are quantized in blocks, because intermediate tensors take several times the
+# memory of the weights.
 _BLOCK = 1 << 20
 
 
@@ -27,12 +29,12 @@ _Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class GridScales(NamedTuple):
-    """How the numbers are spaced that a group of weights can become.
+    """The quantization parameters of a weight, which define its possible values.
 
     Attributes:
-        scales: [O, groups], or [O, 1] where groups have multiples of their row's.
-        zeros: uint8 [O, groups], the code of zero, where it isn't the same for all.
-        multiples: int8 [O, groups], how many times its row's scale a group's is; None: once.
+        scales: [O, groups], or [O, 1] with multiples.
+        zeros: uint8 [O, groups], the zero points; None: symmetric.
+        multiples: int8 [O, groups], the group's scale as a multiple of its output channel's scale; None: all 1.
     """
 
     scales: Tensor
@@ -41,7 +43,7 @@ class GridScales(NamedTuple):
 
     @property
     def spacing(self) -> Tensor:
-        """The distance of neighbouring codes, [O, groups]."""
+        """The scale of each group, multiples included, [O, groups]."""
         return self.scales if self.multiples is None else self.scales * self.multiples
 
 
@@ -49,39 +51,41 @@ class GridScales(NamedTuple):
 def round_weight(
     weight: Tensor, scheme: str, group_size: int, symmetric: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes, scales, zeros and multiples of a weight [O, I], each number to the nearest; empty where there are none.
+    """Quantize a weight [O, I], rounding to the nearest codes.
+
+    Returns `(codes, scales, zeros, multiples)`. `zeros` and `multiples` are [O, 0] if the scheme has none.
 
     Args:
-        scheme: "int8", "int4", "fp8", "fp8_e5m2" or "nf4", whose packing `quantized` tells.
-        group_size: inputs that share a scale; 0: all weights do.
-        symmetric: whether zero has the same code in all groups; otherwise int4's range fits each group's own.
+        scheme: "int8", "int4", "fp8", "fp8_e5m2" or "nf4"; `quantized` describes their layout.
+        group_size: input channels that share a scale; 0: one scale for the whole weight.
+        symmetric: True: all groups have the same zero point. False: int4 fits the range of codes to each group.
     """
     if group_size:
-        return _by_rows(weight, lambda rows: _rounded(rows, scheme, group_size, symmetric, None))
+        return _by_output_channels(weight, lambda part: _quantize(part, scheme, group_size, symmetric, None))
     largest = weight.abs().amax().float()
-    return _by_rows(weight, lambda rows: _rounded(rows, scheme, weight.shape[1], symmetric, largest))
+    return _by_output_channels(weight, lambda part: _quantize(part, scheme, weight.shape[1], symmetric, largest))
 
 
 def plain_steps(
     weight: Tensor, scheme: str, group_size: int, symmetric: bool, largest: Tensor | None = None
 ) -> GridScales:
-    """The spacing by which the weight farthest from zero in a group is the grid's farthest number.
+    """Return scales that map the largest magnitude of each group to the largest code.
 
-    In int4 it becomes code -8, whichever sign it has: the multiple is negative then.
+    For symmetric int4 it maps to code -8, whatever its sign: the multiple is negative if the weight is positive.
 
     Args:
-        largest: the magnitude that the grid's end stands for, instead of each group's own.
+        largest: the magnitude to map to the largest code, instead of each group's own.
     """
     groups = weight.float().unflatten(1, (-1, group_size))
     if scheme == "int4":
         return _plain_int4(groups) if symmetric else _plain_int4_with_zeros(groups)
     farthest = groups.abs().amax(2) if largest is None else largest.expand(groups.shape[:2])
-    end = {"int8": 127.0, "nf4": 1.0}.get(scheme) or torch.finfo(FLOAT8[scheme]).max
-    return GridScales(nonzero(farthest / end))
+    largest_code = {"int8": 127.0, "nf4": 1.0}.get(scheme) or torch.finfo(FLOAT8[scheme]).max
+    return GridScales(nonzero(farthest / largest_code))
 
 
 def codes_of(weight: Tensor, steps: GridScales, scheme: str, group_size: int) -> Tensor:
-    """The nearest code of each weight, unpacked, [O, I]; halves go to the even one."""
+    """Return the nearest code of each weight, unpacked, [O, I]."""
     groups = weight.float().unflatten(1, (-1, group_size))
     zeros = steps.zeros
     codes = nearest(groups, steps.spacing.unsqueeze(2), None if zeros is None else zeros.unsqueeze(2), scheme)
@@ -89,7 +93,11 @@ def codes_of(weight: Tensor, steps: GridScales, scheme: str, group_size: int) ->
 
 
 def nearest(values: Tensor, spacing: Tensor, zeros: Tensor | None, scheme: str) -> Tensor:
-    """The nearest codes of values whose spacing and zero points broadcast with them."""
+    """Return the nearest codes of `values`.
+
+    `spacing` (the scales) and `zeros` must broadcast with `values`. Ties round to the value that is an even number
+    of scales from zero (fp8: to the even code; nf4: to the smaller).
+    """
     scaled = values / spacing
     if scheme == "int8":
         return torch.round(scaled).clamp(-127, 127).to(torch.int8)
@@ -103,46 +111,46 @@ def nearest(values: Tensor, spacing: Tensor, zeros: Tensor | None, scheme: str) 
 
 
 def packed(codes: Tensor, scheme: str) -> Tensor:
-    """Codes as they are stored."""
+    """Pack codes into their stored layout."""
     return pack_nibbles(codes) if scheme in ("int4", "nf4") else codes
 
 
-def _rounded(weight: Tensor, scheme: str, group_size: int, symmetric: bool, largest: Tensor | None) -> _Parts:
-    steps = plain_steps(weight, scheme, group_size, symmetric, largest)
-    codes = codes_of(weight, steps, scheme, group_size)
-    none = (weight.new_empty(weight.shape[0], 0, dtype=dtype) for dtype in (torch.uint8, torch.int8))
-    zeros, multiples = (b if a is None else a for a, b in zip(steps[1:], none, strict=True))
-    return packed(codes, scheme), steps.scales, zeros, multiples
+def _quantize(weight: Tensor, scheme: str, group_size: int, symmetric: bool, largest: Tensor | None) -> _Parts:
+    grid = plain_steps(weight, scheme, group_size, symmetric, largest)
+    codes = codes_of(weight, grid, scheme, group_size)
+    empty = (weight.new_empty(weight.shape[0], 0, dtype=dtype) for dtype in (torch.uint8, torch.int8))
+    zeros, multiples = (b if a is None else a for a, b in zip(grid[1:], empty, strict=True))
+    return packed(codes, scheme), grid.scales, zeros, multiples
 
 
 def _plain_int4(groups: Tensor) -> GridScales:
     farthest = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
-    wanted = farthest / -8
-    scales = nonzero(wanted.abs().amax(1, keepdim=True) / LARGEST_MULTIPLE[True])
-    multiples = torch.round(wanted / scales)
-    multiples = torch.where(multiples == 0, torch.where(wanted < 0, -1.0, 1.0), multiples)
+    exact = farthest / -8  # the group scales before they are rounded to multiples
+    scales = nonzero(exact.abs().amax(1, keepdim=True) / LARGEST_MULTIPLE[True])
+    multiples = torch.round(exact / scales)
+    multiples = torch.where(multiples == 0, torch.where(exact < 0, -1.0, 1.0), multiples)
     return GridScales(scales, None, multiples.to(torch.int8))
 
 
 def _plain_int4_with_zeros(groups: Tensor) -> GridScales:
     lowest, highest = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
-    wanted = (highest - lowest) / 15
-    scales = nonzero(wanted.amax(1, keepdim=True) / LARGEST_MULTIPLE[False])
-    multiples = torch.round(wanted / scales).clamp(min=1)
+    exact = (highest - lowest) / 15
+    scales = nonzero(exact.amax(1, keepdim=True) / LARGEST_MULTIPLE[False])
+    multiples = torch.round(exact / scales).clamp(min=1)
     zeros = torch.round(-lowest / (scales * multiples)).clamp(0, 15)
     return GridScales(scales, zeros.to(torch.uint8), multiples.to(torch.int8))
 
 
-def _by_rows(weight: Tensor, rounded: Callable[[Tensor], _Parts]) -> _Parts:
-    rows = max(1, _BLOCK // max(1, weight.shape[1]))
-    if weight.shape[0] <= rows or weight.is_meta:  # only the shapes are asked for
-        return rounded(weight)
+def _by_output_channels(weight: Tensor, quantize: Callable[[Tensor], _Parts]) -> _Parts:
+    channels = max(1, _BLOCK // max(1, weight.shape[1]))
+    if weight.shape[0] <= channels or weight.is_meta:  # on meta only the shapes are computed
+        return quantize(weight)
     results: list[Tensor] = []
-    for start in range(0, weight.shape[0], rows):
-        made = rounded(weight[start : start + rows])
+    for start in range(0, weight.shape[0], channels):
+        block = quantize(weight[start : start + channels])
         if not results:
-            results = [part.new_empty(weight.shape[0], *part.shape[1:]) for part in made]
-        for result, part in zip(results, made, strict=True):
-            result[start : start + rows] = part
+            results = [part.new_empty(weight.shape[0], *part.shape[1:]) for part in block]
+        for result, part in zip(results, block, strict=True):
+            result[start : start + channels] = part
     codes, scales, zeros, multiples = results
     return codes, scales, zeros, multiples

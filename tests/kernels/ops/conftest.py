@@ -1,4 +1,4 @@
-"""What every op of the dialect is held to: its exact values, its schema, and tracing without a guard."""
+"""Checks for every op: exact values, schema, and export with dynamic shapes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ def seed() -> None:
 def _close(actual: Any, expected: Any) -> None:
     for got, exact in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
         exact = torch.as_tensor(exact, dtype=torch.float64)
-        within = TOL.get(got.dtype, {"rtol": 0.0, "atol": 0.0})  # codes and indices are right or wrong
-        torch.testing.assert_close(got.double(), exact, **within)
+        tolerance = TOL.get(got.dtype, {"rtol": 0.0, "atol": 0.0})  # codes and indices must be equal
+        torch.testing.assert_close(got.double(), exact, **tolerance)
 
 
 @pytest.fixture
 def check() -> Callable[..., None]:
-    """check(op, args, kwargs, expected): the values, against float64, and what tracing says of them."""
+    """check(op, args, kwargs, expected): compare the op with exact values.
+
+    Also compares shapes, dtypes and strides with those of the fake implementation.
+    """
 
     def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any) -> None:
         actual = op(*args, **kwargs)
@@ -48,12 +51,15 @@ def check() -> Callable[..., None]:
 
 @pytest.fixture
 def contract() -> Callable[..., None]:
-    """contract(op, args, kwargs): torch's own check of schema, aliasing and compilation; about a second."""
+    """contract(op, args, kwargs): run torch's check of schemas and compilation.
+
+    Takes about a second.
+    """
 
     def run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         tests = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
         if any(isinstance(each, torch.Tensor) and each.dtype in FLOAT8.values() for each in args):
-            tests.remove("test_schema")  # it compares arguments by allclose, which has no float8
+            tests.remove("test_schema")  # it calls allclose on the arguments, which does not support float8
         torch.library.opcheck(op.overload, args, kwargs, test_utils=tests)
 
     return run
@@ -61,10 +67,11 @@ def contract() -> Callable[..., None]:
 
 @pytest.fixture
 def traces() -> Callable[..., None]:
-    """traces(fn, args, others, dims): export with the named dims free, then run at the other shapes too.
+    """traces(fn, args, others, dims): export with dynamic dimensions and run.
 
-    `dims` names an argument's axes by one letter each, "B" and "S" free and the rest fixed: "BhSd".
-    A guard on a free dim, even one that holds for both shapes, fails the export.
+    The exported program runs with `args` and with `others`. `dims` has a string per argument with one letter per axis.
+    "B" and "S" are dynamic, all others static: "BhSd". A guard on a dynamic dimension fails the export, even if it
+    holds for both sets of arguments.
     """
 
     def run(fn: Callable[..., Any], args: tuple[Any, ...], others: tuple[Any, ...], dims: tuple[str, ...]) -> None:
@@ -72,8 +79,8 @@ def traces() -> Callable[..., None]:
             def forward(self, *tensors: torch.Tensor) -> Any:
                 return fn(*tensors)
 
-        free = tuple({axis: DYNAMIC[name] for axis, name in enumerate(names) if name in DYNAMIC} for names in dims)
-        exported = torch.export.export(Module(), args, dynamic_shapes=(free,), strict=False).module()
+        dynamic = tuple({axis: DYNAMIC[name] for axis, name in enumerate(names) if name in DYNAMIC} for names in dims)
+        exported = torch.export.export(Module(), args, dynamic_shapes=(dynamic,), strict=False).module()
         for tensors in (args, others):
             torch.testing.assert_close(exported(*tensors), fn(*tensors))
 

@@ -15,27 +15,27 @@ SCALE = 0.4
 def exact(
     q, k, v, scale, causal=True, window=None, chunk=None, softcap=None, sinks=None, slopes=None, bias=None
 ) -> np.ndarray:
-    """One query, one head, one key at a time, and a softmax without tricks."""
+    """Compute attention in loops over queries, heads and keys, with a plain softmax."""
     q, k, v = (tensor.double().numpy() for tensor in (q, k, v))
-    (batch, heads, rows, _), columns = q.shape, k.shape[2]
+    (batch, heads, queries, _), keys = q.shape, k.shape[2]
     if bias is not None:
-        bias = bias.double().expand(batch, heads, rows, columns).numpy()
-    out = np.zeros((batch, heads, rows, v.shape[3]))
-    for b, h, i in np.ndindex(batch, heads, rows):
-        at, kv = columns - rows + i, h * k.shape[1] // heads
+        bias = bias.double().expand(batch, heads, queries, keys).numpy()
+    out = np.zeros((batch, heads, queries, v.shape[3]))
+    for b, h, i in np.ndindex(batch, heads, queries):
+        position, kv = keys - queries + i, h * k.shape[1] // heads
         total = 0.0 if sinks is None else math.exp(sinks[h])
-        for j in range(columns):
-            if causal and j > at:
+        for j in range(keys):
+            if causal and j > position:
                 continue
-            if window is not None and j <= at - window:
+            if window is not None and j <= position - window:
                 continue
-            if chunk is not None and math.floor(j / chunk) != math.floor(at / chunk):
+            if chunk is not None and math.floor(j / chunk) != math.floor(position / chunk):
                 continue
             score = scale * float(q[b, h, i] @ k[b, kv, j])
             if softcap is not None:
                 score = softcap * math.tanh(score / softcap)
             if slopes is not None:
-                score += float(slopes[h]) * (j - at)
+                score += float(slopes[h]) * (j - position)
             if bias is not None:
                 score += float(bias[b, h, i, j])
             total += math.exp(score)
@@ -45,17 +45,17 @@ def exact(
     return out
 
 
-def inputs(rows: int, columns: int, dtype: torch.dtype = torch.float64, kv_heads: int = HK) -> tuple:
-    """Laid out as projections leave them: [B, S, H, D], transposed."""
-    shapes = [(2, rows, H, D), (2, columns, kv_heads, D), (2, columns, kv_heads, DV)]
+def inputs(queries: int, keys: int, dtype: torch.dtype = torch.float64, kv_heads: int = HK) -> tuple:
+    """Return random q, k and v, transposed views of [B, S, H, D] as in models."""
+    shapes = [(2, queries, H, D), (2, keys, kv_heads, D), (2, keys, kv_heads, DV)]
     return tuple(torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes)
 
 
 CASES = {
     "plain": {},
-    "both ways": {"causal": False},
+    "bidirectional": {"causal": False},
     "window": {"window": 3},
-    "window both ways": {"causal": False, "window": 3},
+    "bidirectional window": {"causal": False, "window": 3},
     "chunk": {"chunk": 3},
     "window in chunk": {"window": 2, "chunk": 4},
     "softcap": {"softcap": 1.5},
@@ -73,10 +73,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("rows", [7, 3, 1])
+@pytest.mark.parametrize("queries", [7, 3, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_attention(check, case: str, rows: int):
-    args = (*inputs(rows, 7), SCALE)
+def test_attention(check, case: str, queries: int):
+    args = (*inputs(queries, 7), SCALE)
     check(attention, args, CASES[case], exact(*args, **CASES[case]))
 
 
@@ -95,29 +95,29 @@ def test_head_counts(check, kv_heads: int):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", ["plain", "both ways", "all"])
+@pytest.mark.parametrize("case", ["plain", "bidirectional", "all"])
 def test_contract(contract, case: str, dtype: torch.dtype):
     contract(attention, (*inputs(5, 7, dtype), SCALE), CASES[case])
 
 
-def test_scores_that_overflow_float16(check):
+def test_scores_beyond_the_float16_range(check):
     q, k, v = inputs(3, 5, torch.float16)
     args = (q * 0 + 200, k.sign() * 200, v, 1e-4)
     check(attention, args, {}, exact(*args))
 
 
 @pytest.mark.parametrize("sinks", [None, torch.zeros(H)])
-def test_a_row_that_sees_no_key_gives_zeros(check, sinks: torch.Tensor | None):
-    before_all = (*inputs(5, 2), SCALE)  # queries at -3..1
-    check(attention, before_all, {"sinks": sinks}, exact(*before_all, sinks=sinks))
-    assert not attention(*before_all, sinks=sinks)[:, :, :3].any()
+def test_a_query_that_sees_no_key_returns_zeros(check, sinks: torch.Tensor | None):
+    args = (*inputs(5, 2), SCALE)  # the queries have positions -3..1
+    check(attention, args, {"sinks": sinks}, exact(*args, sinks=sinks))
+    assert not attention(*args, sinks=sinks)[:, :, :3].any()
     hidden = torch.zeros(2, 1, 5, 7, dtype=torch.float64)
     hidden[1, :, 2] = -math.inf
     args = (*inputs(5, 7), SCALE)
     assert not attention(*args, sinks=sinks, bias=hidden)[1, :, 2].any()
 
 
-def test_scores_whose_exp_overflows():
+def test_exp_of_large_scores_does_not_overflow():
     q, k, v = inputs(5, 7)
     assert attention(1e4 * q, k, v, SCALE).isfinite().all()
     assert not attention(q, k, v, SCALE, sinks=torch.full((H,), 1e5)).any()

@@ -1,4 +1,4 @@
-"""A rule is found where there is one, and only there."""
+"""Rules and alibi slopes are found if and only if the mask follows them."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def test_a_rule_is_found(rule: MaskRule) -> None:
     assert fit_rule(seen(rule)) == rule
 
 
-def test_a_window_beyond_the_length_is_none() -> None:
+def test_a_window_of_the_whole_length_is_no_window() -> None:
     assert fit_rule(seen(MaskRule(causal=True, window=20))) == MaskRule(causal=True)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("place", [(19, 18), (12, 3), (0, 0), (0, 19), (13, 13)])
-def test_one_exception_makes_it_no_rule(rule: MaskRule, place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("exception", [(19, 18), (12, 3), (0, 0), (0, 19), (13, 13)])
+def test_a_mask_with_one_exception_has_no_rule(rule: MaskRule, exception: tuple[int, int]) -> None:
     mask = seen(rule)
-    mask[place] = ~mask[place]
+    mask[exception] = ~mask[exception]
     assert fit_rule(mask) is None
 
 
-def linear(slopes: Tensor, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def linear_bias(slopes: Tensor, length: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (slopes[:, None, None].to(dtype) * torch.arange(length).to(dtype)).float()
 
 
@@ -51,39 +51,39 @@ CAUSAL = seen(MaskRule(causal=True), 300)
 SLOPES = torch.tensor([0.7, 0.31, 0.01])
 
 
-def test_slopes_of_key_positions_and_of_distances() -> None:
+def test_slopes_of_biases_by_key_position_and_by_distance() -> None:
     distances = SLOPES[:, None, None] * (torch.arange(300) - torch.arange(300)[:, None])
-    for bias in (linear(SLOPES, 300), distances, distances + torch.randn(300, 1)):
-        found = fit_slopes(bias, CAUSAL)
-        torch.testing.assert_close(found, SLOPES, atol=1e-5, rtol=0)
-    assert is_alibi(linear(SLOPES, 300), CAUSAL, SLOPES, torch.finfo(torch.float32).eps)
+    for bias in (linear_bias(SLOPES, 300), distances, distances + torch.randn(300, 1)):
+        slopes = fit_slopes(bias, CAUSAL)
+        torch.testing.assert_close(slopes, SLOPES, atol=1e-5, rtol=0)
+    assert is_alibi(linear_bias(SLOPES, 300), CAUSAL, SLOPES, torch.finfo(torch.float32).eps)
     assert is_alibi(distances, CAUSAL, SLOPES, torch.finfo(torch.float32).eps)
 
 
-def test_what_is_not_seen_may_be_anything() -> None:
-    bias = torch.where(CAUSAL, linear(SLOPES, 300), torch.randn(300, 300))
+def test_the_bias_of_unseen_keys_is_ignored() -> None:
+    bias = torch.where(CAUSAL, linear_bias(SLOPES, 300), torch.randn(300, 300))
     assert is_alibi(bias, CAUSAL, SLOPES, 1e-7)
     assert not is_alibi(bias, torch.ones_like(CAUSAL), SLOPES, 1e-7)
 
 
-def test_slopes_come_from_keys_that_are_seen() -> None:
+def test_slopes_are_computed_from_seen_keys() -> None:
     window = seen(MaskRule(causal=True, window=9), 300)
-    bias = torch.where(window, linear(SLOPES, 300), 0.0)
+    bias = torch.where(window, linear_bias(SLOPES, 300), 0.0)
     torch.testing.assert_close(fit_slopes(bias, window), SLOPES, atol=1e-4, rtol=0)
 
 
-def test_rounding_counts_in_the_precision_it_happened_in() -> None:
-    bias = linear(SLOPES, 300, torch.bfloat16)
+def test_rounding_errors_of_the_given_precision_are_tolerated() -> None:
+    bias = linear_bias(SLOPES, 300, torch.bfloat16)
     slopes = fit_slopes(bias, CAUSAL)
     assert torch.equal(slopes, SLOPES.bfloat16().float())
     assert is_alibi(bias, CAUSAL, slopes, torch.finfo(torch.bfloat16).eps)
     assert not is_alibi(bias, CAUSAL, slopes, torch.finfo(torch.float32).eps)
 
 
-def test_a_curve_is_no_alibi() -> None:
-    bias = linear(SLOPES, 300) ** 1.1
+def test_a_nonlinear_bias_is_not_alibi() -> None:
+    bias = linear_bias(SLOPES, 300) ** 1.1
     assert not is_alibi(bias, CAUSAL, fit_slopes(bias, CAUSAL), torch.finfo(torch.bfloat16).eps)
 
 
-def test_one_position_has_no_slope() -> None:
+def test_the_slopes_of_a_single_position_are_zero() -> None:
     assert torch.equal(fit_slopes(torch.randn(2, 1, 1), torch.ones(1, 1, dtype=torch.bool)), torch.zeros(2))

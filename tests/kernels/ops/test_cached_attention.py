@@ -12,7 +12,7 @@ RICH = {"softcap": 1.5, "sinks": torch.linspace(-1, 2, H), "slopes": torch.linsp
 STARTS = [[0, 0], [0, 5], [7, 3]]
 
 
-def hold(check, history: History, starts: list[int], count: int, **extra: Any) -> None:
+def run_check(check, history: History, starts: list[int], count: int, **extra: Any) -> None:
     args = (*history.arguments(starts, count), SCALE)
     check(cached_attention, args, {**extra, "ring": history.ring}, history.exact(starts, count, extra))
 
@@ -21,20 +21,20 @@ def hold(check, history: History, starts: list[int], count: int, **extra: Any) -
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("extra", [{}, {"window": 3}, {"chunk": 3}, RICH, {"window": 4, "chunk": 3, **RICH}])
 def test_static(check, starts: list[int], count: int, extra: dict[str, Any]):
-    hold(check, History(12, ring=False), starts, count, **extra)
+    run_check(check, History(12, ring=False), starts, count, **extra)
 
 
 @pytest.mark.parametrize("starts", [*STARTS, [6, 5], [30, 11]])
-@pytest.mark.parametrize("count", [1, 4, 6, 9], ids=["one", "some", "all slots", "more than slots"])
+@pytest.mark.parametrize("count", [1, 4, 6, 9], ids=["one", "some", "a full ring", "more than the ring"])
 @pytest.mark.parametrize("extra", [{"window": 6}, {"window": 3}, {"chunk": 6}, {"window": 4, **RICH}])
 def test_ring(check, starts: list[int], count: int, extra: dict[str, Any]):
-    hold(check, History(6, ring=True), starts, count, **extra)
+    run_check(check, History(6, ring=True), starts, count, **extra)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("ring", [False, True])
 def test_dtypes(check, dtype: torch.dtype, ring: bool):
-    hold(check, History(8 if ring else 12, ring, dtype), [7, 3], 4, window=6)
+    run_check(check, History(8 if ring else 12, ring, dtype), [7, 3], 4, window=6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -43,36 +43,36 @@ def test_contract(contract, dtype: torch.dtype):
     contract(cached_attention, args, {"window": 6, "ring": dtype == torch.bfloat16, **RICH})
 
 
-def test_a_static_token_beyond_the_cache_is_not_kept(check):
-    hold(check, History(6, ring=False), [4, 0], 4)
+def test_a_token_beyond_a_static_cache_is_not_stored(check):
+    run_check(check, History(6, ring=False), [4, 0], 4)
 
 
 @pytest.mark.parametrize("ring", [False, True])
-def test_step_after_step_equals_one_call(ring: bool):
+def test_several_calls_equal_one_call(ring: bool):
     history = History(8 if ring else 24, ring)
     q, k, v, *caches, starts = history.arguments([0, 2], 20)
     whole = cached_attention(q, k, v, *caches, starts, SCALE, window=5, ring=ring)
-    at, pieces = 0, []
+    done, pieces = 0, []
     for count in (3, 1, 7, 1, 8):
-        new = (tensor[:, :, at : at + count] for tensor in (q, k, v))
-        out, *caches = cached_attention(*new, *caches, starts + at, SCALE, window=5, ring=ring)
+        new = (tensor[:, :, done : done + count] for tensor in (q, k, v))
+        out, *caches = cached_attention(*new, *caches, starts + done, SCALE, window=5, ring=ring)
         pieces.append(out)
-        at += count
+        done += count
     torch.testing.assert_close(torch.cat(pieces, 2), whole[0], rtol=0, atol=1e-12)
     assert torch.equal(caches[0], whole[1]) and torch.equal(caches[1], whole[2])
 
 
-def test_the_old_caches_stay():
+def test_the_arguments_are_not_modified():
     args = History(12, ring=False).arguments([0, 3], 4)
     before = [tensor.clone() for tensor in args]
     cached_attention(*args, SCALE)
-    assert all(torch.equal(now, then) for now, then in zip(args, before, strict=True))
+    assert all(torch.equal(now, earlier) for now, earlier in zip(args, before, strict=True))
 
 
 @pytest.mark.parametrize("extra", [{}, {"window": 7}, {"chunk": 7}])
-def test_a_ring_smaller_than_what_is_seen_is_refused(extra: dict[str, int]):
+def test_a_ring_smaller_than_the_window_is_refused(extra: dict[str, int]):
     args = History(6, ring=True).arguments([0, 3], 1)
-    with pytest.raises(ValueError, match="ring of 6"):
+    with pytest.raises(ValueError, match="a ring cache of 6 positions requires a window or a chunk of at most 6"):
         cached_attention(*args, SCALE, ring=True, **extra)
 
 

@@ -1,4 +1,4 @@
-"""The fused op against plain loops: rows of heads, rotated by their positions, over what the caches hold."""
+"""Compare fused_attention with plain loops over tokens, heads and cached keys."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ STARTS, COUNT = [7, 3], 4
 SINKS = torch.linspace(-1, 2, H)
 
 
-def tables(turned: int) -> tuple[Tensor, Tensor]:
-    angles = torch.arange(20.0)[:, None] * 0.7 ** torch.arange(turned // 2)
+def tables(rotary_dim: int) -> tuple[Tensor, Tensor]:
+    angles = torch.arange(20.0)[:, None] * 0.7 ** torch.arange(rotary_dim // 2)
     return angles.cos(), angles.sin()
 
 
-def rotated(rows: np.ndarray, positions: np.ndarray, cos: Any, sin: Any, interleaved: bool) -> np.ndarray:
-    """[B, S, heads, D]: pair by pair, each a complex number that is turned."""
-    out = rows.copy()
+def rotated(x: np.ndarray, positions: np.ndarray, cos: Any, sin: Any, interleaved: bool) -> np.ndarray:
+    """Rotate x [B, S, heads, D] with complex numbers, one per pair."""
+    out = x.copy()
     half = cos.shape[1]
-    for b, s, pair in np.ndindex(rows.shape[0], rows.shape[1], half):
-        one, other = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
+    for b, s, pair in np.ndindex(x.shape[0], x.shape[1], half):
+        first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
         angle = complex(cos[positions[b, s], pair], sin[positions[b, s], pair])
-        turned = (rows[b, s, :, one] + 1j * rows[b, s, :, other]) * angle
-        out[b, s, :, one], out[b, s, :, other] = turned.real, turned.imag
+        number = (x[b, s, :, first] + 1j * x[b, s, :, second]) * angle
+        out[b, s, :, first], out[b, s, :, second] = number.real, number.imag
     return out
 
 
@@ -47,11 +47,11 @@ def exact(
     keys, values = k_cache.double().numpy().copy(), v_cache.double().numpy().copy()
     out = np.zeros((q.shape[0], q.shape[1], heads, DV))
     for b, s in np.ndindex(*positions.shape):
-        at = positions[b, s]
-        keys[b, :, at], values[b, :, at] = k[b, s], v[b, s]
+        position = positions[b, s]
+        keys[b, :, position], values[b, :, position] = k[b, s], v[b, s]
         for h in range(heads):
             total = 0.0 if sinks is None else math.exp(sinks[h])
-            for j in range(max(0, at - window + 1) if window else 0, at + 1):
+            for j in range(max(0, position - window + 1) if window else 0, position + 1):
                 score = scale * float(q[b, s, h] @ keys[b, h * HK // heads, j])
                 score = score if softcap is None else softcap * math.tanh(score / softcap)
                 total += math.exp(score)
@@ -62,7 +62,7 @@ def exact(
 
 def arguments(
     dtype: torch.dtype = torch.float64,
-    turned: int | None = None,
+    rotary_dim: int | None = None,
     interleaved: bool = False,
     window: int | None = None,
     softcap: float | None = None,
@@ -70,19 +70,19 @@ def arguments(
 ) -> tuple[Any, ...]:
     q, k, v = (torch.randn(B, COUNT, width).to(dtype) for width in (H * D, HK * D, HK * DV))
     caches = torch.randn(B, HK, MAX, D).to(dtype), torch.randn(B, HK, MAX, DV).to(dtype)
-    cos, sin = (None, None) if turned is None else tables(turned)
+    cos, sin = (None, None) if rotary_dim is None else tables(rotary_dim)
     return q, k, v, *caches, torch.tensor(STARTS), H, SCALE, cos, sin, interleaved, window, softcap, sinks
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "rotated": {"turned": D},
-    "rotated in part": {"turned": 4},
-    "neighbours rotated": {"turned": D, "interleaved": True},
+    "rotated": {"rotary_dim": D},
+    "partly rotated": {"rotary_dim": 4},
+    "interleaved": {"rotary_dim": D, "interleaved": True},
     "window": {"window": 3},
     "softcap": {"softcap": 1.5},
     "sinks": {"sinks": SINKS},
-    "all": {"turned": 4, "interleaved": True, "window": 5, "softcap": 1.5, "sinks": SINKS},
+    "all": {"rotary_dim": 4, "interleaved": True, "window": 5, "softcap": 1.5, "sinks": SINKS},
 }
 
 
@@ -90,35 +90,35 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_values(check, name: str, packed: bool):
     args = arguments(**VARIANTS[name])
-    want = exact(*args)
+    expected = exact(*args)
     if packed:
         args = (torch.cat(args[:3], -1), None, None, *args[3:])
-    check(fused_attention, args, {}, want)
+    check(fused_attention, args, {}, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_dtypes(check, dtype: torch.dtype):
-    """Without a rotation, which is rounded before attention sees it."""
+    """Without rotation, because the reference does not round rotated queries."""
     args = arguments(dtype, window=5, softcap=1.5, sinks=SINKS)
     check(fused_attention, args, {}, exact(*args))
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_contract(contract, packed: bool):
-    args = arguments(torch.float32, turned=D)
+    args = arguments(torch.float32, rotary_dim=D)
     contract(fused_attention, (torch.cat(args[:3], -1), None, None, *args[3:]) if packed else args)
     contract(fused_attention, (*(x[:, :1] for x in args[:3]), *args[3:]))
 
 
-def test_the_old_caches_stay():
+def test_the_caches_are_not_modified():
     args = arguments()
     before = [x.clone() for x in args[3:5]]
     fused_attention(*args)
-    assert all(torch.equal(now, then) for now, then in zip(args[3:5], before, strict=True))
+    assert all(torch.equal(now, earlier) for now, earlier in zip(args[3:5], before, strict=True))
 
 
 def test_tracing(traces):
-    args = arguments(torch.float32, turned=D)
+    args = arguments(torch.float32, rotary_dim=D)
     tensors, rest = args[:6], args[6:]
     small = *(x[:1, :1] for x in tensors[:3]), *(x[:1] for x in tensors[3:])
     traces(lambda *xs: fused_attention(*xs, *rest), tensors, small, ("BSd", "BSd", "BSd", "Bhmd", "Bhmd", "B"))

@@ -24,7 +24,7 @@ def test_linear(check, dtype: torch.dtype, biased: bool):
 
 
 def codes_of(scheme: str) -> tuple[torch.Tensor, np.ndarray, int]:
-    """A weight in its codes, the numbers that they say, and the zero point that symmetric means."""
+    """Return packed codes, their values before scaling, and the symmetric zero point."""
     if scheme == "int8":
         codes = torch.randint(-128, 128, (OUT, IN), dtype=torch.int8)
         return codes, codes.double().numpy(), 0
@@ -32,18 +32,18 @@ def codes_of(scheme: str) -> tuple[torch.Tensor, np.ndarray, int]:
         weight = (100 * torch.randn(OUT, IN)).to(FLOAT8[scheme])
         return weight, weight.double().numpy(), 0
     codes = torch.randint(16, (OUT, IN))
-    said = codes.double().numpy() if scheme == "int4" else np.array(NF4)[codes.numpy()]
-    return pack_nibbles(codes), said, 8 if scheme == "int4" else 0
+    values = codes.double().numpy() if scheme == "int4" else np.array(NF4)[codes.numpy()]
+    return pack_nibbles(codes), values, 8 if scheme == "int4" else 0
 
 
 def spread(values: torch.Tensor | int, group: int) -> np.ndarray:
-    """One entry a group -> one entry an input."""
+    """Expand one entry per group to one entry per input channel."""
     return np.repeat(np.asarray(values, dtype=np.float64).reshape(-1, IN // group), group, axis=1)
 
 
 def exact_rounding(x: np.ndarray, activation: str, x_scale: float | None) -> np.ndarray:
     largest = {"int8": 127.0, "fp8": 448.0, "fp8_e5m2": 57344.0}[activation]
-    # The scale is a float32, as is the quotient: which code is nearest must not depend on more.
+    # In float32, as in the op: with more precision another code may be the nearest.
     x = x.astype(np.float32)
     scale = np.abs(x).max(-1, keepdims=True) / np.float32(largest) if x_scale is None else np.float32(x_scale)
     codes = x / scale
@@ -57,11 +57,11 @@ def exact_rounding(x: np.ndarray, activation: str, x_scale: float | None) -> np.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "fp8_e5m2", "nf4"])
 @pytest.mark.parametrize("group", [IN, 8])
-def test_rounded_weights(check, scheme: str, group: int, dtype: torch.dtype):
-    weight, said, zero = codes_of(scheme)
+def test_quantized_weights(check, scheme: str, group: int, dtype: torch.dtype):
+    weight, values, zero = codes_of(scheme)
     x, bias = torch.randn(2, 3, IN).to(dtype), torch.randn(OUT).to(dtype)
     scales = 0.01 + 0.01 * torch.rand(OUT, IN // group, dtype=torch.float64).to(dtype)
-    expected = x.double().numpy() @ ((said - zero) * spread(scales.double(), group)).T + bias.double().numpy()
+    expected = x.double().numpy() @ ((values - zero) * spread(scales.double(), group)).T + bias.double().numpy()
     check(quant_linear, (x, weight, scales, None, bias, scheme, group), {}, expected)
 
 
@@ -69,12 +69,12 @@ def test_rounded_weights(check, scheme: str, group: int, dtype: torch.dtype):
 @pytest.mark.parametrize("group", [IN, 8])
 @pytest.mark.parametrize("activation", ["none", "int8"])
 def test_zero_points(check, scheme: str, group: int, activation: str):
-    weight, said, _ = codes_of(scheme)
+    weight, values, _ = codes_of(scheme)
     low, high, kind = (-128, 128, torch.int8) if scheme == "int8" else (0, 16, torch.uint8)
     zeros = torch.randint(low, high, (OUT, IN // group), dtype=kind)
     x, scales = torch.randn(3, IN), 0.01 + 0.01 * torch.rand(OUT, IN // group)
-    values = x.double().numpy() if activation == "none" else exact_rounding(x.numpy(), activation, None)
-    expected = values @ ((said - spread(zeros, group)) * spread(scales, group)).T
+    wide = x.double().numpy() if activation == "none" else exact_rounding(x.numpy(), activation, None)
+    expected = wide @ ((values - spread(zeros, group)) * spread(scales, group)).T
     check(quant_linear, (x, weight, scales, zeros, None, scheme, group, activation), {}, expected)
 
 
@@ -83,29 +83,33 @@ def test_zero_points(check, scheme: str, group: int, activation: str):
 @pytest.mark.parametrize("group", [IN, 8])
 @pytest.mark.parametrize("activation", ["int8", "fp8", "fp8_e5m2"])
 @pytest.mark.parametrize("x_scale", [None, 0.013])
-def test_rounded_activations(
+def test_quantized_activations(
     check, scheme: str, group: int, activation: str, x_scale: float | None, dtype: torch.dtype
 ):
-    weight, said, zero = codes_of(scheme)
+    weight, values, zero = codes_of(scheme)
     x, bias = torch.randn(2, 3, IN).to(dtype), torch.randn(OUT).to(dtype)
     scales = 0.01 + 0.01 * torch.rand(OUT, IN // group)
-    expected = exact_rounding(x.float().numpy(), activation, x_scale) @ ((said - zero) * spread(scales, group)).T
-    static = None if x_scale is None else torch.tensor(x_scale)
-    args = (x, weight, scales, None, bias, scheme, group, activation, static)
+    expected = exact_rounding(x.float().numpy(), activation, x_scale) @ ((values - zero) * spread(scales, group)).T
+    static_scale = None if x_scale is None else torch.tensor(x_scale)
+    args = (x, weight, scales, None, bias, scheme, group, activation, static_scale)
     check(quant_linear, args, {}, expected + bias.double().numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
-@pytest.mark.parametrize("scales_a_row", [1, IN // 8])
+@pytest.mark.parametrize("scales_per_channel", [1, IN // 8])
 @pytest.mark.parametrize("activation", ["none", "int8"])
-def test_multiples(check, scheme: str, scales_a_row: int, activation: str, dtype: torch.dtype):
-    weight, said, zero = codes_of(scheme)
+def test_multiples(check, scheme: str, scales_per_channel: int, activation: str, dtype: torch.dtype):
+    weight, values, zero = codes_of(scheme)
     multiples = torch.randint(-15, 16, (OUT, IN // 8), dtype=torch.int8)
-    x, bias, scales = torch.randn(3, IN).to(dtype), torch.randn(OUT).to(dtype), 0.01 * torch.rand(OUT, scales_a_row)
-    steps = spread(multiples, 8) * np.repeat(scales.double().numpy(), IN // scales_a_row, axis=1)
-    values = x.double().numpy() if activation == "none" else exact_rounding(x.float().numpy(), activation, None)
-    expected = values @ ((said - zero) * steps).T + bias.double().numpy()
+    x, bias, scales = (
+        torch.randn(3, IN).to(dtype),
+        torch.randn(OUT).to(dtype),
+        0.01 * torch.rand(OUT, scales_per_channel),
+    )
+    group_scales = spread(multiples, 8) * np.repeat(scales.double().numpy(), IN // scales_per_channel, axis=1)
+    wide = x.double().numpy() if activation == "none" else exact_rounding(x.float().numpy(), activation, None)
+    expected = wide @ ((values - zero) * group_scales).T + bias.double().numpy()
     check(quant_linear, (x, weight, scales, None, bias, scheme, 8, activation, None, multiples), {}, expected)
 
 
@@ -129,33 +133,35 @@ def test_contract_plain(contract, dtype: torch.dtype):
     contract(linear, (x[0], weight, bias))
 
 
-def test_a_four_bit_weight_with_multiples_is_an_eight_bit_one():
-    """What an integer kernel is given: codes times multiples as int8, one scale a row. The same bits."""
-    weight, said, zero = codes_of("int4")
+def test_an_int4_weight_with_multiples_equals_an_int8_weight():
+    """Integer kernels compute with codes times multiples; the bits are the same."""
+    weight, values, zero = codes_of("int4")
     multiples = torch.randint(-15, 16, (OUT, IN // 8), dtype=torch.int8)
-    whole = torch.from_numpy((said - zero) * spread(multiples, 8)).to(torch.int8)
-    assert np.array_equal(whole.double().numpy(), (said - zero) * spread(multiples, 8)), "it fits into int8"
+    int8_weight = torch.from_numpy((values - zero) * spread(multiples, 8)).to(torch.int8)
+    assert np.array_equal(int8_weight.double().numpy(), (values - zero) * spread(multiples, 8)), (
+        "does not fit into int8"
+    )
     x, scales = torch.randn(4, IN), 0.01 + 0.01 * torch.rand(OUT, 1)
-    narrow = quant_linear(x, weight, scales, None, None, "int4", 8, "int8", multiples=multiples)
-    assert torch.equal(narrow, quant_linear(x, whole, scales, None, None, "int8", IN, "int8"))
+    result = quant_linear(x, weight, scales, None, None, "int4", 8, "int8", multiples=multiples)
+    assert torch.equal(result, quant_linear(x, int8_weight, scales, None, None, "int8", IN, "int8"))
 
 
 @pytest.mark.parametrize("activation", ["none", "int8"])
-@pytest.mark.parametrize("rounded_by", ["scales", "zeros", "multiples"])
-def test_a_weight_is_taken_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, activation: str, rounded_by: str):
+@pytest.mark.parametrize("parameters", ["scales", "zeros", "multiples"])
+def test_the_block_size_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch, activation: str, parameters: str):
     weight, _, _ = codes_of("int4")
     x, bias, scales = torch.randn(2, 3, IN), torch.randn(OUT), 0.01 + 0.01 * torch.rand(OUT, IN // 8)
-    zeros = torch.randint(16, (OUT, IN // 8), dtype=torch.uint8) if rounded_by == "zeros" else None
-    multiples = torch.randint(-15, 16, (OUT, IN // 8), dtype=torch.int8) if rounded_by == "multiples" else None
+    zeros = torch.randint(16, (OUT, IN // 8), dtype=torch.uint8) if parameters == "zeros" else None
+    multiples = torch.randint(-15, 16, (OUT, IN // 8), dtype=torch.int8) if parameters == "multiples" else None
     args = (x, weight, scales, zeros, bias, "int4", 8, activation, None, multiples)
     whole = quant_linear(*args)
-    for rows in (1, 4):  # 4 do not divide OUT
-        monkeypatch.setattr(sys.modules["llmc.kernels.ops.linear"], "_BLOCK", rows * IN)
+    for channels in (1, 4):  # 4 does not divide OUT
+        monkeypatch.setattr(sys.modules["llmc.kernels.ops.linear"], "_BLOCK", channels * IN)
         torch.testing.assert_close(quant_linear(*args), whole)
 
 
-def test_an_int8_kernel_gives_the_same_bits():
-    """Rows long enough that float32 can not hold the sums."""
+def test_an_int8_kernel_returns_the_same_bits():
+    """With so many input channels that the sums are not exact in float32."""
     x, weight = 0.8 + 0.2 * torch.rand(4, 4096), torch.randint(100, 128, (OUT, 4096), dtype=torch.int8)
     scales, bias = 0.01 + 0.01 * torch.rand(OUT, 1), torch.randn(OUT)
     step = x.abs().amax(1, keepdim=True) / 127

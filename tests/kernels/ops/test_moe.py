@@ -10,11 +10,11 @@ from llmc.kernels.ops import moe
 
 TOKENS, HIDDEN, INNER, EXPERTS = 6, 8, 5, 4
 IDS = torch.tensor([[0, 3], [1, 2], [3, 3], [-1, 2], [4, 0], [-1, 9]])
-CURVES = {"silu": lambda z, alpha: z / (1 + np.exp(-alpha * z)), "relu2": lambda z, _: np.maximum(z, 0.0) ** 2}
+ACTS = {"silu": lambda z, alpha: z / (1 + np.exp(-alpha * z)), "relu2": lambda z, _: np.maximum(z, 0.0) ** 2}
 
 
 def exact(x, ids, weights, w_in, w_out, b_in, b_out, act, gated=True, alpha=1.0, limit=math.inf, offset=0.0):
-    """Token by token, visit by visit."""
+    """Compute the experts in loops over tokens and their selected experts."""
     x, weights, w_in, w_out = (tensor.double().numpy() for tensor in (x, weights, w_in, w_out))
     out = np.zeros(x.shape)
     for t, k in np.ndindex(*ids.shape):
@@ -24,19 +24,19 @@ def exact(x, ids, weights, w_in, w_out, b_in, b_out, act, gated=True, alpha=1.0,
         hidden = w_in[expert] @ x[t] + (0.0 if b_in is None else b_in[expert].double().numpy())
         if gated:
             gate, up = hidden[:INNER], hidden[INNER:]
-            hidden = CURVES[act](np.minimum(gate, limit), alpha) * (np.clip(up, -limit, limit) + offset)
+            hidden = ACTS[act](np.minimum(gate, limit), alpha) * (np.clip(up, -limit, limit) + offset)
         else:
-            hidden = CURVES[act](hidden, alpha)
+            hidden = ACTS[act](hidden, alpha)
         y = w_out[expert] @ hidden + (0.0 if b_out is None else b_out[expert].double().numpy())
         out[t] += weights[t, k] * y
     return out
 
 
 def inputs(dtype: torch.dtype, gated: bool = True, bias: bool = False) -> tuple:
-    rows = 2 * INNER if gated else INNER
-    shapes = [(TOKENS, HIDDEN), (TOKENS, 2), (EXPERTS, rows, HIDDEN), (EXPERTS, HIDDEN, INNER)]
+    channels = 2 * INNER if gated else INNER
+    shapes = [(TOKENS, HIDDEN), (TOKENS, 2), (EXPERTS, channels, HIDDEN), (EXPERTS, HIDDEN, INNER)]
     x, weights, w_in, w_out = (torch.randn(shape).to(dtype) for shape in shapes)
-    biases = [torch.randn(shape).to(dtype) if bias else None for shape in ((EXPERTS, rows), (EXPERTS, HIDDEN))]
+    biases = [torch.randn(shape).to(dtype) if bias else None for shape in ((EXPERTS, channels), (EXPERTS, HIDDEN))]
     return x, IDS, weights, w_in, w_out, *biases
 
 
@@ -61,18 +61,18 @@ def test_contract(contract, dtype: torch.dtype):
     contract(moe, (*inputs(dtype, gated=False), "relu2"), {"gated": False})
 
 
-def test_an_expert_that_overflows_harms_only_its_own_tokens():
+def test_an_overflowing_expert_affects_only_its_own_tokens():
     x, ids, weights, w_in, w_out, b_in, b_out = inputs(torch.float32)
     w_in[1] = math.inf
     y = moe(x, ids, weights, w_in, w_out, b_in, b_out, "silu")
     assert y.isfinite().all(-1).tolist() == [True, False, True, True, True, True]
 
 
-def test_what_needs_a_gate_is_refused_without_one():
+def test_limit_and_offset_without_a_gate_are_refused():
     args = inputs(torch.float32, gated=False)
-    with pytest.raises(ValueError, match="limit"):
+    with pytest.raises(ValueError, match=r"limit=1\.0"):
         moe(*args, "relu2", gated=False, limit=1.0)
-    with pytest.raises(ValueError, match="offset"):
+    with pytest.raises(ValueError, match=r"offset=1\.0"):
         moe(*args, "relu2", gated=False, offset=1.0)
 
 

@@ -7,21 +7,21 @@ import torch
 from llmc.kernels.ops import add_rms_norm, layer_norm, rms_norm
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-EPS = 0.1  # large enough that leaving it out, or adding it after the root, shows
+EPS = 0.1  # so large that the tests fail if it is missing, or added after the root
 
 
-def rows(x: torch.Tensor) -> np.ndarray:
+def vectors(x: torch.Tensor) -> np.ndarray:
     return x.double().numpy().reshape(-1, x.shape[-1])
 
 
 def exact_rms(x: torch.Tensor, weight: torch.Tensor | None) -> np.ndarray:
-    out = [row / np.sqrt(sum(value * value for value in row) / len(row) + EPS) for row in rows(x)]
+    out = [vector / np.sqrt(sum(value * value for value in vector) / len(vector) + EPS) for vector in vectors(x)]
     scaled = np.array(out) * (1.0 if weight is None else weight.double().numpy())
     return scaled.reshape(x.shape)
 
 
 def exact_layer(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> np.ndarray:
-    out = np.array([(row - np.mean(row)) / np.sqrt(np.var(row) + EPS) for row in rows(x)])
+    out = np.array([(vector - np.mean(vector)) / np.sqrt(np.var(vector) + EPS) for vector in vectors(x)])
     out = out * (1.0 if weight is None else weight.double().numpy()) + (0.0 if bias is None else bias.double().numpy())
     return out.reshape(x.shape)
 
@@ -34,7 +34,7 @@ def test_rms_norm(check, dtype: torch.dtype, weighted: bool):
     check(rms_norm, (x, weight, EPS), {}, exact_rms(x, weight))
 
 
-def test_rms_norm_sums_squares_that_overflow_float16(check):
+def test_rms_norm_of_squares_beyond_the_float16_range(check):
     x = torch.full((2, 8), 3000.0, dtype=torch.float16)
     check(rms_norm, (x, None, EPS), {}, exact_rms(x, None))
 

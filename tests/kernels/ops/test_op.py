@@ -10,7 +10,7 @@ from llmc.kernels.ops import op as framework
 
 @pytest.fixture
 def twice(monkeypatch: pytest.MonkeyPatch):
-    """An op of its own, in a registry that is gone after the test."""
+    """Define an op in a registry that exists for one test."""
     monkeypatch.setattr(framework, "_OPS", {})
     monkeypatch.setattr(framework, "_LIBRARY", torch.library.Library(framework.NAMESPACE, "FRAGMENT"))
 
@@ -25,22 +25,22 @@ def twice(monkeypatch: pytest.MonkeyPatch):
 X = torch.ones(3)
 
 
-def test_without_a_provider_the_meaning_serves(twice):
+def test_without_a_provider_the_meaning_runs(twice):
     assert twice.serves(X) == "meaning"
     assert torch.equal(twice(X), 2 * X)
     torch.library.opcheck(twice.overload, (X,), {"factor": 3.0})
 
 
-def test_the_first_provider_that_takes_the_arguments_serves(twice):
-    asked = []
+def test_the_first_provider_that_supports_the_arguments_runs(twice):
+    factors = []
 
     def when(x, factor):
-        asked.append(factor)
+        factors.append(factor)
         return factor == 5.0
 
     @twice.provider("broken", available=lambda: False)
     def _(x, factor=2.0):
-        raise AssertionError("is not available")
+        raise AssertionError("an unavailable provider was called")
 
     @twice.provider("five", when=when)
     def _(x, factor=2.0):
@@ -52,11 +52,11 @@ def test_the_first_provider_that_takes_the_arguments_serves(twice):
 
     assert torch.equal(twice(X, 5.0), X + 5)
     assert torch.equal(twice(X), X + 1)
-    assert asked == [5.0, 2.0]  # the default reaches the predicate too
+    assert factors == [5.0, 2.0]  # the predicate receives the default too
     assert (twice.serves(X, factor=5.0), twice.serves(X)) == ("five", "rest")
 
 
-def test_priority_is_the_order(twice):
+def test_providers_are_tried_in_the_order_of_priority(twice):
     twice.provider("one")(lambda x, factor=2.0: x + 1)
     twice.provider("two")(lambda x, factor=2.0: x + 2)
     twice.priority[:] = ["two", "one"]
@@ -65,7 +65,7 @@ def test_priority_is_the_order(twice):
     assert torch.equal(twice(X), 2 * X)
 
 
-def test_a_provider_that_drifts_is_refused(twice):
+def test_a_provider_with_other_parameters_is_refused(twice):
     with pytest.raises(TypeError, match="other"):
         twice.provider("other")(lambda x, scale=2.0: x)
     with pytest.raises(TypeError, match="default"):
@@ -73,13 +73,13 @@ def test_a_provider_that_drifts_is_refused(twice):
     assert not twice.providers and not twice.priority
 
 
-def test_a_provider_name_is_taken_once(twice):
+def test_a_second_provider_of_the_same_name_is_refused(twice):
     twice.provider("one")(lambda x, factor=2.0: x)
     with pytest.raises(ValueError, match="already"):
         twice.provider("one")(lambda x, factor=2.0: x)
 
 
-def test_a_fake_says_the_shapes_in_the_place_of_the_meaning(twice):
+def test_a_fake_infers_shapes_instead_of_the_meaning(twice):
     called = []
 
     @framework.op(fake=lambda x: called.append("fake") or x.new_empty(x.shape))
@@ -93,7 +93,7 @@ def test_a_fake_says_the_shapes_in_the_place_of_the_meaning(twice):
     assert called == ["fake", "meaning"]
 
 
-def test_opcheck_holds_a_fake_to_the_meaning(twice):
+def test_opcheck_compares_a_fake_with_the_meaning(twice):
     @framework.op(fake=lambda x: x.new_empty(x.shape))
     def wide_for_test(x: Tensor) -> Tensor:
         return x.double()
@@ -123,14 +123,14 @@ def test_bind_names_arguments_and_fills_defaults(twice):
     assert twice.bind((), {"factor": 4.0, "x": node}) == {"x": node, "factor": 4.0}
 
 
-def test_traced_as_one_node_with_free_shapes(twice, traces):
+def test_an_op_is_traced_as_one_node_with_dynamic_shapes(twice, traces):
     twice.provider("never traced")(lambda x, factor=2.0: x * factor)
     traces(lambda x: twice(x, 3.0), (torch.ones(2, 5),), (torch.ones(1, 1),), ("BS",))
-    graph = torch.export.export(_Calls(twice), (X,)).graph
+    graph = torch.export.export(_Caller(twice), (X,)).graph
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [twice.overload]
 
 
-class _Calls(torch.nn.Module):
+class _Caller(torch.nn.Module):
     def __init__(self, op):
         super().__init__()
         self.op = op
@@ -139,7 +139,7 @@ class _Calls(torch.nn.Module):
         return self.op(x)
 
 
-def test_the_dialect_is_all_exported():
+def test_all_ops_are_exported():
     assert {name: getattr(ops, name) for name in ops.all_ops()} == ops.all_ops()
     assert set(ops.__all__) == {*ops.all_ops(), "all_ops", "op_of"}
     assert len(ops.all_ops()) == 16

@@ -11,7 +11,7 @@ from llmc.kernels.ops.quantized import FLOAT8, NF4, dequantize, pack_nibbles, ro
 
 
 def fp8_value(code: int) -> float:
-    """e4m3fn by its definition: bias 7, no infinities, all ones is NaN."""
+    """Decode e4m3fn: bias 7, no infinities, NaN if all bits but the sign are ones."""
     sign, exponent, mantissa = -1.0 if code & 128 else 1.0, (code >> 3) & 15, code & 7
     if exponent == 15 and mantissa == 7:
         return float("nan")
@@ -19,7 +19,7 @@ def fp8_value(code: int) -> float:
 
 
 def fp8_e5m2_value(code: int) -> float:
-    """e5m2 by its definition: bias 15, infinities and NaN as in the standard for floats."""
+    """Decode e5m2 by its definition: bias 15, infinities and NaN as in IEEE 754."""
     sign, exponent, mantissa = -1.0 if code & 128 else 1.0, (code >> 2) & 31, code & 3
     if exponent == 31:
         return float("nan") if mantissa else sign * float("inf")
@@ -34,12 +34,12 @@ def test_the_low_nibble_comes_first():
     assert unpack_nibbles(torch.tensor([[0xF1, 0x80]], dtype=torch.uint8)).tolist() == [[1, 15, 0, 8]]
 
 
-def test_every_byte_survives_unpacking():
+def test_packing_reverses_unpacking():
     packed = torch.arange(256, dtype=torch.uint8).view(4, 64)
     assert torch.equal(pack_nibbles(unpack_nibbles(packed)), packed)
 
 
-def test_nf4_is_the_quantiles_of_the_normal_distribution():
+def test_nf4_values_are_quantiles_of_the_normal_distribution():
     quantile, edge = NormalDist().inv_cdf, 0.9677083
     above = [quantile(p) for p in np.linspace(edge, 0.5, 9)[:-1]]
     below = [-quantile(p) for p in np.linspace(edge, 0.5, 8)[:-1]]
@@ -48,7 +48,7 @@ def test_nf4_is_the_quantiles_of_the_normal_distribution():
 
 
 @pytest.mark.parametrize("scheme", VALUES)
-def test_all_codes_of_floats(scheme: str):
+def test_all_float8_codes(scheme: str):
     weight = torch.arange(256, dtype=torch.uint8).view(FLOAT8[scheme]).view(2, 128)
     scales = torch.tensor([[2.0], [3.0]])
     expected = torch.tensor([VALUES[scheme](code) for code in range(256)]).view(2, 128) * scales
@@ -61,10 +61,10 @@ def test_all_int8_codes():
     scales = torch.tensor([[0.5, 2.0], [1.0, 3.0]])
     zeros = torch.tensor([[-128, 127], [5, -7]], dtype=torch.int8)
     symmetric, shifted = (dequantize(weight, scales, zero, "int8", 64) for zero in (None, zeros))
-    for row, column in np.ndindex(2, 128):
-        code, scale, zero = int(weight[row, column]), float(scales[row, column // 64]), int(zeros[row, column // 64])
-        assert symmetric[row, column] == code * scale
-        assert shifted[row, column] == (code - zero) * scale
+    for o, i in np.ndindex(2, 128):
+        code, scale, zero = int(weight[o, i]), float(scales[o, i // 64]), int(zeros[o, i // 64])
+        assert symmetric[o, i] == code * scale
+        assert shifted[o, i] == (code - zero) * scale
 
 
 @pytest.mark.parametrize(("scheme", "asymmetric"), [("int4", False), ("int4", True), ("nf4", False)])
@@ -73,11 +73,11 @@ def test_four_bit_codes(scheme: str, asymmetric: bool):
     scales = torch.tensor([[0.5, 2.0], [1.0, 3.0]])
     zeros = torch.tensor([[0, 15], [5, 8]], dtype=torch.uint8) if asymmetric else None
     actual = dequantize(pack_nibbles(codes), scales, zeros, scheme, 16)
-    for row, column in np.ndindex(2, 32):
-        code, group = int(codes[row, column]), column // 16
-        zero = int(zeros[row, group]) if zeros is not None else 8
+    for o, i in np.ndindex(2, 32):
+        code, group = int(codes[o, i]), i // 16
+        zero = int(zeros[o, group]) if zeros is not None else 8
         value = np.float32(NF4[code]) if scheme == "nf4" else code - zero
-        assert actual[row, column] == value * float(scales[row, group])
+        assert actual[o, i] == value * float(scales[o, group])
 
 
 def test_refusals():
@@ -92,7 +92,7 @@ def test_refusals():
 
 
 def nearest_even(value: float, grid: list[float]) -> float:
-    """The nearest of the sorted grid; of two equally near, the one that is an even number of places from zero."""
+    """Return the nearest value of a sorted grid; ties go to an even index from zero."""
     zero = grid.index(0.0)
     return min(enumerate(grid), key=lambda entry: (abs(entry[1] - value), (entry[0] - zero) % 2))[1]
 
@@ -103,18 +103,18 @@ GRIDS = [("int8", INT8_GRID), ("fp8", FP8_GRID), ("fp8_e5m2", E5M2_GRID)]
 
 
 @pytest.mark.parametrize(("activation", "grid"), GRIDS)
-def test_a_row_is_rounded_by_its_largest_magnitude(activation: str, grid: list[float]):
+def test_the_scale_of_a_token_comes_from_its_largest_magnitude(activation: str, grid: list[float]):
     x = torch.randn(3, 40, dtype=torch.float64) * torch.tensor([[1.0], [100.0], [1e-4]])
     codes, scale = round_activation(x, activation)
-    for row in range(3):
-        step = max(abs(value) for value in x[row].tolist()) / grid[-1]
-        assert scale[row] == pytest.approx(step, rel=1e-15)
-        assert codes[row].tolist() == [nearest_even(value / step, grid) for value in x[row].tolist()]
-        assert codes[row].abs().max() == grid[-1]
+    for token in range(3):
+        expected = max(abs(value) for value in x[token].tolist()) / grid[-1]
+        assert scale[token] == pytest.approx(expected, rel=1e-15)
+        assert codes[token].tolist() == [nearest_even(value / expected, grid) for value in x[token].tolist()]
+        assert codes[token].abs().max() == grid[-1]
 
 
 @pytest.mark.parametrize(("activation", "grid"), GRIDS)
-def test_a_static_scale_saturates_and_halves_go_to_even(activation: str, grid: list[float]):
+def test_values_beyond_a_static_scale_saturate_and_ties_round_to_even(activation: str, grid: list[float]):
     middles = [(low + high) / 2 for low, high in pairwise(grid)]
     values = [*grid, *middles, -1e6, 1e6, 449.0, 460.0, 464.0, 465.0, 61440.0, 1e9, float("inf"), -float("inf")]
     x, scale = torch.tensor(values) * 0.25, torch.tensor(0.25)
@@ -125,6 +125,6 @@ def test_a_static_scale_saturates_and_halves_go_to_even(activation: str, grid: l
 
 
 @pytest.mark.parametrize("activation", ["int8", "fp8", "fp8_e5m2"])
-def test_a_row_of_zeros_is_zeros(activation: str):
+def test_zeros_remain_zeros(activation: str):
     codes, scale = round_activation(torch.zeros(2, 8), activation)
     assert not codes.any() and (scale > 0).all()

@@ -11,7 +11,7 @@ POSITIONS = torch.tensor([[0, 1, 2, 3, 4], [9, 15, 3, 3, 0]])
 
 
 def exact(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> np.ndarray:
-    """Each pair is a complex number that turns by the angle of its position."""
+    """Rotate each pair as a complex number by the angle of its position."""
     out = x.double().numpy().copy()
     half = angles.shape[1]
     for b, h, s, i in np.ndindex(x.shape[0], x.shape[1], x.shape[2], half):
@@ -31,7 +31,7 @@ def test_rope(check, dtype: torch.dtype, interleaved: bool, dims: int):
     check(rope, (x, POSITIONS, *tables), {"interleaved": interleaved}, exact(x, POSITIONS, ANGLES, interleaved))
 
 
-def test_pairs_are_split_in_halves_by_default(check):
+def test_pairs_are_not_interleaved_by_default(check):
     x = torch.randn(2, 3, 5, 8)
     check(rope, (x, POSITIONS, ANGLES.cos(), ANGLES.sin()), {}, exact(x, POSITIONS, ANGLES, False))
 
