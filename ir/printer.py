@@ -1,7 +1,7 @@
-"""Programs as Python that reads well and runs.
+"""Print programs as readable Python that can be executed.
 
-The text defines `forward(weights, tokens, positions)`; `from_python` executes it, so that what a reader sees
-is what the machine would do. A blank line and a comment mark where the next module begins.
+The text defines `forward(weights, <inputs>)`, such as `forward(weights, tokens, positions)`; `from_python` executes
+it. A blank line and a comment mark the start of each module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-# What a text may name beside its own values and the ops of the dialect.
+# The names that a printed program may use, besides its own values and the ops of the dialect.
 _GLOBALS: dict[str, Any] = {
     "aten": torch.ops.aten,
     "torch": torch,
@@ -38,22 +38,22 @@ _GLOBALS: dict[str, Any] = {
 
 
 def to_python(program: Program) -> str:
-    """The program as the source of a runnable Python function."""
+    """Return the source of a Python function that computes the program."""
     lines = [f"# {program.source}, {program.stage}", f"def forward(weights, {', '.join(map(str, program.inputs))}):"]
     names = _Names(program)
-    place = None
+    previous = None
     for node, line in _statements(program, names).items():
-        here = node.meta.get("where", "")
-        if here != place:
-            lines += ["", f"    # {here or 'the program'}"]
-            place = here
+        module = node.meta.get("where", "")
+        if module != previous:
+            lines += ["", f"    # {module or 'the program'}"]
+            previous = module
         lines.append(f"    {line}")
-    (end,) = program.graph.find_nodes(op="output")
-    return "\n".join([*lines, "", f"    return {names.show(end.args[0])}"]) + "\n"
+    (output,) = program.graph.find_nodes(op="output")
+    return "\n".join([*lines, "", f"    return {names.show(output.args[0])}"]) + "\n"
 
 
 def statements(program: Program) -> dict[fx.Node, str]:
-    """The line of Python for each call, as it stands in the whole text."""
+    """Return the line of `to_python`'s text for each call, without indentation."""
     return _statements(program, _Names(program))
 
 
@@ -63,10 +63,13 @@ def _statements(program: Program, names: _Names) -> dict[fx.Node, str]:
 
 
 def from_python(text: str) -> Callable[..., tuple[Tensor, ...]]:
-    """The function that `to_python` wrote; its first argument maps weight names to tensors."""
-    space = {"llmc": _Namespace(all_ops()), **_GLOBALS}
-    exec(compile(text, "<llmc program>", "exec"), space)
-    return space["forward"]
+    """Compile the text of `to_python` into a function.
+
+    Its first argument maps weight names to tensors.
+    """
+    namespace = {"llmc": _Namespace(all_ops()), **_GLOBALS}
+    exec(compile(text, "<llmc program>", "exec"), namespace)
+    return namespace["forward"]
 
 
 class _Namespace:
@@ -75,7 +78,7 @@ class _Namespace:
 
 
 class _Names:
-    """Python names for nodes: sizes of the inputs are B and S, the rest is named by the graph."""
+    """The Python names of nodes: B and S for input sizes, else the node's name."""
 
     def __init__(self, program: Program) -> None:
         self.of: dict[fx.Node, str] = {}
@@ -102,10 +105,10 @@ class _Names:
         if isinstance(value, fx.Node):
             return f"weights[{json.dumps(value.target)}]" if value.op == "get_attr" else self.of[value]
         if isinstance(value, (list, tuple)):
-            inside = ", ".join(self.show(x) for x in value)
+            items = ", ".join(self.show(x) for x in value)
             if isinstance(value, list):
-                return f"[{inside}]"
-            return f"({inside},)" if len(value) == 1 else f"({inside})"
+                return f"[{items}]"
+            return f"({items},)" if len(value) == 1 else f"({items})"
         if isinstance(value, slice):
             return f"slice({self.show(value.start)}, {self.show(value.stop)}, {self.show(value.step)})"
         if isinstance(value, torch.device):

@@ -1,4 +1,4 @@
-"""Weights that a checkpoint holds as codes: the numbers that they stand for, and the codes for who can use them."""
+"""Weights of quantized checkpoints: dequantized values and, if usable, codes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from .weights import Call, Leaf, Weight, concat, rows, rows_of
 
 aten = torch.ops.aten
 
-# Rows are turned to numbers in blocks of so many weights: what is computed on the way takes several times their memory.
+# Weights per block. Output channels are dequantized in blocks, because intermediate tensors take several times the
+# memory of the weights.
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class StoredCodes(Weight):
-    """A weight [O, I] of codes, scales and zero points, as `quant_linear` takes them; its value is float32.
+    """A weight [O, I] stored as codes, scales and zero points.
+
+    Its value is the dequantized weight, float32. The layout is that of `quant_linear`.
 
     Attributes:
-        codes: packed by the scheme, see `kernels.ops.quantized`.
+        codes: packed; `kernels.ops.quantized` describes the layout of each scheme.
         scales: float32 [O, I/group_size].
-        zeros: like `scales`, in the codes' dtype; None for symmetric codes.
+        zeros: same shape as `scales`, in the dtype of the codes; None: symmetric.
     """
 
     codes: Weight
@@ -36,8 +39,8 @@ class StoredCodes(Weight):
     group_size: int
 
     def __post_init__(self) -> None:
-        packed = 2 if self.scheme in ("int4", "nf4") else 1
-        object.__setattr__(self, "shape", (self.codes.shape[0], self.codes.shape[1] * packed))
+        codes_per_byte = 2 if self.scheme in ("int4", "nf4") else 1
+        object.__setattr__(self, "shape", (self.codes.shape[0], self.codes.shape[1] * codes_per_byte))
         object.__setattr__(self, "dtype", torch.float32)
 
     @property
@@ -49,9 +52,9 @@ class StoredCodes(Weight):
         codes, scales = self.codes.evaluate(), self.scales.evaluate()
         zeros = None if self.zeros is None else self.zeros.evaluate()
         value = torch.empty(self.shape)
-        step = max(1, _BLOCK // max(1, self.shape[1]))
-        for start in range(0, self.shape[0], step):
-            block = slice(start, start + step)
+        channels = max(1, _BLOCK // max(1, self.shape[1]))
+        for start in range(0, self.shape[0], channels):
+            block = slice(start, start + channels)
             zero = None if zeros is None else zeros[block]
             value[block] = dequantize(codes[block], scales[block], zero, self.scheme, self.group_size)
         return value
@@ -67,7 +70,12 @@ class StoredCodes(Weight):
 
 @dataclass(frozen=True, eq=False)
 class OnlyNumbers(Weight):
-    """A weight that a checkpoint holds as codes which no scheme here can take over, and why."""
+    """A weight of a quantized checkpoint whose codes fit no scheme of this compiler.
+
+    Attributes:
+        value: the dequantized weight.
+        reason: why the codes cannot be used.
+    """
 
     value: Weight
     reason: str
@@ -91,21 +99,26 @@ class OnlyNumbers(Weight):
 
 
 def stored_codes(weight: Weight) -> StoredCodes | None:
-    """The checkpoint's own codes of a weight, of rows of one, and of several one below the other.
+    """Return the checkpoint's codes of a weight, or None if it has no usable ones.
 
-    Looks through a cast, for codes times float32 scales are what was meant before it rounded.
+    Codes are kept through slices and concatenations of output channels. Casts are ignored: codes with float32 scales
+    are what the checkpoint means, and the cast only rounds their values.
     """
-    found = _codes(weight)
-    return found if isinstance(found, StoredCodes) else None
+    result = _codes(weight)
+    return result if isinstance(result, StoredCodes) else None
 
 
 def why_dequantized(weight: Weight) -> str | None:
-    """Why a weight of a quantized checkpoint has no `stored_codes`; None if it has, or never was quantized."""
-    found = _codes(weight)
-    return found if isinstance(found, str) else None
+    """Return why a weight of a quantized checkpoint has no `stored_codes`.
+
+    None if it has them, or if the checkpoint does not quantize it.
+    """
+    result = _codes(weight)
+    return result if isinstance(result, str) else None
 
 
 def _codes(weight: Weight) -> StoredCodes | str | None:
+    """Return the codes of a weight, the reason against using them, or None."""
     if isinstance(weight, StoredCodes):
         return weight
     if isinstance(weight, OnlyNumbers):
@@ -116,45 +129,45 @@ def _codes(weight: Weight) -> StoredCodes | str | None:
         return _codes(weight.args[0])
     if part := rows_of(weight):
         whole, start = part
-        found = _codes(whole)
-        return _rows(found, start, start + weight.shape[0]) if isinstance(found, StoredCodes) else found
+        codes = _codes(whole)
+        return _slice(codes, start, start + weight.shape[0]) if isinstance(codes, StoredCodes) else codes
     if weight.target is aten.cat.default and (weight.args[1:] or (weight.kwargs.get("dim", 0),)) == (0,):
         return _concat(weight.args[0])
-    return _lost(weight)
+    return _reason_of(weight)
 
 
-def _rows(whole: StoredCodes, start: int, end: int) -> StoredCodes:
-    return _each(lambda parts: rows(parts[0], start, end), [whole])
+def _slice(whole: StoredCodes, start: int, end: int) -> StoredCodes:
+    return _apply(lambda parts: rows(parts[0], start, end), [whole])
 
 
 def _concat(parts: list[Weight]) -> StoredCodes | str | None:
-    found = [_codes(part) for part in parts]
-    if reason := next((f for f in found if isinstance(f, str)), None):
+    results = [_codes(part) for part in parts]
+    if reason := next((r for r in results if isinstance(r, str)), None):
         return reason
-    codes = [f for f in found if isinstance(f, StoredCodes)]
+    codes = [r for r in results if isinstance(r, StoredCodes)]
     if not codes:
         return None
-    if len(codes) < len(found):
-        return "it is joined with weights that are not quantized"
+    if len(codes) < len(results):
+        return "it is concatenated with weights that are not quantized"
     if len({(c.scheme, c.group_size, c.zeros is None) for c in codes}) > 1:
-        return "it is joined with weights that are quantized another way"
-    return _each(lambda weights: concat(weights, 0), codes)
+        return "it is concatenated with weights of another scheme, group size or symmetry"
+    return _apply(lambda weights: concat(weights, 0), codes)
 
 
-def _each(join: Callable[[list[Weight]], Weight], given: list[StoredCodes]) -> StoredCodes:
-    """What `join` makes of the codes, of the scales and of the zero points."""
-    zeros = [g.zeros for g in given if g.zeros is not None]
-    codes, scales = join([g.codes for g in given]), join([g.scales for g in given])
-    return StoredCodes(codes, scales, join(zeros) if zeros else None, given[0].scheme, given[0].group_size)
+def _apply(combine: Callable[[list[Weight]], Weight], stored: list[StoredCodes]) -> StoredCodes:
+    """Apply `combine` to the codes, to the scales and to the zero points."""
+    zeros = [s.zeros for s in stored if s.zeros is not None]
+    codes, scales = combine([s.codes for s in stored]), combine([s.scales for s in stored])
+    return StoredCodes(codes, scales, combine(zeros) if zeros else None, stored[0].scheme, stored[0].group_size)
 
 
-def _lost(call: Call) -> str | None:
-    """The reason for an expression that changes what it is given in a way that codes can't follow."""
+def _reason_of(call: Call) -> str | None:
+    """Return why a call's result has no codes; None if no argument is quantized."""
     for argument in pytree.tree_leaves((call.args, call.kwargs)):
         if isinstance(argument, Weight):
-            found = _codes(argument)
-            if isinstance(found, str):
-                return found
-            if found is not None:
+            codes = _codes(argument)
+            if isinstance(codes, str):
+                return codes
+            if codes is not None:
                 return f"it is changed by {call.target._schema.name.removeprefix('aten::')}"
     return None

@@ -1,11 +1,12 @@
-"""Lazy weights: expressions over tensors that stay on disk until somebody asks for a value.
+"""Weight expressions: lazy tensors, read from disk and computed on demand.
 
-A `Weight` knows its shape and dtype for nothing. `evaluate()` reads what it needs, computes one tensor and
-keeps at most the other results of its last call, so that memory is bounded by the largest tensor and not by the
-model. A pass that merges three projections writes `concat([q, k, v])`: an expression, not a tensor.
+The shape and dtype of a `Weight` are known without reading data. `evaluate()` reads its sources and computes one
+tensor. It caches at most the other results of the last call with several results, so memory is bounded by the
+largest tensor and not by the model. For example, a pass that merges three projections creates the expression
+`concat([q, k, v], 0)` and computes nothing.
 
-Expressions are ATen calls whose arguments are weights. They are written by the constructors below, or recorded
-from ordinary torch code by `record`, which is how the checkpoint conversions of transformers become expressions.
+Expressions are ATen calls whose arguments are weights. Create them with the functions below, or record them from
+ordinary torch code with `record`; this is how the checkpoint conversions of transformers become expressions.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ aten = torch.ops.aten
 
 
 class WeightSource(Protocol):
-    """Where a leaf's bytes are: a slice of a file, or memory."""
+    """The storage of a leaf's data: a part of a file, or memory."""
 
     @property
-    def key(self) -> str: ...  # two sources with one key hold the same values
+    def key(self) -> str: ...  # sources with equal keys hold equal values
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
@@ -41,32 +42,32 @@ class WeightSource(Protocol):
 
 
 class Weight:
-    """A tensor that is not there yet."""
+    """A tensor that is computed on demand."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     def evaluate(self) -> Tensor:
-        """The value, computed now and laid out contiguously."""
+        """Compute the value and return it as a contiguous tensor."""
         raise NotImplementedError
 
     def leaves(self) -> Iterator[Leaf]:
-        """The leaves that the value depends on, in order, repeated where they are used twice."""
+        """Yield the leaves that the value depends on, in order, once for each use."""
         raise NotImplementedError
 
     @property
     def key(self) -> str:
-        """Names the value: equal keys mean equal tensors."""
+        """An identifier of the value: weights with equal keys have equal values."""
         raise NotImplementedError
 
     @property
     def is_constant(self) -> bool:
-        """Whether the value follows from the architecture alone."""
+        """True if the value depends on the architecture only, not on training."""
         return all(leaf.constant for leaf in self.leaves())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the value, not of its sources."""
+        """The size of the value in bytes, not that of its sources."""
         return self.numel * self.dtype.itemsize
 
     @property
@@ -74,17 +75,17 @@ class Weight:
         return torch.Size(self.shape).numel()
 
     def meta(self) -> Tensor:
-        """A tensor without storage, of this shape and dtype."""
+        """Return a tensor on the meta device with this shape and dtype."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True, eq=False)
 class Leaf(Weight):
-    """A tensor as its source holds it.
+    """A tensor of a source, unchanged.
 
     Attributes:
-        constant: the value belongs to the architecture and not to the training (a table of frequencies, a mask):
-            a pass may read it and compute with it.
+        constant: the value depends on the architecture and not on training, such as a table of frequencies or a
+            mask. Passes may read it and compute with it.
     """
 
     source: WeightSource
@@ -114,7 +115,7 @@ class Leaf(Weight):
 
 @dataclass(frozen=True, eq=False)
 class Call(Weight):
-    """An ATen call on weights and plain values; `output` picks one of several results."""
+    """An ATen call on weights and plain values; `output` selects a result."""
 
     target: torch._ops.OpOverload
     args: tuple[Any, ...]
@@ -135,7 +136,7 @@ class Call(Weight):
     def evaluate(self) -> Tensor:
         if self.target in (aten.cat.default, aten.stack.default):
             return self._join()
-        # What views were recorded on is contiguous; a transposed tensor would refuse some of them.
+        # Views were recorded on contiguous tensors, and some of them fail on transposed ones.
         if self.output is None:
             return self._run(lambda weight: weight.evaluate(), "cpu").contiguous()
         return _results_of(self)[self.output].contiguous()
@@ -158,7 +159,7 @@ class Call(Weight):
         return result if self.output is None else result[self.output]
 
     def run_whole(self, value_of: Callable[[Weight], Tensor], device: str) -> Any:
-        """All results of the call, whichever of them this is."""
+        """Return all results of the call, regardless of `output`."""
         args, kwargs = pytree.tree_map(lambda x: value_of(x) if isinstance(x, Weight) else x, (self.args, self.kwargs))
         if "device" in kwargs:
             kwargs = {**kwargs, "device": device}
@@ -166,7 +167,7 @@ class Call(Weight):
             return self.target(*args, **kwargs)
 
     def _join(self) -> Tensor:
-        """Parts are read one by one into the result: merging never holds all parts beside it."""
+        """Copy the parts into the result, with only one of them in memory at a time."""
         parts: Sequence[Weight] = self.args[0]
         dim = self.args[1] if len(self.args) > 1 else self.kwargs.get("dim", 0)
         result = torch.empty(self.shape, dtype=self.dtype)
@@ -180,29 +181,29 @@ class Call(Weight):
         return result
 
 
-# The last call of several results that was evaluated, by its key for all of them, and the results. Who asks for the
-# codes of a rounded weight asks for its scales next, and rounding takes longer than everything else; one entry keeps
-# memory bounded. The call is held with them, for a tensor that is gone would leave its key to another.
+# The results of the last evaluated call that has several, by its key for output 0. The codes and the scales of a
+# quantized weight are evaluated one after the other, and quantization is slow. One entry keeps memory bounded. The
+# entry includes the call to keep its tensors alive: the key of a tensor in memory is its address, which Python reuses.
 _recent: dict[str, tuple[Call, Any]] = {}
 
 
 def _results_of(call: Call) -> Any:
     key = replace(call, output=0).key
     if key not in _recent:
-        _recent.clear()  # before, so that two results are never held
+        _recent.clear()  # free the old results before computing the new ones
         results = call.run_whole(lambda weight: weight.evaluate(), "cpu")
-        _recent.clear()  # of a call of several results among its arguments
+        _recent.clear()  # evaluating the arguments may have added an entry
         _recent[key] = call, results
     return _recent[key][1]
 
 
 def concat(parts: Sequence[Weight], dim: int) -> Weight:
-    """The parts one behind the other along `dim`."""
+    """Concatenate the parts along `dim`."""
     return parts[0] if len(parts) == 1 else Call(aten.cat.default, (list(parts), dim))
 
 
 def transpose(weight: Weight, dim0: int = 0, dim1: int = 1) -> Weight:
-    """Two dims swapped, laid out contiguously."""
+    """Swap two dimensions; the value is contiguous."""
     return Call(
         aten.clone.default,
         (Call(aten.transpose.int, (weight, dim0, dim1)),),
@@ -211,38 +212,38 @@ def transpose(weight: Weight, dim0: int = 0, dim1: int = 1) -> Weight:
 
 
 def rows(weight: Weight, start: int, end: int) -> Weight:
-    """Some of the rows, one behind the other as they lie in the whole."""
+    """Slice the first dimension, such as the output channels."""
     return Call(aten.slice.Tensor, (weight, 0, start, end))
 
 
 def rows_of(weight: Weight) -> tuple[Weight, int] | None:
-    """The whole that a weight is `rows` of, and the first of them."""
+    """Return `(whole, start)` if the weight is a slice made by `rows`, else None."""
     if (
         isinstance(weight, Call)
         and weight.target is aten.slice.Tensor
         and weight.args[1] == 0
         and len(weight.args) == 4
         and isinstance(weight.args[2], int)
-        and weight.args[2] >= 0  # torch may count from the end
+        and weight.args[2] >= 0  # negative starts count from the end
     ):
         return weight.args[0], weight.args[2]
     return None
 
 
 def cast(weight: Weight, dtype: torch.dtype) -> Weight:
-    """The same values in another dtype; no expression where it has that dtype already."""
+    """Convert to another dtype; returns the weight itself if it has that dtype."""
     return weight if weight.dtype == dtype else Call(aten._to_copy.default, (weight,), {"dtype": dtype})
 
 
 def fold(weight: Weight, factor: Weight | float) -> Weight:
-    """The weight times a number or a broadcastable weight."""
+    """Multiply the weight by a number or by a broadcastable weight."""
     overload = aten.mul.Tensor if isinstance(factor, Weight) else aten.mul.Scalar
     return Call(overload, (weight, factor))
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor held in memory: a buffer, or a parameter of a model that was given as an object."""
+    """A tensor in memory: a buffer or parameter of a model passed as an object."""
 
     tensor: Tensor
     name: str
@@ -272,7 +273,7 @@ class TensorSource:
 
 @dataclass(frozen=True)
 class SafetensorsSource:
-    """One tensor of a safetensors file."""
+    """A tensor of a safetensors file."""
 
     path: Path
     name: str
@@ -295,17 +296,17 @@ class SafetensorsSource:
 
 
 def constant(tensor: Tensor, name: str) -> Weight:
-    """A value of the architecture: a buffer, or what a pass computed."""
+    """Wrap a tensor that depends on the architecture only, such as a buffer."""
     return Leaf(TensorSource(tensor, name), constant=True)
 
 
 def parameter(tensor: Tensor, name: str) -> Weight:
-    """A trained value that is in memory."""
+    """Wrap a trained tensor that is in memory."""
     return Leaf(TensorSource(tensor, name))
 
 
 class _Recording(Tensor):
-    """Stands for a weight in ordinary torch code and records what is done to it."""
+    """A tensor that stands in for a weight in torch code and records all calls."""
 
     weight: Weight
 
@@ -322,8 +323,8 @@ class _Recording(Tensor):
         if func._schema.is_mutable:
             raise LlmcError(
                 "WEIGHTS_UNRECORDABLE",
-                f"A weight is converted by {func}, which changes a tensor in place.",
-                "Convert the checkpoint by code that computes new tensors.",
+                f"The conversion of a weight calls {func}, which changes a tensor in place.",
+                "Convert the checkpoint with code that computes new tensors.",
             )
         args, kwargs = pytree.tree_map_only(_Recording, lambda t: t.weight, (args, kwargs or {}))
         if len(func._schema.returns) > 1 or str(func._schema.returns[0].type) != "Tensor":
@@ -334,12 +335,15 @@ class _Recording(Tensor):
 
 
 def record(weight: Weight) -> Tensor:
-    """A tensor to run ordinary torch code on; `recorded` takes the expression out of what comes back."""
+    """Return a tensor that records torch code; `recorded` returns the expression."""
     return _Recording(weight)
 
 
 def recorded(tensor: Tensor) -> Weight:
-    """The expression behind a tensor that came out of code run on `record`ed weights."""
+    """Return the expression of a result of torch code on `record`ed weights.
+
+    A tensor that does not depend on recorded weights is a constant.
+    """
     if not isinstance(tensor, _Recording):
         return constant(tensor, "recorded")
     return tensor.weight

@@ -1,4 +1,4 @@
-"""What is printed is Python that computes what the program does."""
+"""Printed programs are readable Python and compute what the program computes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ STAGES = [Stage.CAPTURED, Stage.CANONICAL, Stage.OPTIMIZED]
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_oss", "deepseek_v3"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_models_text_computes_what_its_program_does(model_type: str, stage: Stage) -> None:
+def test_the_printed_function_computes_what_the_program_computes(model_type: str, stage: Stage) -> None:
     program = at_stage(model_type, stage)
     ast.parse(to_python(program))
     for size in ((2, 9), (1, 1)):
@@ -55,7 +55,7 @@ def test_a_models_text_computes_what_its_program_does(model_type: str, stage: St
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_text_reads_well(stage: Stage) -> None:
+def test_the_printed_program_is_readable(stage: Stage) -> None:
     text = to_python(at_stage("deepseek_v3", stage))
     assert text.startswith(f"# deepseek_v3, {stage}\ndef forward(weights, tokens, positions):\n")
     assert re.search(r"^    B = aten.sym_size.int\(\w+, 0\)$", text, re.M)
@@ -64,8 +64,8 @@ def test_a_text_reads_well(stage: Stage) -> None:
     assert not re.search(r"\bs\d+\b|torch\.ops|_opset|<built-in", text)
     assert "    # model.layers.0.self_attn.q_a_proj\n" in text
     assert not re.search(r"\n\n\n|[ \t]\n", text)
-    places = re.findall(r"^    # (.+)$", text, re.M)
-    assert all(one != next_one for one, next_one in itertools.pairwise(places)), "a module is named where it begins"
+    modules = re.findall(r"^    # (.+)$", text, re.M)
+    assert all(module != after for module, after in itertools.pairwise(modules)), "a module is named twice in a row"
 
 
 # Single lines -------------------------------------------------------------------------------------------------------
@@ -92,12 +92,12 @@ def _model() -> Program:
     return capture(Model())
 
 
-def spliced(program: Program, target: object, *args: object, **kwargs: object) -> str:
-    """The line that prints a call, which takes the place of relu and reads what it read: `None` among `args`."""
+def printed_call(program: Program, target: object, *args: object, **kwargs: object) -> str:
+    """Replace relu by a call and print it; `None` in `args` means relu's argument."""
     (relu,) = [n for n in program.nodes if n.name.startswith("relu")]
-    given = [relu.args[0] if a is None else a for a in args]
+    call_args = [relu.args[0] if a is None else a for a in args]
     with program.graph.inserting_before(relu):
-        new = program.call(target, *given, like=relu, **kwargs)  # type: ignore[arg-type]
+        new = program.call(target, *call_args, like=relu, **kwargs)  # type: ignore[arg-type]
     program.replace(relu, new)
     sample = inputs(2, 5)
     assert torch.equal(rerun(program, *sample).nan_to_num(), program(*sample).nan_to_num())
@@ -106,7 +106,7 @@ def spliced(program: Program, target: object, *args: object, **kwargs: object) -
 
 
 @pytest.mark.parametrize(
-    ("target", "args", "kwargs", "want"),
+    ("target", "args", "kwargs", "expected"),
     [
         (aten.clamp.default, (None, 0.5), {}, "aten.clamp.default(embedding, 0.5)"),
         (aten.clamp.default, (None, float("-inf"), float("inf")), {}, "aten.clamp.default(embedding, -inf, inf)"),
@@ -127,13 +127,13 @@ def spliced(program: Program, target: object, *args: object, **kwargs: object) -
         (aten.gelu.default, (None,), {"approximate": "tanh"}, "aten.gelu.default(embedding, approximate='tanh')"),
     ],
 )
-def test_arguments_are_written_as_python(
-    program: Program, target: object, args: tuple[object, ...], kwargs: dict[str, object], want: str
+def test_arguments_are_printed_as_python(
+    program: Program, target: object, args: tuple[object, ...], kwargs: dict[str, object], expected: str
 ) -> None:
-    assert spliced(program, target, *args, **kwargs) == want
+    assert printed_call(program, target, *args, **kwargs) == expected
 
 
-def test_a_name_that_python_reserves_gets_an_underscore(program: Program) -> None:
+def test_python_keywords_get_an_underscore(program: Program) -> None:
     (relu,) = [n for n in program.nodes if n.name.startswith("relu")]
     relu.name = "lambda"
     assert "    lambda_ = aten.relu.default(" in to_python(program)
@@ -141,7 +141,7 @@ def test_a_name_that_python_reserves_gets_an_underscore(program: Program) -> Non
 
 
 @pytest.mark.parametrize("name", ["weights", "aten", "llmc", "torch", "inf", "B"])
-def test_a_name_that_the_text_uses_gets_an_underscore(program: Program, name: str) -> None:
+def test_reserved_names_get_an_underscore(program: Program, name: str) -> None:
     (relu,) = [n for n in program.nodes if n.name.startswith("relu")]
     relu.name = name
     assert f"    {name}_ = aten.relu.default(" in to_python(program)
@@ -166,12 +166,12 @@ def test_arithmetic_on_sizes_is_infix(program: Program, target: object, text: st
         number = program.call(target, size, 3, like=relu)  # type: ignore[arg-type]
         scaled = program.call(aten.mul.Tensor, relu.args[0], number, like=relu)
     program.replace(relu, scaled)
-    want = re.escape(text).replace(r"\{\}", "S_?")
-    assert re.search(rf"= {want}$", to_python(program), re.M)
+    expected = re.escape(text).replace(r"\{\}", "S_?")
+    assert re.search(rf"= {expected}$", to_python(program), re.M)
     assert torch.equal(rerun(program, *inputs(2, 5)), program(*inputs(2, 5)))
 
 
-def test_a_negative_base_is_not_taken_for_a_negated_power(program: Program) -> None:
+def test_a_negative_base_is_parenthesized(program: Program) -> None:
     (relu,) = [n for n in program.nodes if n.name.startswith("relu")]
     with program.graph.inserting_before(relu):
         size = program.call(aten.sym_size.int, program.inputs[0], 0, like=relu)

@@ -1,4 +1,4 @@
-"""Stored codes survive what passes do to weights; where they don't, it is said why."""
+"""Codes are kept through slices, concatenations and casts, or there is a reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def codes(
     return StoredCodes(packed, scales, integers(outputs, groups) if zeros else None, scheme, group_size)
 
 
-def worth(stored: StoredCodes | None) -> Tensor:
+def dequantized(stored: StoredCodes | None) -> Tensor:
     assert stored is not None
     zeros = None if stored.zeros is None else stored.zeros.evaluate()
     return dequantize(stored.codes.evaluate(), stored.scales.evaluate(), zeros, stored.scheme, stored.group_size)
@@ -42,35 +42,35 @@ def worth(stored: StoredCodes | None) -> Tensor:
 
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
 @pytest.mark.parametrize("zeros", [True, False])
-def test_what_passes_do_to_outputs_is_done_to_codes(scheme: str, zeros: bool) -> None:
+def test_codes_are_kept_through_slices_concatenations_and_casts(scheme: str, zeros: bool) -> None:
     one, other = (codes(outputs, scheme=scheme, zeros=zeros, seed=outputs) for outputs in (6, 2))
     both = concat([one, other], 0)
     for weight in (one, both, rows(both, 4, 7), concat([rows(both, 5, 8), rows(one, 0, 1)], 0), cast(both, torch.half)):
         assert weight.shape[1] == 8 and why_dequantized(weight) is None
-        assert torch.equal(worth(stored_codes(weight)).to(weight.dtype), weight.evaluate())
+        assert torch.equal(dequantized(stored_codes(weight)).to(weight.dtype), weight.evaluate())
     assert stored_codes(one) is one
 
 
-def test_a_plain_weight_has_no_codes_and_no_excuse() -> None:
+def test_a_float_weight_has_neither_codes_nor_a_reason() -> None:
     plain = parameter(torch.ones(6, 8), "plain")
     for weight in (plain, concat([plain, plain], 0), rows(plain, 0, 2), cast(plain, torch.half), transpose(plain)):
         assert stored_codes(weight) is None and why_dequantized(weight) is None
 
 
 ONE = codes()
-LOST = OnlyNumbers(ONE, "for no reason")
+UNUSABLE = OnlyNumbers(ONE, "a test reason")
 
 
 @pytest.mark.parametrize(
     ("weight", "reason"),
     [
-        (LOST, "for no reason"),
-        (cast(rows(concat([ONE, LOST], 0), 0, 2), torch.half), "for no reason"),
-        (transpose(LOST), "for no reason"),
+        (UNUSABLE, "a test reason"),
+        (cast(rows(concat([ONE, UNUSABLE], 0), 0, 2), torch.half), "a test reason"),
+        (transpose(UNUSABLE), "a test reason"),
         (concat([ONE, parameter(torch.ones(6, 8), "plain")], 0), "not quantized"),
-        (concat([ONE, codes(group_size=2)], 0), "another way"),
-        (concat([ONE, codes(zeros=False)], 0), "another way"),
-        (concat([ONE, codes(scheme="int8")], 0), "another way"),
+        (concat([ONE, codes(group_size=2)], 0), "another scheme, group size or symmetry"),
+        (concat([ONE, codes(zeros=False)], 0), "another scheme, group size or symmetry"),
+        (concat([ONE, codes(scheme="int8")], 0), "another scheme, group size or symmetry"),
         (concat([ONE, ONE], 1), "changed by cat"),
         (transpose(ONE), "changed by transpose"),
         (fold(ONE, 2.0), "changed by mul"),
@@ -78,12 +78,12 @@ LOST = OnlyNumbers(ONE, "for no reason")
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_why_codes_can_not_be_used(weight: Weight, reason: str) -> None:
+def test_unusable_codes_have_a_reason(weight: Weight, reason: str) -> None:
     assert stored_codes(weight) is None
     assert reason in (why_dequantized(weight) or "")
 
 
-def test_a_key_names_the_value() -> None:
+def test_keys_are_equal_only_for_equal_values() -> None:
     one = codes()
     same = StoredCodes(one.codes, one.scales, one.zeros, one.scheme, one.group_size)
     assert one.key == same.key == OnlyNumbers(one, "").key
@@ -98,11 +98,11 @@ def test_a_key_names_the_value() -> None:
     assert [leaf.key for leaf in one.leaves()] == [part.key for part in (one.codes, one.scales, one.zeros) if part]
 
 
-def test_blocks_of_rows_are_one_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_block_size_does_not_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
     one = codes(7)
     whole = one.evaluate()
     monkeypatch.setattr(module, "_BLOCK", 17)
-    assert torch.equal(one.evaluate(), whole) and torch.equal(whole, worth(one))
+    assert torch.equal(one.evaluate(), whole) and torch.equal(whole, dequantized(one))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -110,7 +110,7 @@ def test_merged_projections_keep_their_codes(tmp_path: Path, dtype: str) -> None
     expected = write(tmp_path, make(4, 16, 1), config())
     program = llmc.capture(tmp_path, until=Stage.OPTIMIZED, dtype=dtype)
     attention = "model.layers.0.self_attn."
-    want = torch.cat([expected[f"{attention}{part}_proj.weight"] for part in "qkv"])
-    assert torch.equal(worth(stored_codes(program.weights[f"{attention}qkv_proj.weight"])), want)
+    expected_codes = torch.cat([expected[f"{attention}{part}_proj.weight"] for part in "qkv"])
+    assert torch.equal(dequantized(stored_codes(program.weights[f"{attention}qkv_proj.weight"])), expected_codes)
     with_codes = {name for name, weight in program.weights.items() if stored_codes(weight)}
     assert len(with_codes) == 4  # qkv, o, gate and up, down

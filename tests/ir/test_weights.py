@@ -1,4 +1,4 @@
-"""Expressions give what torch gives, read each leaf when it is needed and no sooner, and let go of it at once."""
+"""Weight expressions equal torch's results and read one leaf at a time."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ aten = torch.ops.aten
 
 
 @pytest.fixture(autouse=True)
-def nothing_evaluated_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_result_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_recent", {})
 
 
 class Disk:
-    """Counts the reads of each tensor, and the bytes of those that are still alive."""
+    """Records the reads of tensors and the peak bytes of those that are alive."""
 
     def __init__(self) -> None:
         self.reads: list[str] = []
@@ -51,14 +51,14 @@ class Disk:
         self.reads.append(name)
         self.alive[name] = tensor.nbytes
         self.peak = max(self.peak, sum(self.alive.values()))
-        # The storage, for a view of the tensor keeps it as well.
+        # Watch the storage, because views of the tensor keep it alive too.
         weakref.finalize(tensor.untyped_storage(), self.alive.pop, name, None)
         return tensor
 
 
 @dataclass(frozen=True)
 class Instrumented:
-    """A source whose reads can be watched."""
+    """A source whose reads are recorded."""
 
     disk: Disk = field(compare=False)
     name: str
@@ -83,7 +83,7 @@ def leaf(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, disk: D
 
 A, B = values(4, 6), values(4, 6, seed=1)
 
-# What the constructors write and what ordinary code on recording tensors leaves behind, against eager torch.
+# Expressions from the constructors and from recorded code, with the results of eager torch.
 BUILT: dict[str, tuple[Callable[[Weight, Weight], Weight], Tensor]] = {
     "concat": (lambda a, b: concat([a, b, a], 0), torch.cat([A, B, A])),
     "concat along the last dim": (lambda a, b: concat([a, b], -1), torch.cat([A, B], -1)),
@@ -93,7 +93,7 @@ BUILT: dict[str, tuple[Callable[[Weight, Weight], Weight], Tensor]] = {
     "cast": (lambda a, b: cast(a, torch.bfloat16), A.bfloat16()),
     "fold a number": (lambda a, b: fold(a, 0.3), A * 0.3),
     "fold a weight": (lambda a, b: fold(a, b), A * B),
-    "one in another": (lambda a, b: concat([transpose(fold(a, b)), transpose(b)], 1), torch.cat([(A * B).T, B.T], 1)),
+    "nested": (lambda a, b: concat([transpose(fold(a, b)), transpose(b)], 1), torch.cat([(A * B).T, B.T], 1)),
     "cat by keyword": (lambda a, b: Call(aten.cat.default, ([a, b],), {"dim": 1}), torch.cat([A, B], 1)),
     "stack by keyword": (lambda a, b: Call(aten.stack.default, ([a, b],), {"dim": -1}), torch.stack([A, B], -1)),
     "one of several results": (lambda a, b: Call(aten.split.Tensor, (a, 4, 1), output=1), A[:, 4:]),
@@ -112,8 +112,8 @@ RECORDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "transpose": lambda a, b: a.transpose(0, 1),
     "transpose, contiguous": lambda a, b: a.T.contiguous(),
     "permute": lambda a, b: a.unflatten(1, (2, 3)).permute(2, 0, 1),
-    "view behind a permute": lambda a, b: a.unflatten(0, (2, 2)).transpose(1, 2).reshape(4, 6),
-    "flatten behind a transpose": lambda a, b: a.T.flatten(),
+    "view after a permute": lambda a, b: a.unflatten(0, (2, 2)).transpose(1, 2).reshape(4, 6),
+    "flatten after a transpose": lambda a, b: a.T.flatten(),
     "interleave": lambda a, b: torch.stack([a, b], dim=1).reshape(8, 6),
     "index": lambda a, b: a[1:3, ::2],
     "arithmetic": lambda a, b: (a + 1) * b - a / 2,
@@ -122,24 +122,24 @@ RECORDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def _check(weight: Weight, want: Tensor) -> None:
-    assert (weight.shape, weight.dtype, weight.nbytes) == (tuple(want.shape), want.dtype, want.nbytes)
+def _check(weight: Weight, expected: Tensor) -> None:
+    assert (weight.shape, weight.dtype, weight.nbytes) == (tuple(expected.shape), expected.dtype, expected.nbytes)
     got = weight.evaluate()
     assert got.is_contiguous()
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_an_expression_is_what_torch_computes(name: str) -> None:
-    build, want = BUILT[name]
+def test_expressions_equal_torch(name: str) -> None:
+    build, expected = BUILT[name]
     disk = Disk()
     weight = build(leaf(4, 6, disk=disk), leaf(4, 6, seed=1, disk=disk))
     assert disk.reads == []
-    _check(weight, want)
+    _check(weight, expected)
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_recorded_code_is_what_it_computes(name: str) -> None:
+def test_recorded_code_equals_torch(name: str) -> None:
     code = RECORDED[name]
     disk = Disk()
     weight = recorded(code(record(leaf(4, 6, disk=disk)), record(leaf(4, 6, seed=1, disk=disk))))
@@ -154,42 +154,42 @@ def test_code_that_changes_a_tensor_in_place_is_refused(change: Callable[[Tensor
     assert caught.value.code == "WEIGHTS_UNRECORDABLE"
 
 
-def test_a_cast_to_the_dtype_that_it_has_is_nothing() -> None:
+def test_a_cast_to_the_same_dtype_returns_the_weight() -> None:
     weight = leaf(4, 6)
     assert cast(weight, torch.float32) is weight
 
 
-def test_what_was_not_recorded_is_a_constant() -> None:
+def test_a_tensor_that_was_not_recorded_is_a_constant() -> None:
     weight = recorded(A)
     assert weight.is_constant
     _check(weight, A)
 
 
-def test_a_value_follows_from_the_architecture_only_if_all_its_leaves_do() -> None:
+def test_an_expression_is_constant_if_all_its_leaves_are() -> None:
     table, trained = constant(A, "table"), parameter(B, "trained")
     assert fold(table, table).is_constant
     assert not fold(table, trained).is_constant
 
 
-def test_tensors_in_memory_come_as_they_are() -> None:
-    turned = A.T
-    _check(parameter(turned, "w"), turned)
+def test_tensors_in_memory_are_not_copied() -> None:
+    transposed = A.T
+    _check(parameter(transposed, "w"), transposed)
     assert parameter(A, "w").evaluate().data_ptr() == A.data_ptr()
 
 
-def test_leaves_are_named_in_order_as_often_as_they_are_used() -> None:
+def test_leaves_are_in_order_and_repeated_for_each_use() -> None:
     a, b = leaf(4, 6), leaf(4, 6, seed=1)
     assert list(concat([a, fold(b, a)], 0).leaves()) == [a, b, a]
 
 
-def test_merging_holds_one_part_at_a_time() -> None:
+def test_merging_reads_one_part_at_a_time() -> None:
     disk = Disk()
     parts = [leaf(64, 8, seed=i, disk=disk) for i in range(4)]
     for merged in (concat(parts, 0), Call(aten.stack.default, (parts, 1))):
         disk.peak = 0
         merged.evaluate()
         assert disk.peak == 64 * 8 * 4
-    # As checkpoints of experts are merged: two stacks side by side.
+    # A concatenation of two stacks, as in checkpoints of experts.
     experts = concat([Call(aten.stack.default, (parts[:2],)), Call(aten.stack.default, (parts[2:],))], 1)
     disk.peak = 0
     _check(experts, torch.cat([torch.stack([p.source.value for p in half]) for half in (parts[:2], parts[2:])], 1))
@@ -197,51 +197,51 @@ def test_merging_holds_one_part_at_a_time() -> None:
     assert not disk.alive
 
 
-# Calls of several results --------------------------------------------------------------------------------------------
+# Calls with several results ------------------------------------------------------------------------------------------
 
 
 def parts(weight: Weight) -> list[Weight]:
-    """The two halves of the rows."""
+    """Split the first dimension into two halves."""
     return [Call(aten.split.Tensor, (weight, 2), output=i) for i in range(2)]
 
 
-def test_a_call_of_several_results_is_computed_once_for_all_of_them() -> None:
+def test_a_call_with_several_results_is_computed_once() -> None:
     disk = Disk()
-    for weight, want in zip(parts(leaf(4, 6, disk=disk)), A.split(2), strict=True):
-        _check(weight, want)
-        _check(weight, want)
+    for weight, expected in zip(parts(leaf(4, 6, disk=disk)), A.split(2), strict=True):
+        _check(weight, expected)
+        _check(weight, expected)
     assert disk.reads == ["w0"]
 
 
-def test_only_the_last_call_is_kept() -> None:
+def test_only_the_results_of_the_last_call_are_cached() -> None:
     disk = Disk()
     one, other = parts(leaf(4, 6, disk=disk)), parts(leaf(4, 6, seed=1, disk=disk))
-    for weight, want in ((one[0], A[:2]), (other[0], B[:2]), (one[1], A[2:]), (one[0], A[:2])):
-        _check(weight, want)
+    for weight, expected in ((one[0], A[:2]), (other[0], B[:2]), (one[1], A[2:]), (one[0], A[:2])):
+        _check(weight, expected)
     assert disk.reads == ["w0", "w1", "w0"]
     assert list(disk.alive) == ["w0"] and disk.peak == A.nbytes
 
 
-def test_calls_that_differ_in_an_argument_are_told_apart() -> None:
+def test_calls_with_different_arguments_are_cached_separately() -> None:
     weight = leaf(4, 6)
     _check(Call(aten.split.Tensor, (weight, 2), output=0), A[:2])
     _check(Call(aten.split.Tensor, (weight, 3), output=0), A[:3])
     _check(Call(aten.split.Tensor, (weight, 2, 1), output=0), A[:, :2])
 
 
-def test_a_call_of_several_results_may_be_an_argument_of_another() -> None:
+def test_a_call_with_several_results_may_be_an_argument_of_another() -> None:
     disk = Disk()
     inner = parts(leaf(4, 6, disk=disk))
-    columns = [Call(aten.split.Tensor, (inner[1], 3, 1), output=i) for i in range(2)]
-    _check(columns[0], A[2:, :3])
-    _check(columns[1], A[2:, 3:])
+    outer = [Call(aten.split.Tensor, (inner[1], 3, 1), output=i) for i in range(2)]
+    _check(outer[0], A[2:, :3])
+    _check(outer[1], A[2:, 3:])
     _check(inner[1], A[2:])
     _check(Call(aten.max.dim, (inner[0], 1), output=0), A[:2].amax(1))
-    assert not disk.alive, "what the inner call gave is kept beside what the outer one did"
+    assert not disk.alive, "the results of the inner call are cached besides those of the outer one"
 
 
-def test_a_tensor_that_takes_the_place_of_another_is_not_taken_for_it() -> None:
-    """A key in memory is an address: while results are kept, so is the tensor that they came from."""
+def test_a_new_tensor_at_the_address_of_a_freed_one_is_a_different_weight() -> None:
+    """The key of a tensor in memory is its address; cached results keep it alive."""
     for i in range(20):
         tensor = torch.full((4, 6), float(i))
         got = parts(parameter(tensor, "w"))[0].evaluate()
@@ -251,8 +251,8 @@ def test_a_tensor_that_takes_the_place_of_another_is_not_taken_for_it() -> None:
 
 # Keys ---------------------------------------------------------------------------------------------------------------
 
-# Pairs that differ in one argument each; a key that drops its name or place takes them for the same.
-_SAME_LOOKING: dict[str, tuple[Callable[[Weight], Weight], Callable[[Weight], Weight]]] = {
+# Pairs of expressions that differ in one thing: a key that omits it is the same for both.
+_SIMILAR: dict[str, tuple[Callable[[Weight], Weight], Callable[[Weight], Weight]]] = {
     "keyword": (
         lambda a: Call(aten.clamp.default, (a,), {"min": 0.1}),
         lambda a: Call(aten.clamp.default, (a,), {"max": 0.1}),
@@ -271,9 +271,9 @@ _SAME_LOOKING: dict[str, tuple[Callable[[Weight], Weight], Callable[[Weight], We
 }
 
 
-@pytest.mark.parametrize("name", _SAME_LOOKING)
-def test_keys_are_equal_for_the_same_expression_only(name: str) -> None:
-    one, other = _SAME_LOOKING[name]
+@pytest.mark.parametrize("name", _SIMILAR)
+def test_keys_are_equal_only_for_equal_expressions(name: str) -> None:
+    one, other = _SIMILAR[name]
     square = leaf(4, 3)
     assert one(square).key == one(leaf(4, 3)).key
     assert one(square).key != other(square).key
@@ -285,24 +285,24 @@ def _saved(folder: Path, value: Tensor) -> SafetensorsSource:
     return SafetensorsSource(folder / "model.safetensors", "w", tuple(value.shape), value.dtype, value.nbytes)
 
 
-def test_a_file_is_told_from_one_of_the_same_name_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_of_a_file_includes_its_real_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = _saved(tmp_path / "one", A), _saved(tmp_path / "other", B)
     assert one.key != other.key
     assert torch.equal(one.read(), A) and torch.equal(other.read(), B)
-    # The hub's cache names one file twice, and a path may be relative.
+    # The hub's cache links to files, and a path may be relative.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "one")
     for path in (Path("one/model.safetensors"), tmp_path / "link" / "model.safetensors"):
         assert SafetensorsSource(path, "w", one.shape, one.dtype, one.nbytes).key == one.key
 
 
-def test_a_tensor_in_memory_is_one_value_whatever_its_name() -> None:
+def test_the_key_of_a_tensor_in_memory_does_not_depend_on_its_name() -> None:
     assert parameter(A, "head").key == parameter(A, "embed").key
     assert parameter(A, "head").key != parameter(A.clone(), "head").key
 
 
 class Memory(TorchDispatchMode):
-    """Counts the bytes of all storages that calls within made and that are still alive."""
+    """Records the peak bytes of all live storages created while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,14 +317,14 @@ class Memory(TorchDispatchMode):
 
     def hold(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if (place := storage._cdata) not in self.alive:
-            self.alive[place] = storage.nbytes()
+        if (address := storage._cdata) not in self.alive:
+            self.alive[address] = storage.nbytes()
             self.peak = max(self.peak, sum(self.alive.values()))
-            weakref.finalize(storage, self.alive.pop, place)
+            weakref.finalize(storage, self.alive.pop, address)
         return tensor
 
 
-def test_a_checkpoint_is_evaluated_in_the_memory_of_its_largest_tensor(tmp_path: Path) -> None:
+def test_peak_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({f"w{i}": torch.full((512, 1024), float(i)) for i in range(16)}, path)
     memory, reads = Memory(), []
@@ -343,5 +343,5 @@ def test_a_checkpoint_is_evaluated_in_the_memory_of_its_largest_tensor(tmp_path:
             del value
     assert sorted(reads) == sorted(f"w{i}" for i in range(16))
     assert not memory.alive
-    largest = 4 << 20  # two parts that are joined before they are cast
+    largest = 4 << 20  # two concatenated parts before the cast
     assert largest <= memory.peak < 1.6 * largest
