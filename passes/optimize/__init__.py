@@ -1,1 +1,1 @@
-"""Canonical to optimized: the same numbers for less work."""
+"""Passes from canonical to optimized programs: same results, less work."""

@@ -1,4 +1,4 @@
-"""Layers taken out of a program: what flowed into one flows on as if it had come out of it."""
+"""Drop whole layers: the input of a dropped layer takes the place of its output."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ..queries import dtype, same_shape
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that could be left out.
+    """A layer that can be dropped.
 
     Attributes:
         name: the path of its module.
-        before, after: the value that it is given, and what it makes of it.
-        first: the first of its ops that reads `before`.
+        before: its input, the hidden states.
+        after: its output, of the same shape and dtype as `before`.
+        first: the first of its ops that uses `before`.
     """
 
     name: str
@@ -32,18 +33,18 @@ class Layer:
 
 
 class DropLayers(Pass):
-    """Leave layers out.
+    """Remove whole layers from a program.
 
     Example:  x1 = x0 + block0(x0);  x2 = x1 + block1(x1);  x3 = x2 + block2(x2)
     Becomes:  x1 = x0 + block0(x0);  x3 = x1 + block2(x1)
 
-    While a layer's norms and adds are its own: fused across its borders, two values would cross each. Before there
-    are caches: those of layers that are gone are never made.
+    Run this pass before norms and residual adds are fused: if an op spans two layers, two values cross the boundary
+    between them. Also run it before caches are inserted, so that dropped layers get none.
 
-    Left alone: 1. all other layers. A program whose layers are no chain is refused.
+    Left alone: 1. all other layers. A program whose layers do not form a chain is refused.
 
     Args:
-        layers: their names, as `find_layers` gives them.
+        layers: names of the layers to drop, as `find_layers` returns them.
     """
 
     needs = Stage.CANONICAL
@@ -54,7 +55,7 @@ class DropLayers(Pass):
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
         matches = 0
-        # The last one first: what comes out of a layer that goes is still what flows into the next.
+        # Last layer first. In forward order, the next layer's `before` would be a value that was just replaced.
         for layer in reversed(find_layers(program)):
             if layer.name in self.layers and not fuel.empty:
                 layer.after.replace_all_uses_with(layer.before)
@@ -64,61 +65,63 @@ class DropLayers(Pass):
 
 
 def find_layers(program: Program) -> list[Layer]:
-    """The repeated layers of a program in order, each of which reads what the one before it gives.
+    """Return the program's numbered layers in order, as a chain.
 
-    What hangs on positions and sizes alone may pass between layers as it likes.
+    Each layer uses the output of the previous one. Only values that depend on token ids count: values of positions
+    or sizes may cross layers freely.
 
     Raises:
-        LlmcError: LAYERS_NOT_A_CHAIN where other values cross, or the one that does has another shape behind a layer.
+        LlmcError: LAYERS_NOT_A_CHAIN if a layer has several outputs, if it does not use the output of the previous
+            layer, or if its output has another shape or dtype than its input.
     """
-    flowing = _of_tokens(program)
+    dependent = _token_dependent(program)
     members: dict[str, list[fx.Node]] = {}
     for node in program.nodes:
-        if node in flowing and layer_of(node):
+        if node in dependent and layer_of(node):
             members.setdefault(layer_of(node), []).append(node)
     if not members:
-        raise _no_chain("it has no numbered layers")
+        raise _not_a_chain("it has no numbered layers")
     layers: list[Layer] = []
     for name, nodes in members.items():
-        layers.append(_layer(name, nodes, flowing, layers[-1] if layers else None))
+        layers.append(_layer(name, nodes, dependent, layers[-1] if layers else None))
     return layers
 
 
-def _layer(name: str, nodes: list[fx.Node], flowing: set[fx.Node], previous: Layer | None) -> Layer:
+def _layer(name: str, nodes: list[fx.Node], dependent: set[fx.Node], previous: Layer | None) -> Layer:
     inside = set(nodes)
-    leaving = [node for node in nodes if not inside.issuperset(node.users)]
-    if len(leaving) != 1:
-        names = ", ".join(node.name for node in leaving) or "nothing"
-        raise _no_chain(f"{names} of {name} is read behind it, not one value")
-    (after,) = leaving
-    readers: dict[fx.Node, fx.Node] = {}  # of what comes in, the first
+    outputs = [node for node in nodes if not inside.issuperset(node.users)]
+    if len(outputs) != 1:
+        names = ", ".join(node.name for node in outputs) or "none of its values"
+        raise _not_a_chain(f"{name} must have exactly one output, but later ops use {names}")
+    (after,) = outputs
+    first_users: dict[fx.Node, fx.Node] = {}  # for each input of the layer
     for node in nodes:
-        for read in node.all_input_nodes:
-            if read in flowing and read not in inside:
-                readers.setdefault(read, node)
-    fitting = [read for read in readers if same_shape(read, after) and dtype(read) == dtype(after)]
+        for source in node.all_input_nodes:
+            if source in dependent and source not in inside:
+                first_users.setdefault(source, node)
+    candidates = [source for source in first_users if same_shape(source, after) and dtype(source) == dtype(after)]
     if previous is not None:
-        fitting = [read for read in fitting if read is previous.after]
-    if len(fitting) != 1:
-        source = f"what {previous.name} gives" if previous else "one value"
-        raise _no_chain(f"{name} does not turn {source} into another of its shape and dtype")
-    return Layer(name, fitting[0], after, readers[fitting[0]])
+        candidates = [source for source in candidates if source is previous.after]
+    if len(candidates) != 1:
+        expected = f"the output of {previous.name}" if previous else "exactly one input"
+        raise _not_a_chain(f"{name} does not map {expected} to an output of the same shape and dtype")
+    return Layer(name, candidates[0], after, first_users[candidates[0]])
 
 
-def _of_tokens(program: Program) -> set[fx.Node]:
-    """The values that depend on what the tokens are, not only on how many there are."""
-    found = {program.inputs[0]}
+def _token_dependent(program: Program) -> set[fx.Node]:
+    """Return the values that depend on token ids, not only on the number of tokens."""
+    dependent = {program.inputs[0]}
     for node in program.nodes:
         if node.op != "call_function" or isinstance(node.meta["val"], torch.SymInt):
             continue
-        if not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+        if not dependent.isdisjoint(node.all_input_nodes):
+            dependent.add(node)
+    return dependent
 
 
-def _no_chain(why: str) -> LlmcError:
+def _not_a_chain(reason: str) -> LlmcError:
     return LlmcError(
         "LAYERS_NOT_A_CHAIN",
-        f"Layers of this model can't be left out: {why}.",
+        f"Layers of this model cannot be dropped: {reason}.",
         "Compile it without --drop-layers; --prune works on any model.",
     )

@@ -1,4 +1,4 @@
-"""Moves multiplications by a number into weights and attention scales."""
+"""Fold multiplications by a number into the weights or attention around them."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from ..queries import arguments, dtype, is_call, is_op, number, only_user, opera
 
 
 class FoldScales(Rewrite):
-    """Spare a multiplication by a number where a weight, or the scale of attention, can carry it.
+    """Fold multiplications by a number into weights and scales of attention.
 
     Example:  q = mul(rope(q0, ...), 0.5);  attention(q, k, v, scale);  logits = div(linear(h, head), 8.0)
     Becomes:  attention(rope(q0, ...), k, v, scale * 0.5);              logits = linear(h, head_scaled)
 
-    1. before attention: the scale takes what q or k is multiplied by; 2. before linears: their weights take it;
-    3. behind a linear: its weight and bias take it; 4. behind an embedding: the table takes it. What moves values
-    about without changing them may stand between.
+    1. Before attention, its scale absorbs a factor of q or k. 2. Before linears, their weights absorb it. 3. After a
+    linear, its weight and bias absorb it. 4. After an embedding, its table absorbs it. Ops that only move values, such
+    as reshape and transpose, may be in between.
 
-    Left alone: 1. a weight that is read elsewhere too, such as a tied embedding; 2. a value with other readers;
-    3. whatever has a step between that is not linear, or a rounded weight; 4. a number that changes shape or dtype.
+    Left alone: 1. a weight that other ops use too, such as a tied embedding; 2. a value with other users; 3. a
+    nonlinear op between the factor and the weight, or a quantized weight; 4. a factor that changes the value's shape or
+    dtype.
     """
 
     needs = Stage.CANONICAL
     after = (MatchLinear, MatchEmbedding)
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
-        found = _scaling(program, node)
-        if found is None:
+        scaling = _scaling(program, node)
+        if scaling is None:
             return None
-        value, factor = found
+        value, factor = scaling
         misses: list[Miss] = []
-        for move in (_into_attention, _into_next_linears, _into_producer):
-            outcome = move(program, node, value, factor)
+        for fold_into in (_into_attention, _into_next_linears, _into_producer):
+            outcome = fold_into(program, node, value, factor)
             if isinstance(outcome, Miss):
                 misses.append(outcome)
             elif outcome:
@@ -51,7 +52,7 @@ class FoldScales(Rewrite):
 
 
 def _scaling(program: Program, node: fx.Node) -> tuple[fx.Node, float] | None:
-    """The value and the number, for a multiplication or division of one by the other."""
+    """Return (value, factor) if the node scales a value by a number, else None."""
     if not is_call(node, "mul", "div") or arguments(node).get("rounding_mode") is not None:
         return None
     for value, other in operands(node):
@@ -77,85 +78,88 @@ _MOVES = (
 
 
 def _moves(node: fx.Node) -> bool:
-    """Whether the call passes on values of its first argument and nothing else."""
+    """True if the call only moves or repeats elements of its first argument."""
     return is_call(node, *_MOVES)
 
 
 def _into_attention(program: Program, node: fx.Node, value: fx.Node, factor: float) -> bool | Miss | None:
-    at = node
-    while (reader := only_user(at)) is not None and (_moves(reader) or (is_op(reader, rope) and reader.args[0] is at)):
-        at = reader
-    reader = next((reader for reader in at.users if is_op(reader, attention)), None)
-    if reader is None:
+    end = node
+    while (user := only_user(end)) is not None and (_moves(user) or (is_op(user, rope) and user.args[0] is end)):
+        end = user
+    user = next((user for user in end.users if is_op(user, attention)), None)
+    if user is None:
         return None
-    given = attention.bind(reader.args, reader.kwargs)
-    if [name for name, argument in given.items() if argument is at] not in (["q"], ["k"]):
+    call = attention.bind(user.args, user.kwargs)
+    if [name for name, argument in call.items() if argument is end] not in (["q"], ["k"]):
         return None
-    if len(at.users) > 1:
-        return miss("the scaled value has other readers", node)
-    if "scale" in reader.kwargs:
-        reader.update_kwarg("scale", given["scale"] * factor)
+    if len(end.users) > 1:
+        return miss("the scaled value has other users", node)
+    if "scale" in user.kwargs:
+        user.update_kwarg("scale", call["scale"] * factor)
     else:
-        reader.update_arg(list(given).index("scale"), given["scale"] * factor)
+        user.update_arg(list(call).index("scale"), call["scale"] * factor)
     return True
 
 
 def _into_next_linears(program: Program, node: fx.Node, value: fx.Node, factor: float) -> bool | Miss | None:
-    linears, others = _ends(node)
+    linears, others = _linear_users(node)
     if not linears:
         return None
     if others:
-        return miss("the scaled value has other readers", node)
-    weights = {linear.bind(reader.args, reader.kwargs)["weight"]: None for reader in linears}
-    return _scale(program, node, list(weights), linears, factor)
+        return miss("the scaled value has other users", node)
+    weights = {linear.bind(user.args, user.kwargs)["weight"]: None for user in linears}
+    return _scale_weights(program, node, list(weights), linears, factor)
 
 
-def _ends(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The linears that `node` is the input of, perhaps moved about, and whatever else reads it."""
+def _linear_users(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return the linears that take `node` as input, and its other users.
+
+    Looks through ops that only move values.
+    """
     linears, others = [], []
-    for reader in node.users:
-        if _moves(reader) and reader.args[0] is node:
-            more_linears, more_others = _ends(reader)
+    for user in node.users:
+        if _moves(user) and user.args[0] is node:
+            more_linears, more_others = _linear_users(user)
             linears += more_linears
             others += more_others
-        elif is_op(reader, linear) and reader.args[0] is node and node not in reader.args[1:]:
-            linears.append(reader)
+        elif is_op(user, linear) and user.args[0] is node and node not in user.args[1:]:
+            linears.append(user)
         else:
-            others.append(reader)
+            others.append(user)
     return linears, others
 
 
 def _into_producer(program: Program, node: fx.Node, value: fx.Node, factor: float) -> bool | Miss | None:
-    at: Any = value
-    shared = len(at.users) > 1
-    while _moves(at):
-        at = at.args[0]
-        shared = shared or len(at.users) > 1
-    if is_op(at, linear):
-        given = linear.bind(at.args, at.kwargs)
-        weights = [given["weight"]] if given["bias"] is None else [given["weight"], given["bias"]]
-    elif is_op(at, embedding):
-        weights = [embedding.bind(at.args, at.kwargs)["weight"]]
+    producer: Any = value
+    shared = len(producer.users) > 1
+    while _moves(producer):
+        producer = producer.args[0]
+        shared = shared or len(producer.users) > 1
+    if is_op(producer, linear):
+        call = linear.bind(producer.args, producer.kwargs)
+        weights = [call["weight"]] if call["bias"] is None else [call["weight"], call["bias"]]
+    elif is_op(producer, embedding):
+        weights = [embedding.bind(producer.args, producer.kwargs)["weight"]]
     else:
         return None
     if shared:
-        return miss("the value is read unscaled, too", node)
-    return _scale(program, node, weights, [at], factor)
+        return miss("the unscaled value has other users", node)
+    return _scale_weights(program, node, weights, [producer], factor)
 
 
-def _scale(
-    program: Program, node: fx.Node, weights: Sequence[fx.Node], readers: Sequence[fx.Node], factor: float
+def _scale_weights(
+    program: Program, node: fx.Node, weights: Sequence[fx.Node], users: Sequence[fx.Node], factor: float
 ) -> bool | Miss:
-    """Let `readers` read the weights times the factor, if nothing but them reads these weights."""
+    """Multiply the weights of `users` by the factor, unless other ops use them too."""
     for weight in weights:
         if program.weight_of(weight) is None:
-            return miss("what would carry the number is computed", node)
-        if not set(weight.users) <= set(readers):
-            return miss(f"{weight.target} is read elsewhere, too", node)
+            return miss("the weight that would absorb the number is computed", node)
+        if not set(weight.users) <= set(users):
+            return miss(f"{weight.target} is used elsewhere too", node)
     for weight in weights:
         name = str(weight.target)
         scaled = fold(program.weights[name], factor)
         new = program.add_weight(f"{name.removesuffix('_scaled')}_scaled", scaled, like=node)
-        for reader in readers:
-            reader.replace_input_with(weight, new)
+        for user in users:
+            user.replace_input_with(weight, new)
     return True

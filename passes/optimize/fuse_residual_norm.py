@@ -1,4 +1,4 @@
-"""A residual add and the norm that reads it as one op."""
+"""Fuse a residual add and the norm of its sum into one op."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FuseResidualNorm(Rewrite):
     Becomes:  y, s = add_rms_norm(x, r, w, eps)
 
     Left alone: 1. the add broadcasts or adds a number; 2. dtypes differ; 3. the add scales its second operand; 4. the
-    norm's weight is computed, perhaps from what is read behind the add.
+    norm's weight is computed: it may depend on the sum, but the fused op takes it before the sum exists.
     """
 
     needs = Stage.CANONICAL
@@ -39,7 +39,7 @@ class FuseResidualNorm(Rewrite):
         norm = arguments(node)
         if norm["weight"] is not None and program.weight_of(norm["weight"]) is None:
             return miss("the norm's weight is computed", node)
-        # Where the sum was made: others may read it before the norm does.
+        # In the place of the add, because other ops may use the sum before the norm does.
         with program.graph.inserting_before(total):
             fused = program.call(add_rms_norm, x, residual, norm["weight"], norm["eps"], like=node)
             normed, summed = program.item(fused, 0), program.item(fused, 1)

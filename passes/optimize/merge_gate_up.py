@@ -1,4 +1,4 @@
-"""Gate and up projections of a gated unit as one matrix product."""
+"""Merge the gate and up projections of a gated unit into one matmul."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .merge_projections import merge, projection_behind
 
 
 class MergeGateUp(Rewrite):
-    """Read the unit's input once instead of twice.
+    """Merge the gate and up projections, to read their input once instead of twice.
 
     Example:  gated_act(linear(x, wg), linear(x, wu))
     Becomes:  gate, up = split(linear(x, concat(wg, wu)));  gated_act(gate, up)
 
-    Left alone: 1. gate and up don't come from two projections (they are merged already); 2. the projections read
-    different values; 3. a weight is used elsewhere too; 4. only one has a bias; 5. a matrix or bias is computed.
+    Left alone: 1. gate and up don't come from two projections (they may be merged already); 2. the projections have
+    different inputs; 3. a weight is used elsewhere too; 4. only one has a bias; 5. a weight or bias is computed.
     """
 
     needs = Stage.CANONICAL

@@ -1,4 +1,4 @@
-"""Several projections of one value as one matrix product: what MergeQkv and MergeGateUp share."""
+"""Merge several projections of one value into one matmul."""
 
 from __future__ import annotations
 
@@ -15,35 +15,40 @@ from ..queries import arguments, is_call, is_op
 
 aten = torch.ops.aten
 
-_SHAPING = ("view", "reshape", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "contiguous", "clone")
+_RESHAPES = ("view", "reshape", "unflatten", "unsqueeze", "squeeze", "transpose", "permute", "contiguous", "clone")
 
 
 def projection_behind(node: object) -> fx.Node | None:
-    """The linear whose output this is, seen through shaping, norms of heads and rotation."""
+    """Return the linear that `node` comes from, or None.
+
+    Looks through reshapes, norms of heads and rope.
+    """
     while isinstance(node, fx.Node):
         if is_op(node, linear):
             return node
-        if not (is_call(node, *_SHAPING) or is_op(node, rope) or is_op(node, rms_norm)):
+        if not (is_call(node, *_RESHAPES) or is_op(node, rope) or is_op(node, rms_norm)):
             return None
         node = node.args[0]
     return None
 
 
 def merge(program: Program, projections: Sequence[fx.Node], name: str) -> Miss | bool:
-    """Replace linears that read one value by one linear and a split of its output.
+    """Replace linears with the same input by one linear and a split of its output.
 
-    `name` replaces the last part of the first one's module in the name of the merged weight.
+    Args:
+        projections: the linears, in the order of their outputs in the merged one.
+        name: the merged module's name, such as "qkv_proj". In weight names it replaces the first linear's own name.
     """
     calls = [arguments(node) for node in projections]
     first = projections[0]
     if any(call["x"] is not calls[0]["x"] for call in calls):
-        return miss("the projections read different values", first)
+        return miss("the projections have different inputs", first)
     weights = [program.weight_of(call["weight"]) for call in calls]
     biases = [program.weight_of(call["bias"]) for call in calls]
     if any(weight is None for weight in weights):
-        return miss("a projection's matrix is not a weight", first)
+        return miss("a projection's weight is computed", first)
     if any(call["bias"] is not None and bias is None for call, bias in zip(calls, biases, strict=True)):
-        return miss("a projection's bias is not a weight", first)
+        return miss("a projection's bias is computed", first)
     if any(len(call["weight"].users) > 1 for call in calls):
         return miss("a projection's weight is used elsewhere too", first)
     if len({bias is None for bias in biases}) > 1:

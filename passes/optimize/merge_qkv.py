@@ -1,4 +1,4 @@
-"""Query, key and value projections of an attention as one matrix product."""
+"""Merge the query, key and value projections of an attention into one matmul."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .merge_projections import merge, projection_behind
 
 
 class MergeQkv(Rewrite):
-    """Read the attention's input once instead of three times.
+    """Merge the q, k and v projections, to read their input once, not three times.
 
     Example:  attention(rope(linear(x, wq)), rope(linear(x, wk)), linear(x, wv))
     Becomes:  q, k, v = split(linear(x, concat(wq, wk, wv)));  attention(rope(q), rope(k), v)
 
-    Left alone: 1. q, k and v don't come from three projections (they are merged already, or one is shared);
-    2. the projections read different values; 3. a weight is used elsewhere too; 4. only some have a bias; 5. a matrix
-    or bias is computed.
+    Left alone: 1. q, k and v don't come from three projections (they may be merged already, or one is shared); 2. the
+    projections have different inputs; 3. a weight is used elsewhere too; 4. only some have a bias; 5. a weight or bias
+    is computed.
     """
 
     needs = Stage.CANONICAL

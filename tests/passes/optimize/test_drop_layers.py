@@ -1,4 +1,4 @@
-"""A program without a layer is the model without it; models whose layers are no chain are refused."""
+"""DropLayers gives the model without these layers, and refuses other models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = [f"model.layers.{i}" for i in range(4)]
 
 
 def llama() -> PreTrainedModel:
-    """Four layers, in which what comes of a token and where it stands matter."""
+    """A model of four layers whose outputs depend on token ids and positions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -51,32 +51,32 @@ def without(*layers: int) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("layers", [(0,), (1,), (3,), (1, 2), (0, 1, 3)])
-def test_it_is_the_model_without_them(program: Program, layers: tuple[int, ...]) -> None:
-    made = program.copy()
+def test_equals_the_model_without_the_layers(program: Program, layers: tuple[int, ...]) -> None:
+    result = program.copy()
     subject = DropLayers([NAMES[i] for i in layers])
-    assert subject(made).matches == len(layers)
+    assert subject(result).matches == len(layers)
     tokens, positions = inputs(2, 9)
     with torch.no_grad():
         wanted = without(*layers)(tokens, use_cache=False).logits
-    torch.testing.assert_close(made(tokens, positions), wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result(tokens, positions), wanted, atol=1e-4, rtol=0)
     assert not torch.allclose(program(tokens, positions), wanted, atol=1e-2)
-    assert [layer.name for layer in find_layers(made)] == [n for i, n in enumerate(NAMES) if i not in layers]
-    assert not [name for name in made.weights if any(name.startswith(f"{NAMES[i]}.") for i in layers)]
-    assert subject(made).matches == 0
-    check_rerun(made)
+    assert [layer.name for layer in find_layers(result)] == [n for i, n in enumerate(NAMES) if i not in layers]
+    assert not [name for name in result.weights if any(name.startswith(f"{NAMES[i]}.") for i in layers)]
+    assert subject(result).matches == 0
+    check_rerun(result)
 
 
-def test_nothing_is_kept_for_them() -> None:
-    made = llmc.capture(llama(), until=Stage.CAPTURED)
-    run_passes(made, [*optimizing_passes(NAMES[1:3]), *engine_passes([], ring=True, fuse=True)])
-    assert made.stage is Stage.CACHED and len(made.caches) == 2
-    assert made.ops()["llmc.add_rms_norm"] == 4, "norms are fused across where they stood"
+def test_dropped_layers_get_no_caches() -> None:
+    result = llmc.capture(llama(), until=Stage.CAPTURED)
+    run_passes(result, [*optimizing_passes(NAMES[1:3]), *engine_passes([], ring=True, fuse=True)])
+    assert result.stage is Stage.CACHED and len(result.caches) == 2
+    assert result.ops()["llmc.add_rms_norm"] == 4, "norms are fused across the dropped layers"
 
 
 def test_fuel(program: Program) -> None:
-    made = program.copy()
-    assert DropLayers(NAMES[:2])(made, Fuel(1)).matches == 1
-    assert [layer.name for layer in find_layers(made)] == [NAMES[0], *NAMES[2:]]
+    result = program.copy()
+    assert DropLayers(NAMES[:2])(result, Fuel(1)).matches == 1
+    assert [layer.name for layer in find_layers(result)] == [NAMES[0], *NAMES[2:]]
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bloom", "gemma3_text", "olmo2", "mixtral"])
@@ -88,7 +88,7 @@ def test_families(model_type: str) -> None:
     assert torch.isfinite(program(*inputs(2, 5))).all() and len(find_layers(program)) == 1
 
 
-# What is no chain -----------------------------------------------------------------------------------------------------
+# Layers that do not form a chain --------------------------------------------------------------------------------------
 
 Flow = Callable[["Stack", Tensor], Tensor]
 
@@ -99,8 +99,8 @@ class Block(nn.Module):
         self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH) / 4)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        made = linear(x, self.weight)
-        return x + made + (0 if other is None else other), made
+        product = linear(x, self.weight)
+        return x + product + (0 if other is None else other), product
 
 
 class Stack(nn.Module):
@@ -121,25 +121,25 @@ def chain(m: Stack, x: Tensor) -> Tensor:
     return m.layers[1](x)[0]
 
 
-def first_input_everywhere(m: Stack, x: Tensor) -> Tensor:
-    """A second value comes in from outside: which one flows on is plain all the same."""
+def an_input_from_outside(m: Stack, x: Tensor) -> Tensor:
+    """The second layer has a second input, which no layer computed."""
     return m.layers[1](m.layers[0](x)[0], 0.5 * x)[0]
 
 
-def two_values_leave(m: Stack, x: Tensor) -> Tensor:
-    x, made = m.layers[0](x)
-    return m.layers[1](x)[0] + made
+def two_outputs(m: Stack, x: Tensor) -> Tensor:
+    x, product = m.layers[0](x)
+    return m.layers[1](x)[0] + product
 
 
-def side_by_side(m: Stack, x: Tensor) -> Tensor:
+def parallel_layers(m: Stack, x: Tensor) -> Tensor:
     return m.layers[0](x)[0] + m.layers[1](x)[0]
 
 
-def something_between(m: Stack, x: Tensor) -> Tensor:
+def an_op_between_layers(m: Stack, x: Tensor) -> Tensor:
     return m.layers[1](2 * m.layers[0](x)[0])[0]
 
 
-def two_come_in(m: Stack, x: Tensor) -> Tensor:
+def two_inputs(m: Stack, x: Tensor) -> Tensor:
     return m.layers[1](m.layers[0](x, x.flip(-1))[0])[0]
 
 
@@ -151,22 +151,22 @@ def captured(flow: Flow) -> Program:
     return capture(Stack(flow), first=[RemoveNoOps()], stage=Stage.CANONICAL)
 
 
-@pytest.mark.parametrize("flow", [chain, first_input_everywhere])
+@pytest.mark.parametrize("flow", [chain, an_input_from_outside])
 def test_chains(flow: Flow) -> None:
     assert [layer.name for layer in find_layers(captured(flow))] == ["layers.0", "layers.1"]
 
 
 @pytest.mark.parametrize(
-    ("flow", "said"),
+    ("flow", "message"),
     [
-        (two_values_leave, "of layers.0 is read behind it, not one value"),
-        (side_by_side, "layers.1 does not turn what layers.0 gives into"),
-        (something_between, "layers.1 does not turn what layers.0 gives into"),
-        (two_come_in, "layers.0 does not turn one value into"),
+        (two_outputs, "layers.0 must have exactly one output, but later ops use"),
+        (parallel_layers, "layers.1 does not map the output of layers.0 to"),
+        (an_op_between_layers, "layers.1 does not map the output of layers.0 to"),
+        (two_inputs, "layers.0 does not map exactly one input to"),
         (no_layers, "no numbered layers"),
     ],
 )
-def test_no_chains(flow: Flow, said: str) -> None:
+def test_other_layers_are_refused(flow: Flow, message: str) -> None:
     with pytest.raises(LlmcError, match="LAYERS_NOT_A_CHAIN") as caught:
         DropLayers(["layers.0"])(captured(flow))
-    assert said in caught.value.what
+    assert message in caught.value.what

@@ -1,4 +1,4 @@
-"""Numbers move into weights and attention scales, and only where nothing else would notice."""
+"""FoldScales folds numbers into weights and attention where this is safe."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ FIRST = [RemoveNoOps(), FoldConstants(), MatchLinear(), MatchEmbedding()]
 
 
 class Scaled(nn.Module):
-    """Token rows, a function of them with three layers at hand, and a head of its own or the tied one."""
+    """A model that computes `change(model, embeddings)`."""
 
     def __init__(self, change: Callable[[Scaled, Tensor], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Embedding(VOCAB, WIDTH)
-        self.norm = nn.Sigmoid()  # stands for whatever is not linear
+        self.norm = nn.Sigmoid()  # an example of a nonlinear op
         self.a = nn.Linear(WIDTH, WIDTH)
         self.b = nn.Linear(WIDTH, WIDTH, bias=False)
         self.c = nn.Linear(WIDTH, WIDTH)
@@ -47,12 +47,12 @@ class Scaled(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], x.shape[1], HEADS, -1).transpose(1, 2)
 
-    def turned(self, x: Tensor) -> Tensor:
+    def rotated(self, x: Tensor) -> Tensor:
         positions = torch.arange(x.shape[2]).expand(x.shape[0], -1)
         return rope(x, positions, self.cos, self.sin)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, **more: object) -> Tensor:
-        return attention(q, k, v, 0.5, **more).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        return attention(q, k, v, 0.5, **options).transpose(1, 2).reshape(q.shape[0], q.shape[2], -1)
 
 
 def scales(program: Program) -> list[float]:
@@ -64,7 +64,7 @@ FOLDS: dict[str, tuple[Callable[[Scaled, Tensor], Tensor], int, set[str]]] = {
     "bias too": (lambda m, x: 0.25 * m.a(x.sin()), 1, {"a.weight_scaled", "a.bias_scaled"}),
     "by a buffer": (lambda m, x: m.a(x.sin()) * m.number, 1, {"a.weight_scaled", "a.bias_scaled"}),
     "twice": (lambda m, x: m.head(x.sin()) * 3.0 / 7, 2, {"head.weight_scaled_2"}),
-    "behind heads": (
+    "after heads": (
         lambda m, x: (m.heads(m.a(x.sin())) * 0.3).cos().mean(-1).transpose(1, 2),
         1,
         {"a.weight_scaled", "a.bias_scaled"},
@@ -89,9 +89,9 @@ def test_folds(name: str) -> None:
 
 ATTENTION: dict[str, Callable[[Scaled, Tensor], Tensor]] = {
     "q": lambda m, x: m.attend(m.heads(x) * 0.3, m.heads(x.sin()), m.heads(x.cos())),
-    "q before its heads": lambda m, x: m.attend(m.heads(m.a(x) * 0.3), m.heads(x.sin()), m.heads(x.cos())),
+    "q before it is split into heads": lambda m, x: m.attend(m.heads(m.a(x) * 0.3), m.heads(x.sin()), m.heads(x.cos())),
     "k": lambda m, x: m.attend(m.heads(x), m.heads(x.sin()) / (1 / 0.3), m.heads(x.cos())),
-    "through rope": lambda m, x: m.attend(m.turned(m.heads(x) * 0.3), m.heads(x.sin()), m.heads(x.cos())),
+    "through rope": lambda m, x: m.attend(m.rotated(m.heads(x) * 0.3), m.heads(x.sin()), m.heads(x.cos())),
     "under a cap": lambda m, x: m.attend(m.heads(x) * 0.3, m.heads(x.sin()), m.heads(x.cos()), softcap=1.5),
     "with a slope": lambda m, x: m.attend(
         m.heads(x) * 0.3, m.heads(x.sin()), m.heads(x.cos()), slopes=m.cos.flatten()[:HEADS]
@@ -115,7 +115,7 @@ def test_q_and_k_both() -> None:
     assert "c.weight_scaled" in program.weights
 
 
-def test_what_is_attended_to_is_no_score() -> None:
+def test_leaves_a_factor_of_v() -> None:
     program = check_pass(
         FoldScales(),
         Scaled(lambda m, x: m.attend(m.heads(x), m.heads(x.sin()), m.heads(x.cos()) * 0.3)),
@@ -127,25 +127,28 @@ def test_what_is_attended_to_is_no_score() -> None:
 
 
 LEFT: dict[str, tuple[Callable[[Scaled, Tensor], Tensor], str | None]] = {
-    "a tied head": (lambda m, x: F.linear(m.norm(x), m.embed.weight) * 0.3, "embed.weight is read elsewhere"),
-    "a tied embedding": (lambda m, x: F.linear(m.norm(x * 3.0), m.embed.weight), "embed.weight is read elsewhere"),
-    "a layer called twice": (lambda m, x: m.a(m.a(x.sin()) * 0.3), "a.weight is read elsewhere"),
-    "a shared bias": (lambda m, x: F.linear(x, m.b.weight, m.a.bias) * 0.3 + m.a.bias, "a.bias is read elsewhere"),
-    "the unscaled value is read": (lambda m, x: (y := m.a(x.sin())) * 0.3 + y.cos(), "read unscaled"),
-    "its heads are read unscaled": (lambda m, x: (m.heads(y := m.a(x.sin())) * 0.3).flatten(2).mean() + y, "unscaled"),
-    "the input is read scaled": (lambda m, x: m.norm(m.a(y := x.sin() * 0.3)) + y, "other readers"),
-    "the scaled q is read": (
+    "a tied head": (lambda m, x: F.linear(m.norm(x), m.embed.weight) * 0.3, "embed.weight is used elsewhere"),
+    "a tied embedding": (lambda m, x: F.linear(m.norm(x * 3.0), m.embed.weight), "embed.weight is used elsewhere"),
+    "a layer called twice": (lambda m, x: m.a(m.a(x.sin()) * 0.3), "a.weight is used elsewhere"),
+    "a shared bias": (lambda m, x: F.linear(x, m.b.weight, m.a.bias) * 0.3 + m.a.bias, "a.bias is used elsewhere"),
+    "the unscaled value is used": (lambda m, x: (y := m.a(x.sin())) * 0.3 + y.cos(), "unscaled value has other users"),
+    "its unscaled heads are used": (
+        lambda m, x: (m.heads(y := m.a(x.sin())) * 0.3).flatten(2).mean() + y,
+        "unscaled value",
+    ),
+    "the scaled input is used": (lambda m, x: m.norm(m.a(y := x.sin() * 0.3)) + y, "scaled value has other users"),
+    "the scaled q is used": (
         lambda m, x: m.attend(q := m.heads(x.sin()) * 0.3, m.heads(x.sin()), m.heads(x.cos())) + q.mean(),
-        "other readers",
+        "scaled value has other users",
     ),
     "a query that is its own key": (lambda m, x: m.attend(q := m.heads(x.sin()) * 0.3, q, m.heads(x.cos())), None),
     "an activation before": (lambda m, x: m.norm(m.a(x).relu() * 0.3), None),
-    "an activation behind": (lambda m, x: m.a((x.sin() * 0.3).tanh()), None),
+    "an activation after": (lambda m, x: m.a((x.sin() * 0.3).tanh()), None),
     "a softcap": (lambda m, x: torch.tanh(m.norm(m.head(x)) / 30.0) * 30.0, None),
     "a sum before": (lambda m, x: m.norm((m.a(x) + x) * 0.3), None),
     "a vector": (lambda m, x: m.a(x.sin()) * m.c.bias, None),
-    "a number over it": (lambda m, x: 0.3 / (m.a(x) + 100), None),
-    "a buffer over it": (lambda m, x: m.number / m.a(x.sin()), None),
+    "a number divided by it": (lambda m, x: 0.3 / (m.a(x) + 100), None),
+    "a buffer divided by it": (lambda m, x: m.number / m.a(x.sin()), None),
     "an input that is the bias too": (
         lambda m, x: F.linear(v := x[0, 0].sin() * 0.3, m.b.weight, v) + x,
         None,
@@ -167,13 +170,13 @@ def test_leaves(name: str) -> None:
     assert program.ops()["aten.mul"] + program.ops()["aten.div"]
 
 
-def test_leaves_a_rounded_weight() -> None:
+def test_leaves_a_quantized_weight() -> None:
     program = capture(Scaled(lambda m, x: m.b(x.sin()) * 0.3), first=FIRST)
     (node,) = (n for n in program.nodes if n.target is linear.overload)
     torch.manual_seed(0)
-    given = {"codes": torch.randint(-127, 128, (WIDTH, WIDTH)).to(torch.int8), "scales": torch.rand(WIDTH, 1)}
-    codes, by = (program.add_weight(name, constant(value, name), like=node) for name, value in given.items())
-    program.replace_with(node, quant_linear, node.args[0], codes, by, None, None, "int8", WIDTH)
+    parts = {"codes": torch.randint(-127, 128, (WIDTH, WIDTH)).to(torch.int8), "scales": torch.rand(WIDTH, 1)}
+    codes, scale = (program.add_weight(name, constant(value, name), like=node) for name, value in parts.items())
+    program.replace_with(node, quant_linear, node.args[0], codes, scale, None, None, "int8", WIDTH)
     program.sweep()
     program.stage = Stage.QUANTIZED
     check_pass(FoldScales(), program, matches=0, there={"aten.mul", "llmc.quant_linear"})

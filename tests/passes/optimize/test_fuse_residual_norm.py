@@ -1,4 +1,4 @@
-"""A sum and the norm that reads it become one op, whoever else reads the sum."""
+"""FuseResidualNorm makes one op of a residual add and a norm."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def chain(m: Model, x: Tensor, r: Tensor) -> Tensor:
     return norm(m, x, 1)
 
 
-def read_before_and_behind(m: Model, x: Tensor, r: Tensor) -> Tensor:
+def used_before_and_after(m: Model, x: Tensor, r: Tensor) -> Tensor:
     total = x + r
     early = total.exp()
     return norm(m, total) + early + total.sin()
 
 
 def two_norms(m: Model, x: Tensor, r: Tensor) -> Tensor:
-    """Parallel blocks: the second norm reads the sum as it was."""
+    """Parallel blocks: two norms of the same sum."""
     total = x + r
     return norm(m, total) * norm(m, total, 1)
 
@@ -63,13 +63,13 @@ FUSED: dict[str, tuple[Change, int, int]] = {
     "one value twice": (lambda m, x, r: norm(m, x + x), 1, 0),
     "no weight": (lambda m, x, r: rms_norm(x + r, None, EPS), 1, 0),
     "a chain": (chain, 2, 0),
-    "other readers": (read_before_and_behind, 1, 2),
+    "other users": (used_before_and_after, 1, 2),
     "two norms": (two_norms, 1, 0),
 }
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_a_sum_goes_into_its_norm(name: str) -> None:
+def test_add_and_norm_become_one_op(name: str) -> None:
     change, matches, adds = FUSED[name]
     program = check_pass(FuseResidualNorm(), Model(change), matches=matches, there={"llmc.add_rms_norm"})
     assert program.ops()["aten.add"] == adds
@@ -85,9 +85,9 @@ def test_half_precision_rounds_the_sum_as_before() -> None:
 
 
 LEFT: dict[str, tuple[Change, str | None]] = {
-    "1. a row for all": (lambda m, x, r: norm(m, x + r.mean((0, 1))), "broadcasts"),
+    "1. one vector for all tokens": (lambda m, x, r: norm(m, x + r.mean((0, 1))), "broadcasts"),
     "1. the other way": (lambda m, x, r: norm(m, r.mean((0, 1)) + x), "broadcasts"),
-    "1. a column for all": (lambda m, x, r: norm(m, x + r[..., :1]), "broadcasts"),
+    "1. one channel for all": (lambda m, x, r: norm(m, x + r[..., :1]), "broadcasts"),
     "1. a number": (lambda m, x, r: norm(m, x + 1.5), "adds a number"),
     "2. a wider residual": (lambda m, x, r: norm(m, x.to(torch.bfloat16) + r), "dtypes differ"),
     "2. a narrower residual": (lambda m, x, r: norm(m, x + r.to(torch.float16)), "dtypes differ"),
@@ -106,6 +106,6 @@ LEFT: dict[str, tuple[Change, str | None]] = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_a_sum_that_is_no_residual_is_left_alone(name: str) -> None:
+def test_other_adds_are_left_alone(name: str) -> None:
     change, reason = LEFT[name]
     check_pass(FuseResidualNorm(), Model(change), matches=0, gone={"llmc.add_rms_norm"}, miss=reason)

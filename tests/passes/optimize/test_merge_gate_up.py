@@ -1,4 +1,4 @@
-"""The two products of a gated unit become one; whatever is not just that stays as it is."""
+"""MergeGateUp makes one linear of the two projections of a gated unit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def seen_through_shaping(m: Mlp, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gate", [plain, up_first, seen_through_shaping])
-def test_gate_and_up_become_one(gate: Callable[[Mlp, Tensor], Tensor], bias: bool) -> None:
+def test_gate_and_up_become_one_linear(gate: Callable[[Mlp, Tensor], Tensor], bias: bool) -> None:
     module = Model(gate, bias)
     program = check_pass(MergeGateUp(), module, matches=2, there={"aten.split_with_sizes", "llmc.gated_act"})
     assert program.ops()["llmc.linear"] == 5
@@ -82,7 +82,7 @@ def one_projection(m: Mlp, x: Tensor) -> Tensor:
     return gated_act(gate, gate, "silu")
 
 
-def other_values(m: Mlp, x: Tensor) -> Tensor:
+def other_inputs(m: Mlp, x: Tensor) -> Tensor:
     return gated_act(project(x, m.gate_proj), project(x.flip(-1), m.up_proj), "silu")
 
 
@@ -94,7 +94,7 @@ def one_bias(m: Mlp, x: Tensor) -> Tensor:
     return gated_act(project(x, m.gate_proj), linear(x, m.up_proj.weight), "silu")
 
 
-def computed_matrix(m: Mlp, x: Tensor) -> Tensor:
+def computed_weight(m: Mlp, x: Tensor) -> Tensor:
     return gated_act(linear(x, m.gate_proj.weight * x.mean()), linear(x, m.up_proj.weight), "silu")
 
 
@@ -106,15 +106,15 @@ def computed_biases(m: Mlp, x: Tensor) -> Tensor:
 LEFT: dict[str, tuple[Callable[[Mlp, Tensor], Tensor], str]] = {
     "1. merged already": (merged_already, "two projections"),
     "1. one projection for both": (one_projection, "two projections"),
-    "2. other values": (other_values, "different values"),
+    "2. other inputs": (other_inputs, "different inputs"),
     "3. a weight that is used elsewhere": (shared_weight, "elsewhere"),
     "4. one bias": (one_bias, "some projections have a bias"),
-    "5. a computed matrix": (computed_matrix, "matrix is not a weight"),
-    "5. computed biases": (computed_biases, "bias is not a weight"),
+    "5. a computed weight": (computed_weight, "weight is computed"),
+    "5. computed biases": (computed_biases, "bias is computed"),
 }
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_what_is_not_two_projections_of_one_value_is_left_alone(name: str) -> None:
+def test_other_gated_units_are_left_alone(name: str) -> None:
     gate, reason = LEFT[name]
     check_pass(MergeGateUp(), Model(gate, bias=True), matches=0, miss=reason)

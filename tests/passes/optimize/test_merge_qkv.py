@@ -1,4 +1,4 @@
-"""Three products with one value become one; whatever is not just that stays as it is."""
+"""MergeQkv makes one linear of the three projections of an attention."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def key_first(m: Model, x: Tensor, positions: Tensor) -> Tensor:
     return attention(project(x, p.q_proj), k, v, SCALE)
 
 
-def read_elsewhere(m: Model, x: Tensor, positions: Tensor) -> Tensor:
-    """The value is added to what attention gives, as a residual of values."""
+def value_used_elsewhere(m: Model, x: Tensor, positions: Tensor) -> Tensor:
+    """The values are added to the output of attention, as a value residual."""
     p = m.layers[0]["attn"]
     v = project(x, p.v_proj)
     return attention(project(x, p.q_proj), project(x, p.k_proj), v, SCALE) + v
@@ -91,12 +91,12 @@ MERGED: dict[str, tuple[Attend, bool, int]] = {
     "qwen3": (qwen3, True, 1),
     "two layers": (two_layers, True, 2),
     "in another order": (key_first, True, 1),
-    "a value with other readers": (read_elsewhere, False, 1),
+    "a value with other users": (value_used_elsewhere, False, 1),
 }
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_projections_of_one_value_become_one(name: str) -> None:
+def test_projections_of_one_input_become_one_linear(name: str) -> None:
     attend, bias, layers = MERGED[name]
     program = check_pass(MergeQkv(), Model(attend, bias), matches=layers, there={"aten.split_with_sizes"})
     assert program.ops()["llmc.linear"] == layers + 1
@@ -107,7 +107,7 @@ def test_projections_of_one_value_become_one(name: str) -> None:
     assert not {"q_proj", "k_proj", "v_proj"} & {part for name in program.weights for part in name.split(".")}
 
 
-def test_the_parts_stand_in_the_order_of_attention() -> None:
+def test_parts_are_in_the_order_q_k_v() -> None:
     module = Model(key_first)
     program = check_pass(MergeQkv(), module, matches=1)
     p = module.layers[0]["attn"]
@@ -115,7 +115,7 @@ def test_the_parts_stand_in_the_order_of_attention() -> None:
     assert torch.equal(program.weights["layers.0.attn.qkv_proj.weight"].evaluate(), want)
 
 
-def test_a_matrix_without_a_module_has_a_name_too() -> None:
+def test_weights_without_a_module_get_a_name_too() -> None:
     def attend(m: Model, x: Tensor, positions: Tensor) -> Tensor:
         q, k, v = (heads(linear(x, getattr(m, name))) for name in ("wq", "wk", "wv"))
         return attention(q, k, v, SCALE).expand(-1, HEADS, -1, -1)
@@ -126,13 +126,13 @@ def test_a_matrix_without_a_module_has_a_name_too() -> None:
     assert "qkv_proj.weight" in check_pass(MergeQkv(), module, matches=1).weights
 
 
-def test_attention_over_a_cache_is_attention() -> None:
+def test_merges_for_cached_attention_too() -> None:
     program = capture(Model(plain))
     (node,) = [n for n in program.nodes if is_op(n, attention)]
     with program.graph.inserting_before(node):
-        rows = program.call(aten.sym_size.int, program.inputs[0], 0, like=node)
-        cache = program.call(aten.new_zeros.default, node.args[0], [rows, KV_HEADS, 32, DIM], like=node)
-        starts = program.call(aten.new_zeros.default, program.inputs[1], [rows], like=node)
+        batch = program.call(aten.sym_size.int, program.inputs[0], 0, like=node)
+        cache = program.call(aten.new_zeros.default, node.args[0], [batch, KV_HEADS, 32, DIM], like=node)
+        starts = program.call(aten.new_zeros.default, program.inputs[1], [batch], like=node)
         fused = program.call(cached_attention, *node.args[:3], cache, cache, starts, SCALE, like=node)
         out = program.item(fused, 0)
     program.replace(node, out)
@@ -160,7 +160,7 @@ def merged_already(m: Model, x: Tensor, positions: Tensor) -> Tensor:
     return attention(heads(q), heads(k), heads(v), SCALE).expand(-1, HEADS, -1, -1)
 
 
-def other_values(m: Model, x: Tensor, positions: Tensor) -> Tensor:
+def other_inputs(m: Model, x: Tensor, positions: Tensor) -> Tensor:
     p = m.layers[0]["attn"]
     y = x.flip(-1)
     return attention(project(x, p.q_proj), project(y, p.k_proj), project(y, p.v_proj), SCALE)
@@ -178,7 +178,7 @@ def one_bias(m: Model, x: Tensor, positions: Tensor) -> Tensor:
     return attention(heads(linear(x, p.q_proj.weight)), heads(linear(x, p.k_proj.weight)), v, SCALE)
 
 
-def computed_matrix(m: Model, x: Tensor, positions: Tensor) -> Tensor:
+def computed_weight(m: Model, x: Tensor, positions: Tensor) -> Tensor:
     p = m.layers[0]["attn"]
     v = heads(linear(x, p.v_proj.weight * x.mean()))
     return attention(project(x, p.q_proj), project(x, p.k_proj), v, SCALE)
@@ -194,15 +194,15 @@ LEFT: dict[str, tuple[Attend, bool, str]] = {
     "1. one projection for k and v": (one_projection, False, "three projections"),
     "1. something else between": (scaled_query, False, "three projections"),
     "1. merged already": (merged_already, False, "three projections"),
-    "2. other values": (other_values, False, "different values"),
+    "2. other inputs": (other_inputs, False, "different inputs"),
     "3. a weight that is used elsewhere": (shared_weight, False, "elsewhere"),
     "4. one bias": (one_bias, True, "some projections have a bias"),
-    "5. a computed matrix": (computed_matrix, False, "matrix is not a weight"),
-    "5. computed biases": (computed_biases, True, "bias is not a weight"),
+    "5. a computed weight": (computed_weight, False, "weight is computed"),
+    "5. computed biases": (computed_biases, True, "bias is computed"),
 }
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_projections_that_are_not_three_of_one_value_are_left_alone(name: str) -> None:
+def test_other_projections_are_left_alone(name: str) -> None:
     attend, bias, reason = LEFT[name]
     check_pass(MergeQkv(), Model(attend, bias), matches=0, miss=reason)

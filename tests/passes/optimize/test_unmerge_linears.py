@@ -1,3 +1,5 @@
+"""UnmergeLinears makes a linear of each part of a merged one."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ HIDDEN, WIDE = 32, 24
 
 
 class Merged(nn.Module):
-    """Two unequal parts of one linear, put together again by `join`."""
+    """A linear whose output `join` splits into two unequal parts and combines again."""
 
     def __init__(self, join: Callable[[Tensor], Tensor], bias: bool) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class Merged(nn.Module):
         return linear(self.join(linear(x, self.both.weight, self.both.bias)), self.head.weight)
 
 
-def parts(x: Tensor) -> Tensor:
+def combine_parts(x: Tensor) -> Tensor:
     one, other = torch.split(x, [WIDE, 2 * WIDE], -1)
     return one * other[..., :WIDE] + other[..., WIDE:]
 
@@ -50,7 +52,7 @@ GRIDS = {
 }
 
 
-def rounded(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -> Program:
+def quantized(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -> Program:
     program = capture(Merged(join, bias), first=[UnifyOpNames()], stage=Stage.OPTIMIZED)
     Quantize(analyse(program, Scheme(name, GRIDS[name])))(program)
     program.stage = Stage.CACHED
@@ -60,21 +62,21 @@ def rounded(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -> 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("scheme", GRIDS)
-def test_parts_are_computed_one_by_one(scheme: str, bias: bool) -> None:
-    before = rounded(parts, scheme, bias)
+def test_each_part_becomes_a_linear(scheme: str, bias: bool) -> None:
+    before = quantized(combine_parts, scheme, bias)
     after = check_pass(UnmergeLinears(), before, matches=1, gone={"aten.split_with_sizes"})
     assert after.ops()["llmc.quant_linear"] == before.ops()["llmc.quant_linear"] + 1
 
 
 @pytest.mark.parametrize("part", ["codes", "scales", "zeros", "multiples"])
-def test_parts_of_codes_are_the_codes_of_the_whole(part: str) -> None:
-    before = rounded(parts, "int4 with zeros")
+def test_parts_are_slices_of_the_merged_weight(part: str) -> None:
+    before = quantized(combine_parts, "int4 with zeros")
     (name,) = [name for name in before.weights if "both" in name and name.endswith(part)]
-    whole = before.weights[name].evaluate()
+    merged = before.weights[name].evaluate()
     UnmergeLinears()(before)
-    found = [weight for name, weight in before.weights.items() if part in name and "both" in name]
-    pieces = [weight.evaluate() for weight in sorted(found, key=lambda weight: weight.shape)]
-    assert torch.equal(torch.cat(pieces), whole)
+    parts = [weight for name, weight in before.weights.items() if part in name and "both" in name]
+    slices = [weight.evaluate() for weight in sorted(parts, key=lambda weight: weight.shape)]
+    assert torch.equal(torch.cat(slices), merged)
 
 
 def between_heads(x: Tensor) -> Tensor:
@@ -88,15 +90,15 @@ def along_tokens(x: Tensor) -> Tensor:
 
 LEFT_ALONE = {
     "1. another dim": (along_tokens, "another dim"),
-    "3. the whole is read": (lambda x: parts(x) + x[..., :WIDE], "something else reads the whole"),
+    "3. the merged output is used": (lambda x: combine_parts(x) + x[..., :WIDE], "the merged output has other users"),
 }
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
 def test_other_splits_are_left_alone(name: str) -> None:
     join, reason = LEFT_ALONE[name]
-    check_pass(UnmergeLinears(), rounded(join, "int8"), matches=0, miss=reason)
+    check_pass(UnmergeLinears(), quantized(join, "int8"), matches=0, miss=reason)
 
 
-def test_a_split_behind_a_reshape_is_none_of_its_business() -> None:
-    check_pass(UnmergeLinears(), rounded(between_heads, "int8"), matches=0)
+def test_2_a_split_of_a_reshape_is_left_alone() -> None:
+    check_pass(UnmergeLinears(), quantized(between_heads, "int8"), matches=0)
