@@ -1,1 +1,1 @@
-"""Optimized to cached: keys and values between calls, and logits of the tokens that are asked for."""
+"""Passes from optimized to cached programs: KV caches and selected logits."""

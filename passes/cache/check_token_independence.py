@@ -1,7 +1,11 @@
-"""Whether tokens meet in attention only: what else mixes them would need a state of its own between calls."""
+"""Check that tokens interact in attention only.
+
+Any other op that mixes tokens would need state of its own between calls.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,105 +18,112 @@ from ...ir.stages import Stage
 from ...kernels.ops import op_of
 from ..base import Fuel, Pass, PassResult
 
-# Sizes for probing that no dim of a model is likely to have, and that divide no other.
+# Probe sizes: a model is unlikely to have such a dim, and none of them divides another.
 _BATCH, _LENGTH, _SHORTER = 3, 7, 5
-_TOUCHED = 2  # the position whose values are changed
+_CHANGED = 2  # the position whose values are changed
 
 
 class CheckTokenIndependence(Pass):
-    """Refuse a program in which a token sees another one by other means than attention.
+    """Refuse a program in which tokens interact outside of attention.
 
-    With a cache, a call sees the new tokens only: a convolution over the sequence, a running sum, a recurrence would
-    start anew each time and be silently wrong. Nobody keeps a list of such ops: each ATen call is run on small random
-    values, once as they are and once with those of one position changed; only that position's results may change.
-    Nor may they depend on how many tokens there are, or on a token's place among them.
+    With a cache, a call sees only the new tokens. A convolution over the sequence, a running sum or a recurrence would
+    restart at each call and silently compute wrong values. There is no list of such ops. Instead, each ATen call is
+    run on small random values, once as they are and once with the values of one position changed. Only results at this
+    position may change. Results may not depend on the number of tokens or on a token's index in the call either.
 
     Example:  y = conv1d(x, w)
-    Becomes:  an error that names it
+    Becomes:  an error that names the op
 
-    Left alone: 1. ops of the dialect, all of which but attention treat tokens one by one.
+    Left alone: 1. ops of the dialect: all of them but attention process each token on its own.
     """
 
     needs = Stage.CANONICAL
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
         probe = _Probe(program)
-        seen: set[str] = set()
+        checked: set[str] = set()
         for node in program.nodes:
             if node.op != "call_function" or op_of(node.target) is not None:
                 continue
             key = probe.key(node)
-            if key in seen:
+            if key in checked:
                 continue
-            seen.add(key)
-            if reason := probe.mixes(node):
+            checked.add(key)
+            if reason := probe.why_dependent(node):
                 raise LlmcError(
                     "CACHE_IMPOSSIBLE",
                     f"In {where(node) or 'the model'}, {op_name(node)} {reason}.",
-                    "llmc keeps keys and values between calls and no other state, which this layer would need.",
+                    "llmc keeps only keys and values between calls; this op needs other state. See docs/coverage.md.",
                 )
-        return PassResult(len(seen))
+        return PassResult(len(checked))
 
 
 class _Probe:
-    """Runs single calls at sizes of its own."""
+    """Runs single calls on random values of small sizes.
+
+    Attributes:
+        positions_innermost: True reads a dim of size 4*B*S as all positions four times, False as four values for each
+            position.
+        largest_index: the largest random integer; it must be a valid index, for the call may index a dim with it.
+    """
 
     def __init__(self, program: Program) -> None:
         self.batch, self.length = map(str, program.inputs[0].meta["val"].shape)
-        self.inside_out = 0
+        self.positions_innermost = False
         self.largest_index = 1
 
     def key(self, node: fx.Node) -> str:
-        """Calls of one key behave alike: same op, same sizes and dtypes, same plain arguments."""
+        """Return equal keys for calls of the same op, sizes, dtypes and constants."""
 
-        def shown(value: Any) -> str:
+        def describe(value: Any) -> str:
             example = value.meta["val"]
             return f"{example.dtype}{list(example.shape)}" if isinstance(example, Tensor) else str(example)
 
-        return str((node.target, fx.map_arg((node.args, dict(node.kwargs)), lambda n: _Shown(shown(n)))))
+        return str((node.target, fx.map_arg((node.args, dict(node.kwargs)), lambda n: _Unquoted(describe(n)))))
 
-    def mixes(self, node: fx.Node) -> str:
-        """Why the call is not one that treats each position by itself; empty if it is."""
+    def why_dependent(self, node: fx.Node) -> str:
+        """Return why the call does not process each token on its own, or "" if it does."""
         example = node.meta["val"]
         if not any(self._has_length(e) for e in _tensors(example)) and not any(
             self._has_length(e) for n in node.all_input_nodes for e in _tensors(n.meta["val"])
         ):
             return ""
-        # 4*B*S values are four for each position, or four times all positions. Whichever reading of a call's arguments
-        # and results leaves its tokens apart is the one that is meant.
-        reasons = [self._mixes_as_read(node, reading) for reading in ((0, 0), (0, 1), (1, 0), (1, 1))]
+        # A dim of 4*B*S holds four values for each position, or all positions four times. If the call is independent in
+        # any reading of its arguments and its results, that reading is the right one.
+        readings = itertools.product((False, True), repeat=2)
+        reasons = [self._why_dependent_as_read(node, *reading) for reading in readings]
         return "" if "" in reasons else reasons[0]
 
-    def _mixes_as_read(self, node: fx.Node, reading: tuple[int, int]) -> str:
+    def _why_dependent_as_read(self, node: fx.Node, innermost_in: bool, innermost_out: bool) -> str:
         try:
             self.largest_index = 1
-            return self._mixes(node, reading)
-        except (IndexError, RuntimeError):  # an index into a dim of one
+            return self._compare_runs(node, innermost_in, innermost_out)
+        except (IndexError, RuntimeError):  # an index into a dim of size 1
             self.largest_index = 0
-            return self._mixes(node, reading)
+            return self._compare_runs(node, innermost_in, innermost_out)
 
-    def _mixes(self, node: fx.Node, reading: tuple[int, int]) -> str:
+    def _compare_runs(self, node: fx.Node, innermost_in: bool, innermost_out: bool) -> str:
         example = node.meta["val"]
-        self.inside_out = reading[0]
+        self.positions_innermost = innermost_in
         inputs = {n: self._value(n.meta["val"], _LENGTH) for n in node.all_input_nodes}
-        changed = {n: self._touched(n.meta["val"], value) for n, value in inputs.items()}
-        shorter = {n: self._cut(n.meta["val"], value) for n, value in inputs.items()}
-        self.inside_out = reading[1]
+        changed = {n: self._with_one_changed(n.meta["val"], value) for n, value in inputs.items()}
+        shorter = {n: self._shortened(n.meta["val"], value) for n, value in inputs.items()}
+        self.positions_innermost = innermost_out
         before = self._run(node, inputs, _LENGTH)
-        if any(self._along(e) is None for e in _tensors(example)):
-            return "makes a tensor in which tokens can't be told apart"
+        if any(self._position_dims(e) is None for e in _tensors(example)):
+            return "returns a tensor whose token positions cannot be identified"
         after = self._run(node, changed, _LENGTH)
         for e, one, other in zip(_tensors(example), before, after, strict=True):
             if self._differs_elsewhere(e, one, other):
-                return "lets a token see others outside of attention"
+                return "mixes tokens outside of attention"
         if not any(self._has_length(e) for n in node.all_input_nodes for e in _tensors(n.meta["val"])):
-            if any(self._varies(e, one) for e, one in zip(_tensors(example), before, strict=True)):
-                return "counts tokens from the first of each call on"
+            if any(self._differs_by_position(e, one) for e, one in zip(_tensors(example), before, strict=True)):
+                return "numbers the tokens of each call from zero"
             return ""
         fewer = self._run(node, shorter, _SHORTER)
         for e, one, other in zip(_tensors(example), before, fewer, strict=True):
-            if not _same(self._cut(e, one), other):
-                return "gives other values where there are more tokens"
+            if not _same(self._shortened(e, one), other):
+                return "returns values that depend on the number of tokens"
         return ""
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any], length: int) -> list[Tensor]:
@@ -153,13 +164,13 @@ class _Probe:
             return torch.rand(shape, generator=generator).to(example.dtype)
         return torch.randint(0, self.largest_index + 1, shape, generator=generator).to(example.dtype)
 
-    def _touched(self, example: Any, value: Any) -> Any:
-        """The value with other numbers at one position."""
+    def _with_one_changed(self, example: Any, value: Any) -> Any:
+        """Return the value with other numbers at position `_CHANGED`."""
         if isinstance(value, list):
-            return [self._touched(e, v) for e, v in zip(example, value, strict=True)]
+            return [self._with_one_changed(e, v) for e, v in zip(example, value, strict=True)]
         if not isinstance(value, Tensor):
             return value
-        here = self._mask(example, value.shape)
+        here = self._changed_mask(example, value.shape)
         if value.dtype == torch.bool:
             return torch.where(here, ~value, value)
         if value.is_floating_point() or value.is_complex():
@@ -167,43 +178,46 @@ class _Probe:
         return torch.where(here, self.largest_index - value, value)
 
     def _differs_elsewhere(self, example: Any, before: Tensor, after: Tensor) -> bool:
-        elsewhere = ~self._mask(example, before.shape)
+        elsewhere = ~self._changed_mask(example, before.shape)
         return not _same(before[elsewhere], after[elsewhere])
 
-    def _varies(self, example: Any, value: Tensor) -> bool:
-        """Whether positions hold different values."""
-        along = self._along(example)
-        if not along:
+    def _differs_by_position(self, example: Any, value: Tensor) -> bool:
+        """True if the values at two positions differ."""
+        dims = self._position_dims(example)
+        if not dims:
             return False
-        (dim, outer, _), *_ = along
+        (dim, outer, _), *_ = dims
         split = value.unflatten(dim, (outer, _LENGTH, -1))
         return not _same(split, split.narrow(dim + 1, 0, 1).expand_as(split))
 
-    def _cut(self, example: Any, value: Any) -> Any:
-        """The first positions of a value."""
+    def _shortened(self, example: Any, value: Any) -> Any:
+        """Return the value's first `_SHORTER` positions."""
         if isinstance(value, list):
-            return [self._cut(e, v) for e, v in zip(example, value, strict=True)]
+            return [self._shortened(e, v) for e, v in zip(example, value, strict=True)]
         if not isinstance(value, Tensor):
             return self._size(example, _SHORTER) if isinstance(example, torch.SymInt) else value
-        for dim, outer, _ in self._along(example) or ():
+        for dim, outer, _ in self._position_dims(example) or ():
             value = value.unflatten(dim, (outer, _LENGTH, -1)).narrow(dim + 1, 0, _SHORTER).flatten(dim, dim + 2)
         return value
 
-    def _mask(self, example: Any, shape: torch.Size) -> Tensor:
-        """True at the touched position; everywhere False in a tensor without positions."""
-        along = self._along(example)
-        if not along:
+    def _changed_mask(self, example: Any, shape: torch.Size) -> Tensor:
+        """Return a mask of the changed position; all False in a tensor without positions."""
+        dims = self._position_dims(example)
+        if not dims:
             return torch.zeros(shape, dtype=torch.bool)
         mask = torch.ones(shape, dtype=torch.bool)
-        for dim, outer, inner in along:
-            line = (torch.arange(outer * _LENGTH * inner) // inner) % _LENGTH == _TOUCHED
+        for dim, outer, inner in dims:
+            line = (torch.arange(outer * _LENGTH * inner) // inner) % _LENGTH == _CHANGED
             view = [1] * len(shape)
             view[dim] = -1
             mask = mask & line.view(view)
         return mask
 
-    def _along(self, example: Any) -> list[tuple[int, int, int]] | None:
-        """Each dim in which positions lie, and how much of it is outside and inside of them; None if it is unclear."""
+    def _position_dims(self, example: Any) -> list[tuple[int, int, int]] | None:
+        """Return (dim, outer size, inner size) for each dim that contains positions.
+
+        None if positions cannot be identified in it.
+        """
         found = []
         for dim, size in enumerate(example.shape):
             if isinstance(size, int) or self.length not in {str(s) for s in size.node.expr.free_symbols}:
@@ -213,7 +227,7 @@ class _Probe:
             if zero or longer != 2 * once or wider not in (once, 2 * once):
                 return None
             outer = _BATCH if wider == 2 * once else 1
-            found.append((dim, outer * once, 1) if self.inside_out else (dim, outer, once))
+            found.append((dim, outer * once, 1) if self.positions_innermost else (dim, outer, once))
         return found
 
     def _has_length(self, example: Any) -> bool:
@@ -221,8 +235,8 @@ class _Probe:
         return any(self.length in {str(s) for s in size.node.expr.free_symbols} for size in sizes)
 
 
-class _Shown(str):
-    """What stands for a node in a key."""
+class _Unquoted(str):
+    """A string that is printed without quotes, to describe a node in a key."""
 
     def __repr__(self) -> str:
         return str(self)

@@ -1,4 +1,4 @@
-"""Attention together with the layout of heads and the rotation, as fused kernels take it."""
+"""Fuse cached attention with the layout of its heads and with its rotation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _ANGLES = 8
 
 
 class FuseAttention(Rewrite):
-    """Let one op split heads, rotate, attend over the cache and join heads.
+    """Replace cached attention and the ops around it by one fused op.
+
+    The op splits heads, rotates q and k, attends over the cache and joins heads.
 
     Example:  q, k, v = split(qkv);  each = transpose(reshape(each, [B, S, -1, D]), 1, 2)
               q, k = rope(q, positions, cos, sin), rope(k, positions, cos, sin)
@@ -29,13 +31,14 @@ class FuseAttention(Rewrite):
               y = reshape(transpose(out, 1, 2), [B, S, -1])
     Becomes:  y, keys, values = fused_attention(qkv, None, None, keys, values, starts, heads, scale, cos, sin, ...)
 
-    Queries, keys or values that don't come from rows are laid out as rows first. A rotation that is not the same for
-    queries and keys, or is of an odd size, stays in front, and so do q, k and v that are not the parts of one split in
-    this order.
+    Queries, keys and values in another layout than [B, S, H*D] are first brought into it. A rotation stays a separate
+    op if it differs between queries and keys, or if fused kernels don't support its size. A split stays a separate op
+    if its parts are not exactly q, k and v in this order.
 
-    Left alone: 1. a ring, whose slots are not positions; 2. chunks and slopes, which the fused op does not know;
-    3. keys and values of different or odd sizes, which fused kernels don't take; 4. heads that are not joined to rows;
-    5. rounded keys and values: fused kernels know scales that don't change from token to token only.
+    Left alone: 1. a ring cache, in which a token's place is not its position; 2. chunks and alibi slopes, which the
+    fused op does not support; 3. heads of keys and values whose sizes differ or are not supported by fused kernels;
+    4. heads that are not joined to [B, S, H*D]; 5. quantized keys and values: their scales differ from token to token,
+    and fused kernels support only constant scales.
     """
 
     needs = Stage.CACHED
@@ -43,21 +46,21 @@ class FuseAttention(Rewrite):
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
         if is_op(node, quant_cached_attention):
-            return miss("its keys and values are rounded token by token", node)
+            return miss("its keys and values are quantized with a scale per token", node)
         if not is_op(node, cached_attention):
             return None
         call = cached_attention.bind(node.args, dict(node.kwargs))
         if call["ring"]:
-            return miss("its cache is a ring", node)
+            return miss("its cache is a ring cache", node)
         if call["chunk"] is not None or call["slopes"] is not None:
-            return miss("it attends in chunks or by slopes", node)
+            return miss("it uses chunks or alibi slopes", node)
         if str(shape(call["k"])[3]) != str(shape(call["v"])[3]):
-            return miss("its keys and values differ in size", node)
+            return miss("the head sizes of its keys and values differ", node)
         if shape(call["k"])[3] % _ANGLES:
             return miss("the size of its heads is no multiple of 8", node)
         joined = _joined_heads(node)
         if joined is None:
-            return miss("its heads are not joined to rows", node)
+            return miss("its heads are not joined to [B, S, H*D]", node)
         q, k, v = call["q"], call["k"], call["v"]
         heads = int(shape(q)[1])
         tables: tuple[Any, Any, bool] = (None, None, False)
@@ -65,10 +68,10 @@ class FuseAttention(Rewrite):
         if rotation and shape(rotation[0])[1] % _ANGLES == 0 and shape(q)[3] % (2 * _ANGLES) == 0:
             q, k, tables = q.args[0], k.args[0], rotation
         with program.graph.inserting_before(node):
-            rows = [_as_rows(program, x) for x in (q, k, v)]
-            packed = _packed(rows)
+            flat = [_with_joined_heads(program, x) for x in (q, k, v)]
+            packed = _packed(flat)
             fused = program.call(
-                fused_attention, *(packed or rows), call["k_cache"], call["v_cache"], call["starts"], heads,
+                fused_attention, *(packed or flat), call["k_cache"], call["v_cache"], call["starts"], heads,
                 call["scale"], *tables, call["window"], call["softcap"], call["sinks"], like=node,
             )  # fmt: skip
             out, keys, values = (program.item(fused, i) for i in range(3))
@@ -83,32 +86,38 @@ class FuseAttention(Rewrite):
 
 
 def _joined_heads(node: fx.Node) -> fx.Node | None:
-    """The reshape of [B, S, H, D] that the first result of an attention becomes, if nothing else reads it."""
-    outs = [user for user in node.users if user.args[1] == 0]
-    if len(outs) != 1 or len(outs[0].users) != 1:
+    """Return the op that joins the heads of the output, or None.
+
+    None also if the output or its transpose has other users.
+    """
+    outputs = [user for user in node.users if user.args[1] == 0]
+    if len(outputs) != 1 or len(outputs[0].users) != 1:
         return None
-    (turned,) = outs[0].users
-    if not _swaps_heads(turned) or len(turned.users) != 1:
+    (transposed,) = outputs[0].users
+    if not _swaps_heads(transposed) or len(transposed.users) != 1:
         return None
-    (joined,) = turned.users
+    (joined,) = transposed.users
     if is_call(joined, "flatten"):
-        return joined if len(shape(joined)) == 3 and _same_front(joined, turned) else None
+        return joined if len(shape(joined)) == 3 and _same_batch_and_length(joined, transposed) else None
     return joined if is_call(joined, "reshape", "view") else None
 
 
 def _swaps_heads(node: object) -> bool:
-    """Whether a call swaps the dims 1 and 2 of four."""
+    """True if a call swaps dims 1 and 2 of a tensor of four dims."""
     if is_call(node, "transpose"):
         return {int(dim) % 4 for dim in node.args[1:3]} == {1, 2}  # type: ignore[arg-type]
     return is_call(node, "permute") and [int(dim) % 4 for dim in node.args[1]] == [0, 2, 1, 3]  # type: ignore[union-attr,arg-type]
 
 
-def _same_front(one: fx.Node, other: fx.Node) -> bool:
+def _same_batch_and_length(one: fx.Node, other: fx.Node) -> bool:
     return [str(size) for size in shape(one)[:2]] == [str(size) for size in shape(other)[:2]]
 
 
 def _same_rotation(q: Any, k: Any, starts: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
-    """Tables and layout of the rope that both queries and keys go through at the positions behind `starts`."""
+    """Return (cos, sin, interleaved) of a rotation that q and k share, or None.
+
+    Its positions must count from `starts`.
+    """
     if not (is_op(q, rope) and is_op(k, rope)):
         return None
     one, other = (rope.bind(x.args, dict(x.kwargs)) for x in (q, k))
@@ -122,25 +131,28 @@ def _same_rotation(q: Any, k: Any, starts: fx.Node) -> tuple[fx.Node, fx.Node, b
     return one["cos"], one["sin"], one["interleaved"]
 
 
-def _as_rows(program: Program, node: fx.Node) -> fx.Node:
-    """[B, H, S, D] as [B, S, H*D]: what it was made of, where it was made of that."""
+def _with_joined_heads(program: Program, node: fx.Node) -> fx.Node:
+    """Convert [B, H, S, D] to [B, S, H*D].
+
+    If `node` was split from a value of this shape, return that value.
+    """
     if _swaps_heads(node):
-        turned: fx.Node = node.args[0]  # type: ignore[assignment]
-        if is_call(turned, "reshape", "view", "unflatten"):
-            source: fx.Node = turned.args[0]  # type: ignore[assignment]
-            if len(shape(source)) == 3 and _same_front(source, turned):
+        transposed: fx.Node = node.args[0]  # type: ignore[assignment]
+        if is_call(transposed, "reshape", "view", "unflatten"):
+            source: fx.Node = transposed.args[0]  # type: ignore[assignment]
+            if len(shape(source)) == 3 and _same_batch_and_length(source, transposed):
                 return source
     else:
-        turned = program.call(_ATEN.transpose.int, node, 1, 2, like=node)
-    return program.call(_ATEN.flatten.using_ints, turned, 2, like=node)
+        transposed = program.call(_ATEN.transpose.int, node, 1, 2, like=node)
+    return program.call(_ATEN.flatten.using_ints, transposed, 2, like=node)
 
 
-def _packed(rows: list[fx.Node]) -> tuple[fx.Node, None, None] | None:
-    """The one tensor that queries, keys and values were split off, in this order."""
-    splits = [x.args[0] for x in rows if getattr(x.target, "__name__", "") == "getitem"]
+def _packed(flat: list[fx.Node]) -> tuple[fx.Node, None, None] | None:
+    """Return the tensor whose parts are exactly q, k and v in this order, or None."""
+    splits = [x.args[0] for x in flat if getattr(x.target, "__name__", "") == "getitem"]
     if len(splits) != 3 or len(set(splits)) != 1 or not is_call(splits[0], "split_with_sizes", "split"):
         return None
     split = splits[0]
-    if [x.args[1] for x in rows] != [0, 1, 2] or len(split.meta["val"]) != 3 or arguments(split)["dim"] not in (-1, 2):
+    if [x.args[1] for x in flat] != [0, 1, 2] or len(split.meta["val"]) != 3 or arguments(split)["dim"] not in (-1, 2):
         return None
     return split.args[0], None, None  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""From attention over a whole sequence to attention over a cache and a few new tokens."""
+"""Turn attention over a whole sequence into attention over a KV cache."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ aten = torch.ops.aten
 
 
 class InsertKvCache(Pass):
-    """Give every attention a cache, and the program `starts` in place of `positions`.
+    """Give each attention a KV cache, and replace the input `positions` by `starts`.
 
     Example:  logits = f(tokens, positions), with out = attention(q, k, v, scale)
     Becomes:  logits, keys.0, values.0 = f(tokens, starts, keys.0, values.0),
               with positions = starts[:, None] + arange(S)
               and out, keys, values = cached_attention(q, k, v, keys.0, values.0, starts, scale)
 
-    A layer that looks back `window` positions gets a ring of so many slots where that is less than `max_seq_len`.
-    Attentions of the same keys and values share a cache.
+    An attention whose window or chunk is shorter than `max_seq_len` gets a ring cache of that length. Attentions of the
+    same keys and values share a cache.
 
-    With codes, keys and values are rounded, and each cache brings its scales:
+    With `codes`, keys and values are quantized and each cache has scales too:
               out, keys, values, key_scales, value_scales = quant_cached_attention(
                   q, k, v, keys.0, values.0, key_scales.0, value_scales.0, starts, scale)
 
-    Refused: 1. attention that is not causal; 2. a bias on the scores, which is made for a whole sequence; 3. keys
-    that are not one for each token; 4. a program without attention. All or nothing, so fuel does not stop it.
+    Refused: 1. attention that is not causal; 2. a bias on the scores, which is computed for the whole sequence; 3. a
+    number of queries or keys that is not one for each token; 4. a program without attention. The pass rewrites all
+    attentions or none, so it ignores fuel.
 
     Args:
-        ring: False gives every layer slots for all positions.
-        codes: what keys and values are rounded to, "int8" or "fp8"; None keeps them as they are.
+        ring: if False, each cache has a place for all positions.
+        codes: the dtype that keys and values are quantized to, "int8" or "fp8"; None keeps their dtype.
     """
 
     needs = Stage.OPTIMIZED
@@ -50,35 +51,35 @@ class InsertKvCache(Pass):
         self.codes = None if codes is None else CACHE_CODES[codes]
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
-        found = [node for node in program.nodes if is_op(node, attention)]
-        if not found:
-            raise _refused(program.output, "the program has no attention whose keys and values could be kept")
-        calls = {node: attention.bind(node.args, dict(node.kwargs)) for node in found}
+        attentions = [node for node in program.nodes if is_op(node, attention)]
+        if not attentions:
+            raise _refused(program.output, "the program has no attention, so it has no keys and values to cache")
+        calls = {node: attention.bind(node.args, dict(node.kwargs)) for node in attentions}
         for node, call in calls.items():
             _check(program, node, call)
         starts = _replace_positions(program)
-        held: dict[Any, tuple[int, list[fx.Node]]] = {}
+        known: dict[Any, tuple[int, list[fx.Node]]] = {}  # by keys, values and ring length
         results: list[fx.Node] = []
         caches: list[Cache] = []
-        for node in found:
+        for node in attentions:
             call = calls[node]
-            window = _reach(call)
+            window = _window(call)
             length = program.max_seq_len
             ring = self.ring and window is not None and window < length
             key = (call["k"], call["v"], ring and window)
-            is_new = key not in held
+            is_new = key not in known
             if is_new:
                 size = min(length, window or length) if ring else length
                 cache = _new_cache(call, len(caches), size, ring, window, self.codes)
-                held[key] = len(caches), _inputs(program, cache)
+                known[key] = len(caches), _add_inputs(program, cache)
                 caches.append(cache)
-            number, inputs = held[key]
-            caches[number] = _seen_by(caches[number], window)
-            rest = {n: call[n] for n in ("window", "chunk", "softcap", "sinks", "slopes") if call[n] is not None}
+            number, inputs = known[key]
+            caches[number] = _with_window(caches[number], window)
+            options = {n: call[n] for n in ("window", "chunk", "softcap", "sinks", "slopes") if call[n] is not None}
             with program.graph.inserting_before(node):
                 new = program.call(
                     quant_cached_attention if self.codes else cached_attention,
-                    call["q"], call["k"], call["v"], *inputs, starts, call["scale"], **rest,
+                    call["q"], call["k"], call["v"], *inputs, starts, call["scale"], **options,
                     **({"ring": True} if ring else {}), like=node,
                 )  # fmt: skip
                 parts = [program.item(new, i) for i in range(1 + len(inputs))]
@@ -88,24 +89,24 @@ class InsertKvCache(Pass):
         (end,) = program.graph.find_nodes(op="output")
         end.args = ((*end.args[0][:1], *results),)
         program.caches = tuple(caches)
-        return PassResult(len(found))
+        return PassResult(len(attentions))
 
 
-def _inputs(program: Program, cache: Cache) -> list[fx.Node]:
+def _add_inputs(program: Program, cache: Cache) -> list[fx.Node]:
     batch = program.inputs[0].meta["val"].shape[0]
-    made = []
+    inputs = []
     for part in cache.tensors:
         with program.fake_mode:
             value = torch.empty(batch, cache.heads, cache.length, part.width, dtype=part.dtype)
-        made.append(program.add_input(part.name, value, after=program.inputs[-1]))
-    return made
+        inputs.append(program.add_input(part.name, value, after=program.inputs[-1]))
+    return inputs
 
 
 def _check(program: Program, node: fx.Node, call: dict[str, Any]) -> None:
     if not call["causal"]:
-        raise _refused(node, "attention looks ahead, so what was computed for earlier tokens changes with later ones")
+        raise _refused(node, "attention is not causal, so later tokens would change what was computed for earlier ones")
     if call["bias"] is not None:
-        raise _refused(node, "attention adds a bias to its scores that is made for a whole sequence at once")
+        raise _refused(node, "attention adds a bias to its scores that is computed for the whole sequence")
     tokens = [str(size) for size in shape(program.inputs[0])]
     if any([str(shape(call[name])[dim]) for dim in (0, 2)] != tokens for name in ("q", "k")):
         raise _refused(node, "attention does not have one query and one key for each token of each sequence")
@@ -115,12 +116,12 @@ def _refused(node: fx.Node, reason: str) -> LlmcError:
     return LlmcError(
         "CACHE_IMPOSSIBLE",
         f"In {where(node) or node.name}, {reason}.",
-        "llmc compiles decoders that keep keys and values; `llmc inspect` shows what this model does.",
+        "llmc compiles decoders that cache keys and values. Run `llmc inspect MODEL` to see this model's ops.",
     )
 
 
-def _reach(call: dict[str, Any]) -> int | None:
-    """How many positions back, itself included, a query may look."""
+def _window(call: dict[str, Any]) -> int | None:
+    """Return the number of positions that a query sees, its own included; None: all."""
     limits = [limit for limit in (call["window"], call["chunk"]) if limit is not None]
     return min(limits, default=None)
 
@@ -144,14 +145,14 @@ def _new_cache(
     )
 
 
-def _seen_by(cache: Cache, window: int | None) -> Cache:
-    """The cache with one more reader, which may look back farther."""
+def _with_window(cache: Cache, window: int | None) -> Cache:
+    """Return the cache with a window of at least `window`; None has no limit."""
     limits = (cache.window, window)
     return replace(cache, window=None if None in limits else max(limits))  # type: ignore[type-var]
 
 
 def _replace_positions(program: Program) -> fx.Node:
-    """Make `starts` the second input, and positions what follows from it; returns `starts`."""
+    """Add the input `starts`, compute positions from it, and return it."""
     tokens, positions = program.inputs
     batch = tokens.meta["val"].shape[0]
     with program.fake_mode:
@@ -168,7 +169,7 @@ def _replace_positions(program: Program) -> fx.Node:
             length = program.call(aten.sym_size.int, tokens, 1, like=tokens)
             steps = program.call(aten.arange.default, length, dtype=torch.int64, like=tokens)
             column = program.call(aten.unsqueeze.default, starts, 1, like=tokens)
-            counted = program.call(aten.add.Tensor, column, steps, like=tokens)
-        positions.replace_all_uses_with(counted)
+            computed = program.call(aten.add.Tensor, column, steps, like=tokens)
+        positions.replace_all_uses_with(computed)
     program.graph.erase_node(positions)
     return starts

@@ -1,4 +1,4 @@
-"""Attention over a cache takes the layout of heads and the rotation along, where nothing else sees them."""
+"""FuseAttention fuses cached attention with its head layout and rotation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Around = Callable[[Attending, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def attend_by(function: Around) -> Attend:
-    """A layer whose function of heads and positions is given."""
+    """Return an `attend` that computes `function(model, q, k, v, positions)`."""
     return lambda m, place, x, positions: function(m, *qkv(m, place, x), positions)
 
 
@@ -51,19 +51,19 @@ def permuted(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -
     return out.permute(0, 2, 1, 3).flatten(2)
 
 
-def joined_to_one_row_a_token(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    rows = attention(q, k, v, SCALE).transpose(1, 2).reshape(-1, HEADS * DIM) * 2
-    return rows.view(q.shape[0], q.shape[2], -1)
+def joined_to_one_vector_per_token(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    flat = attention(q, k, v, SCALE).transpose(1, 2).reshape(-1, HEADS * DIM) * 2
+    return flat.view(q.shape[0], q.shape[2], -1)
 
 
-def joined_by_twos(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    """Rows of two heads each, and then of four."""
+def joined_in_pairs(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    """Heads are joined in pairs first, then all four."""
     pairs = attention(q, k, v, SCALE).transpose(1, 2).reshape(q.shape[0], -1, 2 * DIM) * 2
     return pairs.reshape(q.shape[0], q.shape[2], HEADS * DIM)
 
 
-def normed_heads(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    """What is done to each head stays, and is laid out as rows behind it."""
+def scaled_heads(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    """Ops on single heads are not fused; their results become [B, S, H*D] first."""
     return join(attention(q / (q.abs().amax(-1, True) + 1), k, v.tanh(), SCALE))
 
 
@@ -71,21 +71,21 @@ FUSED: dict[str, tuple[Around, int]] = {
     "plain": (plain, 0),
     "window, softcap and sinks": (options, 0),
     "rotated": (rotated(False), 2),
-    "neighbours rotated": (rotated(True), 2),
+    "rotated, interleaved": (rotated(True), 2),
     "permuted": (permuted, 0),
-    "joined to one row a token": (joined_to_one_row_a_token, 0),
-    "joined by twos": (joined_by_twos, 0),
-    "heads changed": (normed_heads, 0),
+    "joined to one vector per token": (joined_to_one_vector_per_token, 0),
+    "joined in pairs": (joined_in_pairs, 0),
+    "ops on single heads": (scaled_heads, 0),
 }
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_heads_and_rotation_are_the_ops_own(name: str) -> None:
+def test_layout_and_rotation_are_fused(name: str) -> None:
     function, rotations = FUSED[name]
     before = cached(attend_by(function), ring=False)
     assert before.ops()["llmc.rope"] == 2 * rotations
     gone = {"llmc.cached_attention", "llmc.rope"}
-    if name != "heads changed":
+    if name != "ops on single heads":
         gone |= {"aten.transpose", "aten.permute"}
     program = check_pass(FuseAttention(), before, matches=2, gone=gone, there={"llmc.fused_attention"})
     assert program.caches == before.caches
@@ -94,52 +94,52 @@ def test_heads_and_rotation_are_the_ops_own(name: str) -> None:
         assert (call["cos"] is None) == (rotations == 0)
 
 
-def from_one_product(order: tuple[int, ...] = (0, 1, 2)) -> Attend:
-    """Queries, keys and values as parts of one product, in an order of their own."""
-    parts = ((HEADS, DIM), (KV_HEADS, DIM), (KV_HEADS, DIM))
+def from_one_linear(order: tuple[int, ...] = (0, 1, 2)) -> Attend:
+    """Split q, k and v from the output of one linear, in the order of these indices."""
+    sizes = ((HEADS, DIM), (KV_HEADS, DIM), (KV_HEADS, DIM))
 
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-        rows = project(x, m.layers[place].qkv).split([parts[i][0] * parts[i][1] for i in order], -1)
-        q, k, v = (split(rows[order.index(i)], parts[i][0]) for i in range(3))
+        parts_of_qkv = project(x, m.layers[place].qkv).split([sizes[i][0] * sizes[i][1] for i in order], -1)
+        q, k, v = (split(parts_of_qkv[order.index(i)], sizes[i][0]) for i in range(3))
         q, k = (rope(each, positions, m.cos, m.sin) for each in (q, k))
         return join(attention(q, k, v, SCALE))
 
     return attend
 
 
-def test_parts_of_one_product_are_split_by_the_op() -> None:
-    program = check_pass(FuseAttention(), cached(from_one_product()), matches=2, gone={"aten.split_with_sizes"})
+def test_a_split_of_q_k_v_is_fused() -> None:
+    program = check_pass(FuseAttention(), cached(from_one_linear()), matches=2, gone={"aten.split_with_sizes"})
     assert all(call["k"] is None and call["v"] is None for call in fused_calls(program))
 
 
-def test_parts_in_another_order_are_split_before() -> None:
-    before = cached(from_one_product((0, 2, 1)))
+def test_a_split_in_another_order_stays() -> None:
+    before = cached(from_one_linear((0, 2, 1)))
     program = check_pass(FuseAttention(), before, matches=2, there={"aten.split_with_sizes"})
     assert all(call["k"] is not None for call in fused_calls(program))
 
 
-def test_parts_along_the_sequence_are_no_parts_of_a_row() -> None:
-    """Three sequences one behind the other: a split in the right order, of another dim."""
+def test_a_split_along_the_sequence_stays() -> None:
+    """The split has the right order, but another dim: three sequences in a line."""
 
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-        rows = torch.cat(
+        triple = torch.cat(
             [x.repeat(1, 1, HEADS * DIM // x.shape[2] + 1)[..., : HEADS * DIM] * factor for factor in (1, 2, 3)], 1
         )
         length = x.shape[1]
-        q, k, v = (split(each, HEADS) for each in rows.split([length, length, length], 1))
+        q, k, v = (split(each, HEADS) for each in triple.split([length, length, length], 1))
         return join(attention(q, k, v, SCALE))
 
     program = check_pass(FuseAttention(), cached(attend), matches=2, there={"aten.split_with_sizes"})
     assert all(call["k"] is not None for call in fused_calls(program))
 
 
-@pytest.mark.parametrize("shift", ["positions", "tables", "layout", "size"])
-def test_a_rotation_that_is_not_the_same_or_of_an_odd_size_stays_in_front(shift: str) -> None:
+@pytest.mark.parametrize("difference", ["positions", "tables", "layout", "size"])
+def test_a_rotation_that_differs_or_has_another_size_stays(difference: str) -> None:
     def function(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-        cos, sin = (m.cos[:, :7], m.sin[:, :7]) if shift == "size" else (m.cos, m.sin)
+        cos, sin = (m.cos[:, :7], m.sin[:, :7]) if difference == "size" else (m.cos, m.sin)
         q = rope(q, positions, cos, sin)
-        other = positions.clamp(max=3) if shift == "positions" else positions
-        k = rope(k, other, sin if shift == "tables" else cos, sin, shift == "layout")
+        other = positions.clamp(max=3) if difference == "positions" else positions
+        k = rope(k, other, sin if difference == "tables" else cos, sin, difference == "layout")
         return join(attention(q, k, v, SCALE))
 
     program = check_pass(FuseAttention(), cached(attend_by(function)), matches=2, there={"llmc.rope"})
@@ -148,8 +148,8 @@ def test_a_rotation_that_is_not_the_same_or_of_an_odd_size_stays_in_front(shift:
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_a_rotation_by_other_positions_stays_in_front(both: bool) -> None:
-    """The op counts from `starts`: a rotation that counts otherwise, or one of queries alone, is not its own."""
+def test_a_rotation_at_other_positions_stays(both: bool) -> None:
+    """The fused op counts positions from `starts` and rotates both q and k, or none."""
 
     def function(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         late = (positions + 1).clamp(max=9)
@@ -161,8 +161,8 @@ def test_a_rotation_by_other_positions_stays_in_front(both: bool) -> None:
 
 
 @pytest.mark.parametrize("changed", ["steps", "starts"])
-def test_a_count_from_another_place_is_not_from_starts(changed: str) -> None:
-    """Only the plain count from `starts` on is the op's own."""
+def test_a_rotation_at_computed_positions_stays(changed: str) -> None:
+    """Positions must be exactly starts[:, None] + arange(S)."""
     program = cached(attend_by(rotated(False)))
     (steps,) = [n for n in program.nodes if is_call(n, "arange")]
     (column,) = [n for n in program.nodes if is_call(n, "unsqueeze")]
@@ -196,62 +196,62 @@ def test_fuel_is_burnt() -> None:
 # Left alone ---------------------------------------------------------------------------------------------------------
 
 
-def with_(**given: Any) -> Around:
+def with_options(**options: Any) -> Around:
     def function(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-        named = {name: getattr(m, value) if isinstance(value, str) else value for name, value in given.items()}
+        named = {name: getattr(m, value) if isinstance(value, str) else value for name, value in options.items()}
         return join(attention(q, k, v, SCALE, **named))
 
     return function
 
 
-def read_by_heads(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+def heads_used_elsewhere(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
     out = attention(q, k, v, SCALE)
     return join(out) + out.amax((1, 2, 3))[:, None, None]
 
 
-def read_while_turned(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    turned = attention(q, k, v, SCALE).transpose(1, 2)
-    return turned.flatten(2) + turned.amax((1, 2, 3))[:, None, None]
+def transpose_used_elsewhere(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    transposed = attention(q, k, v, SCALE).transpose(1, 2)
+    return transposed.flatten(2) + transposed.amax((1, 2, 3))[:, None, None]
 
 
-def changed_by_heads(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+def scaled_after_attention(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
     return join(attention(q, k, v, SCALE) * m.sinks[:, None, None])
 
 
-def turned_otherwise(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    """[B, H, S, D] -> [B, S, D, H]: rows of another order."""
+def transposed_differently(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    """[B, H, S, D] -> [B, S, D, H]: channels in another order."""
     return attention(q, k, v, SCALE).permute(0, 2, 3, 1).flatten(2)
 
 
-def test_values_of_another_size_are_left_alone() -> None:
-    given = cached(attend_by(plain), value_dim=VALUE_DIM)
-    check_pass(FuseAttention(), given, matches=0, gone={"llmc.fused_attention"}, miss="differ in size")
+def test_3_values_of_another_size_are_left_alone() -> None:
+    program = cached(attend_by(plain), value_dim=VALUE_DIM)
+    check_pass(FuseAttention(), program, matches=0, gone={"llmc.fused_attention"}, miss="head sizes")
 
 
-def test_a_result_that_is_taken_out_twice_is_left_alone() -> None:
+def test_4_an_output_of_the_program_is_left_alone() -> None:
     program = cached(attend_by(plain))
     node = next(n for n in program.nodes if is_op(n, cached_attention))
     with program.graph.inserting_after(list(node.users)[-1]):
         again = program.item(node, 0)
     (end,) = program.graph.find_nodes(op="output")
     end.args = ((*end.args[0], again),)
-    check_pass(FuseAttention(), program, matches=1, there={"llmc.cached_attention"}, miss="not joined to rows")
+    check_pass(FuseAttention(), program, matches=1, there={"llmc.cached_attention"}, miss="not joined to [B, S, H*D]")
 
 
 def joined_over_sequences(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    """[B, S, H, D] -> [B * S, H, D]: other dims than those of heads."""
+    """[B, S, H, D] -> [B * S, H, D]: other dims are joined."""
     return attention(q, k, v, SCALE).transpose(1, 2).flatten(0, 1).flatten(1).unflatten(0, positions.shape)
 
 
 LEFT: dict[str, tuple[Around, bool, str]] = {
-    "1. a ring": (with_(window=5), True, "its cache is a ring"),
-    "2. chunks": (with_(chunk=5), False, "in chunks or by slopes"),
-    "2. slopes": (with_(slopes="slopes"), False, "in chunks or by slopes"),
-    "4. heads are read": (read_by_heads, True, "not joined to rows"),
-    "4. heads are read behind each other": (read_while_turned, True, "not joined to rows"),
-    "4. heads are changed": (changed_by_heads, True, "not joined to rows"),
-    "4. heads in another order": (turned_otherwise, True, "not joined to rows"),
-    "4. sequences are joined": (joined_over_sequences, True, "not joined to rows"),
+    "1. a ring": (with_options(window=5), True, "its cache is a ring cache"),
+    "2. chunks": (with_options(chunk=5), False, "uses chunks or alibi slopes"),
+    "2. slopes": (with_options(slopes="slopes"), False, "uses chunks or alibi slopes"),
+    "4. heads are used elsewhere": (heads_used_elsewhere, True, "not joined to [B, S, H*D]"),
+    "4. their transpose is used elsewhere": (transpose_used_elsewhere, True, "not joined to [B, S, H*D]"),
+    "4. heads are changed": (scaled_after_attention, True, "not joined to [B, S, H*D]"),
+    "4. heads in another order": (transposed_differently, True, "not joined to [B, S, H*D]"),
+    "4. sequences are joined": (joined_over_sequences, True, "not joined to [B, S, H*D]"),
 }
 
 
@@ -263,8 +263,6 @@ def test_other_attention_is_left_alone(name: str) -> None:
     )
 
 
-def test_5_rounded_keys_and_values_are_left_alone() -> None:
-    program = cached(attend_by(with_()), False, codes="int8")
-    check_pass(
-        FuseAttention(), program, matches=0, there={"llmc.quant_cached_attention"}, miss="rounded token by token"
-    )
+def test_5_quantized_keys_and_values_are_left_alone() -> None:
+    program = cached(attend_by(with_options()), False, codes="int8")
+    check_pass(FuseAttention(), program, matches=0, there={"llmc.quant_cached_attention"}, miss="a scale per token")

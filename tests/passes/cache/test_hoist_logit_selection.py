@@ -1,4 +1,4 @@
-"""The choice of rows stands behind the last attention, and what comes behind it is computed for them alone."""
+"""HoistLogitSelection selects tokens after the last attention."""
 
 from __future__ import annotations
 
@@ -24,91 +24,91 @@ def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
 
 
 def program(forward: Callable[[Layer, Attending, int, Tensor, Tensor], Tensor] | None = None) -> Program:
-    """Two layers that end as `forward` says, and the choice of rows in front of the head."""
+    """Two layers that compute `forward`; tokens are selected in front of the LM head."""
     with pytest.MonkeyPatch.context() as patch:
         if forward is not None:
             patch.setattr(Layer, "forward", forward)
-        made = cached(attend)
-    FuseResidualNorm()(made)
-    assert SelectLogits()(made).matches == 1
-    return made
+        result = cached(attend)
+    FuseResidualNorm()(result)
+    assert SelectLogits()(result).matches == 1
+    return result
 
 
-def taken(made: Program) -> list[fx.Node]:
-    return [node.args[0] for node in made.nodes if is_op(node, take_rows)]  # type: ignore[misc]
+def selected_values(result: Program) -> list[fx.Node]:
+    return [node.args[0] for node in result.nodes if is_op(node, take_rows)]  # type: ignore[misc]
 
 
-def behind_attention(layer: Layer, m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-    """A residual, a norm that gives two values, a gate, an activation."""
+def ops_after_attention(layer: Layer, m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    """A residual add, a norm with two results, a gate and an activation."""
     x = project(attend(m, place, x, positions), layer.o) + x
     normed = rms_norm(x, layer.o.bias, 0.02)
     return x + torch.sigmoid(normed * 0.5) * normed
 
 
-@pytest.mark.parametrize("forward", [None, behind_attention])
-def test_the_last_layer_is_computed_for_the_chosen_rows(
+@pytest.mark.parametrize("forward", [None, ops_after_attention])
+def test_the_last_layer_is_computed_for_selected_tokens(
     forward: Callable[[Layer, Attending, int, Tensor, Tensor], Tensor] | None,
 ) -> None:
-    made = check_pass(HoistLogitSelection(), program(forward), matches=1)
-    joined, residual = taken(made)
+    result = check_pass(HoistLogitSelection(), program(forward), matches=1)
+    joined, residual = selected_values(result)
     assert "reshape" in str(joined.target) or "view" in str(joined.target)
     assert residual.meta["val"].shape[2] == 12
-    count = made.inputs[2].meta["val"].shape[0]
-    late = [node for node in made.nodes if is_op(node, linear)][-2:]  # o of the last layer and the head
+    count = result.inputs[2].meta["val"].shape[0]
+    late = [node for node in result.nodes if is_op(node, linear)][-2:]  # o of the last layer, and the LM head
     assert [str(node.meta["val"].shape[1]) for node in late] == [str(count)] * 2
 
 
-def test_any_rows_are_those_of_the_whole() -> None:
-    made = program(behind_attention)
-    whole, *caches = made.run(*with_rows(made, range(5)))
-    HoistLogitSelection()(made)
+def test_logits_equal_those_of_all_tokens() -> None:
+    result = program(ops_after_attention)
+    all_logits, *caches = result.run(*with_rows(result, range(5)))
+    HoistLogitSelection()(result)
     for rows in ([-1], [4, 0, 0], range(5)):
-        logits, *same = made.run(*with_rows(made, rows))
-        torch.testing.assert_close(logits, whole[:, list(rows)])
-        assert all(map(torch.equal, same, caches))
+        logits, *new_caches = result.run(*with_rows(result, rows))
+        torch.testing.assert_close(logits, all_logits[:, list(rows)])
+        assert all(map(torch.equal, new_caches, caches))
 
 
-def with_rows(made: Program, rows: object) -> list[Tensor]:
-    tokens, starts, _, *caches = samples(made, 2, 5)
+def with_rows(result: Program, rows: object) -> list[Tensor]:
+    tokens, starts, _, *caches = samples(result, 2, 5)
     return [tokens, starts, torch.tensor(list(rows)), *caches]  # type: ignore[call-overload]
 
 
-def test_without_fuel_or_a_choice_nothing_is_done() -> None:
-    made = program()
-    (before,) = taken(made)
-    assert HoistLogitSelection()(made, Fuel(0)) == PassResult(0)
-    assert taken(made) == [before]
+def test_nothing_is_done_without_fuel_or_a_selection() -> None:
+    result = program()
+    (before,) = selected_values(result)
+    assert HoistLogitSelection()(result, Fuel(0)) == PassResult(0)
+    assert selected_values(result) == [before]
     check_pass(HoistLogitSelection(), cached(attend), matches=0, gone={"llmc.take_rows"})
 
 
-def goes_out(made: Program) -> Program:
-    """1. The last layer's sum is an output as well."""
-    (end,) = made.graph.find_nodes(op="output")
-    (chosen,) = (node for node in made.nodes if is_op(node, take_rows))
-    end.args = ((*end.args[0], chosen.args[0]),)
-    return made
+def with_second_output(result: Program) -> Program:
+    """1. The last layer's sum is an output of the program too."""
+    (end,) = result.graph.find_nodes(op="output")
+    (selection,) = (node for node in result.nodes if is_op(node, take_rows))
+    end.args = ((*end.args[0], selection.args[0]),)
+    return result
 
 
-def summed(layer: Layer, m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-    """2. What is read has the sequence in another place."""
+def transposed(layer: Layer, m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+    """2. The values on the way have the sequence in another dim."""
     y = x + project(attend(m, place, x, positions), layer.o)
     return (y.transpose(1, 2) * 2.0).transpose(1, 2)
 
 
-@pytest.mark.parametrize("make", [lambda: goes_out(program()), lambda: program(summed)], ids=["1", "2"])
-def test_what_others_read_or_has_another_shape_is_left_alone(make: Callable[[], Program]) -> None:
-    made = make()
-    before = taken(made)
-    check_pass(HoistLogitSelection(), made, matches=0)
-    assert taken(made) == before
+@pytest.mark.parametrize("make", [lambda: with_second_output(program()), lambda: program(transposed)], ids=["1", "2"])
+def test_values_with_other_users_or_shapes_are_left_alone(make: Callable[[], Program]) -> None:
+    result = make()
+    before = selected_values(result)
+    check_pass(HoistLogitSelection(), result, matches=0)
+    assert selected_values(result) == before
 
 
-def test_a_call_is_not_parted_from_its_values() -> None:
-    """One value of the norm goes out; the other is chosen from, and the norm stays whole."""
-    made = program(lambda *a: rms_norm(a[3] + project(attend(*a[1:]), a[0].o), a[0].o.bias, 0.02))
-    norm = [node for node in made.nodes if is_op(node, add_rms_norm)][-1]
-    with made.graph.inserting_after(norm):
-        other = made.item(norm, 1)
-    (end,) = made.graph.find_nodes(op="output")
+def test_an_op_with_two_results_is_moved_whole_or_not_at_all() -> None:
+    """One result of the norm is an output of the program, so the norm is not moved."""
+    result = program(lambda *a: rms_norm(a[3] + project(attend(*a[1:]), a[0].o), a[0].o.bias, 0.02))
+    norm = [node for node in result.nodes if is_op(node, add_rms_norm)][-1]
+    with result.graph.inserting_after(norm):
+        other = result.item(norm, 1)
+    (end,) = result.graph.find_nodes(op="output")
     end.args = ((*end.args[0], other),)
-    check_pass(HoistLogitSelection(), made, matches=0)
+    check_pass(HoistLogitSelection(), result, matches=0)

@@ -1,4 +1,4 @@
-"""A program with a cache gives, a few tokens at a time, what the program without one gives for the whole sequence."""
+"""InsertKvCache: chunks over a cache have the logits of the whole sequence."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from llmc.passes.cache.insert_kv_cache import InsertKvCache
 
 WINDOW = 5
 LENGTH = 29
-AHEAD = 6  # how many positions the second row is ahead
+AHEAD = 6  # the second sequence is ahead by this many positions
 CHUNKS = (3, 1, WINDOW, 9, 1, LENGTH - AHEAD - 19)
 
 
 def plain(**options: Any) -> Attend:
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-        given = {name: getattr(m, value) if isinstance(value, str) else value for name, value in options.items()}
-        return join(attention(*qkv(m, place, x), SCALE, **given))
+        named = {name: getattr(m, value) if isinstance(value, str) else value for name, value in options.items()}
+        return join(attention(*qkv(m, place, x), SCALE, **named))
 
     return attend
 
@@ -40,13 +40,13 @@ def rotated(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
 
 
 def learned_positions(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-    """Positions are read in another way than by a rotation, and their sizes as well."""
+    """Positions are used by an embedding instead of rope, as are their sizes."""
     x = x + embedding(positions, m.cos).repeat(1, 1, 2)[..., :12] / positions.shape[0] * x.shape[0]
     return join(attention(*qkv(m, place, x), SCALE))
 
 
 def shared(first: int | None, second: int | None) -> Attend:
-    """The second layer attends over the keys and values of the first, each within a window of its own."""
+    """Both layers attend over the first one's keys and values, in their own windows."""
 
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
         q, k, v = qkv(m, place, x)
@@ -59,21 +59,24 @@ def shared(first: int | None, second: int | None) -> Attend:
 
 
 def run_in_chunks(program: Program, tokens: Tensor) -> Tensor:
-    """Logits [B, S, V] of a cache that is filled a few tokens at a time, the second row ahead of the first."""
+    """Return logits [B, S, V], computed a few tokens per call.
+
+    The second sequence is ahead of the first by AHEAD tokens.
+    """
     caches = [[], []]  # type: ignore[var-annotated]
-    for row in range(2):
+    for sequence in range(2):
         for cache in program.caches:
-            for part in cache.tensors:  # nobody may look at it
-                caches[row].append(torch.full((1, cache.heads, cache.length, part.width), 1e2).to(part.dtype))
+            for part in cache.tensors:  # large values, which would show if they were used
+                caches[sequence].append(torch.full((1, cache.heads, cache.length, part.width), 1e2).to(part.dtype))
     _, *caches[1] = program.run(tokens[1:, :AHEAD], torch.tensor([0]), *caches[1])
     held = [torch.cat([x.view(torch.uint8) for x in pair]).view(pair[0].dtype) for pair in zip(*caches, strict=True)]
     logits = torch.zeros(2, LENGTH, VOCAB)
     starts = torch.tensor([0, AHEAD])
     for count in CHUNKS:
-        new = torch.stack([row[s : s + count] for row, s in zip(tokens, starts.tolist(), strict=True)])
+        new = torch.stack([ids[s : s + count] for ids, s in zip(tokens, starts.tolist(), strict=True)])
         out, *held = program.run(new, starts, *held)
-        for row, start in enumerate(starts.tolist()):
-            logits[row, start : start + count] = out[row]
+        for sequence, start in enumerate(starts.tolist()):
+            logits[sequence, start : start + count] = out[sequence]
         starts = starts + count
     return logits
 
@@ -104,7 +107,7 @@ VARIANTS: dict[str, tuple[Attend, tuple[Cache, ...]]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_few_tokens_at_a_time_give_what_all_at_once_do(name: str) -> None:
+def test_a_few_tokens_at_a_time_equal_all_at_once(name: str) -> None:
     attend, caches = VARIANTS[name]
     before = optimized(attend)
     program = before.copy()
@@ -119,27 +122,27 @@ def test_a_few_tokens_at_a_time_give_what_all_at_once_do(name: str) -> None:
 
     tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     got, want = run_in_chunks(program, tokens), before(tokens, torch.arange(LENGTH).repeat(2, 1))
-    for row, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
-        torch.testing.assert_close(got[row, start:end], want[row, start:end], atol=1e-5, rtol=0)
+    for i, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
+        torch.testing.assert_close(got[i, start:end], want[i, start:end], atol=1e-5, rtol=0)
     check_rerun(program)
 
 
-# Of the codes: a sum in another order may move a number across the middle between two.
+# Tolerances by codes: a sum in another order may round a number to a neighbouring code.
 ROUNDED = {"int8": 5e-3, "fp8": 3e-2}
 
 
 @pytest.mark.parametrize("codes", ROUNDED)
 @pytest.mark.parametrize("name", ["plain", "rings", "all of it in rings", "shared, a window in one layer"])
-def test_a_cache_of_codes_gives_what_rounded_keys_and_values_do(name: str, codes: str) -> None:
+def test_a_quantized_cache_equals_attention_over_rounded_keys_and_values(name: str, codes: str) -> None:
     attend, caches = VARIANTS[name]
     before = optimized(attend)
     program = before.copy()
     assert InsertKvCache(codes=codes)(program).matches == 2
-    scaled = [
+    expected = [
         replace(c, dtype=CACHE_CODES[codes], key_scales=f"key_scales_{i}", value_scales=f"value_scales_{i}")
         for i, c in enumerate(caches)
     ]
-    assert program.caches == tuple(scaled) and program.ops()["llmc.quant_cached_attention"] == 2
+    assert program.caches == tuple(expected) and program.ops()["llmc.quant_cached_attention"] == 2
     assert not {"llmc.attention", "llmc.cached_attention"} & program.ops().keys()
     names = [part.name for c in program.caches for part in c.tensors]
     assert [str(n.target) for n in program.inputs] == ["tokens", "starts", *names]
@@ -148,19 +151,17 @@ def test_a_cache_of_codes_gives_what_rounded_keys_and_values_do(name: str, codes
     tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     got, positions = run_in_chunks(program, tokens), torch.arange(LENGTH).repeat(2, 1)
     want, unrounded = with_rounded_keys(before, codes)(tokens, positions), before(tokens, positions)
-    for row, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
-        torch.testing.assert_close(got[row, start:end], want[row, start:end], atol=ROUNDED[codes], rtol=0)
-        assert (got[row, start:end] - unrounded[row, start:end]).abs().max() > 2e-4, "nothing was rounded"
+    for i, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
+        torch.testing.assert_close(got[i, start:end], want[i, start:end], atol=ROUNDED[codes], rtol=0)
+        assert (got[i, start:end] - unrounded[i, start:end]).abs().max() > 2e-4, "nothing was rounded"
     check_rerun(program)
 
 
 @pytest.mark.parametrize(
     ("windows", "window"), [((WINDOW, 3), WINDOW), ((3, WINDOW), WINDOW), ((WINDOW, None), None), ((None, 3), None)]
 )
-def test_without_rings_all_have_room_for_all_positions(
-    windows: tuple[int | None, int | None], window: int | None
-) -> None:
-    """A cache that two layers read reaches as far back as the one that looks farther."""
+def test_without_rings_caches_hold_all_positions(windows: tuple[int | None, int | None], window: int | None) -> None:
+    """A cache of two layers has the larger of their windows."""
     before = optimized(shared(*windows))
     program = before.copy()
     InsertKvCache(ring=False)(program)
@@ -170,7 +171,7 @@ def test_without_rings_all_have_room_for_all_positions(
     torch.testing.assert_close(got[0, : LENGTH - AHEAD], want[0, : LENGTH - AHEAD], atol=1e-5, rtol=0)
 
 
-def test_a_cache_has_the_dtype_of_what_it_keeps() -> None:
+def test_a_cache_has_the_dtype_of_its_keys_and_values() -> None:
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
         return join(attention(*(each.to(torch.bfloat16) for each in qkv(m, place, x)), SCALE).float())
 
@@ -195,13 +196,13 @@ def without_attention(m: Attending, place: int, x: Tensor, positions: Tensor) ->
 
 
 def more_keys(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-    """Two keys and values that belong to no token stand before the others."""
+    """Two keys and values that belong to no token precede the others."""
     q, k, v = qkv(m, place, x)
     k, v = (torch.cat((each.new_ones(each.shape[0], KV_HEADS, 2, each.shape[3]), each), 2) for each in (k, v))
     return join(attention(q, k, v, SCALE))
 
 
-def other_rows(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
+def more_sequences(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
     """Each sequence attends twice."""
     q, k, v = (torch.cat((each, each.flip(-1))) for each in qkv(m, place, x))
     one, other = attention(q, k, v, SCALE).split([x.shape[0], x.shape[0]])
@@ -209,23 +210,26 @@ def other_rows(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor
 
 
 REFUSED: dict[str, tuple[Attend, str]] = {
-    "1. not causal": (plain(causal=False), "In layers.0, attention looks ahead"),
+    "1. not causal": (plain(causal=False), "In layers.0, attention is not causal"),
     "2. a bias": (biased, "In layers.0, attention adds a bias"),
     "3. more keys than tokens": (
         more_keys,
         "In layers.0, attention does not have one query and one key for each token",
     ),
-    "3. more rows than sequences": (other_rows, "In layers.0, attention does not have one query and one key"),
+    "3. more sequences than the input has": (
+        more_sequences,
+        "In layers.0, attention does not have one query and one key",
+    ),
     "4. no attention": (without_attention, "the program has no attention"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_cache_can_serve_is_refused(name: str) -> None:
-    attend, words = REFUSED[name]
+def test_refused(name: str) -> None:
+    attend, message = REFUSED[name]
     program = optimized(attend)
     before = str(program)
     with pytest.raises(LlmcError) as caught:
         InsertKvCache()(program)
-    assert caught.value.code == "CACHE_IMPOSSIBLE" and words in caught.value.what and caught.value.hint
+    assert caught.value.code == "CACHE_IMPOSSIBLE" and message in caught.value.what and caught.value.hint
     assert str(program) == before and program.caches == () and program.stage is Stage.OPTIMIZED

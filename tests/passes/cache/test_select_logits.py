@@ -1,4 +1,4 @@
-"""The head is computed for the rows that the caller asks for, where nothing else needs it for others."""
+"""SelectLogits computes logits only for the tokens that the caller selects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Head = Callable[["Model", Tensor], Tensor]
 
 
 class Model(nn.Module):
-    """`head(model, x)` [B, S, V] behind an embedding and a mean over the tokens so far, so that rows differ."""
+    """An embedding, a running sum, by which tokens differ, and `head(model, x)`."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
@@ -47,50 +47,50 @@ def project(m: Model, x: Tensor) -> Tensor:
     return linear(x, m.head.weight, m.head.bias)
 
 
-TAKEN: dict[str, Head] = {
+SELECTED: dict[str, Head] = {
     "the head": project,
     "scaled": lambda m, x: project(m, x) * 0.125,
     "divided": lambda m, x: project(m, x) / 8,
     "capped": lambda m, x: torch.tanh(project(m, x) / 30.0) * 30.0,
     "widened": lambda m, x: project(m, x).double(),
-    "rounded": lambda m, x: project(m, x).to(torch.bfloat16).float(),
+    "in lower precision": lambda m, x: project(m, x).to(torch.bfloat16).float(),
     "without a bias": lambda m, x: linear(x, m.embed.weight),
 }
 
 
-def chosen(logits: Tensor) -> Tensor:
+def select(logits: Tensor) -> Tensor:
     return logits[:, list(ROWS)]
 
 
-@pytest.mark.parametrize("name", TAKEN)
-def test_chosen_rows_go_into_the_head(name: str) -> None:
-    program = check_pass(SelectLogits(), model(TAKEN[name]), matches=1, there={"llmc.take_rows"}, expected=chosen)
+@pytest.mark.parametrize("name", SELECTED)
+def test_the_head_gets_selected_tokens(name: str) -> None:
+    program = check_pass(SelectLogits(), model(SELECTED[name]), matches=1, there={"llmc.take_rows"}, expected=select)
     (head,) = [n for n in program.nodes if "linear" in str(n.target)]
     assert "take_rows" in str(head.args[0].target)
 
 
-def test_how_many_rows_is_up_to_the_caller() -> None:
-    program = model(TAKEN["capped"])
-    whole = program(*samples(program, 2, 5))
+def test_the_caller_chooses_the_number_of_tokens() -> None:
+    program = model(SELECTED["capped"])
+    all_logits = program(*samples(program, 2, 5))
     SelectLogits()(program)
     batch, length = map(str, program.inputs[0].meta["val"].shape)
     assert str(program.output.meta["val"].shape[1]) not in (batch, length, "1")
     tokens, positions, _ = samples(program, 2, 5)
     for rows in ([-1], [0, 1, 2, 3, 4], [2, 2], [0, 1, 2, 3, 4, -1, -2]):
-        torch.testing.assert_close(program(tokens, positions, torch.tensor(rows)), whole[:, rows])
+        torch.testing.assert_close(program(tokens, positions, torch.tensor(rows)), all_logits[:, rows])
 
 
 def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
     return join(attention(*qkv(m, place, x), 0.4))
 
 
-def test_caches_are_kept_whole() -> None:
-    program = check_pass(SelectLogits(), cached(attend), matches=1, expected=chosen)
+def test_caches_are_unchanged() -> None:
+    program = check_pass(SelectLogits(), cached(attend), matches=1, expected=select)
     names = [str(node.target) for node in program.inputs]
     assert names[:3] == ["tokens", "starts", "rows"] and len(names) == 7
 
 
-def test_a_rounded_head_is_a_head() -> None:
+def test_a_quantized_head() -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -103,11 +103,11 @@ def test_a_rounded_head_is_a_head() -> None:
     program = capture(Wide(), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
     Quantize(analyse(program, SCHEMES_BY_NAME["int8"]))(program)
     program.stage = Stage.CACHED
-    program = check_pass(SelectLogits(), program, matches=1, expected=chosen)
+    program = check_pass(SelectLogits(), program, matches=1, expected=select)
     assert program.ops()["llmc.quant_linear"] == 1
 
 
-def test_without_fuel_nothing_is_done() -> None:
+def test_nothing_is_done_without_fuel() -> None:
     program = model(project)
     assert SelectLogits()(program, Fuel(0)) == PassResult(0)
     assert not program.ops()["llmc.take_rows"]
@@ -117,9 +117,9 @@ LEFT: dict[str, tuple[Head, str]] = {
     "1. no linear": (lambda m, x: x.repeat(1, 1, 4)[..., :VOCAB], "don't come from a linear"),
     "1. a factor for each logit": (lambda m, x: project(m, x) * m.factor, "don't come from a linear"),
     "1. a mean of all tokens": (lambda m, x: project(m, x).cumsum(1), "don't come from a linear"),
-    "1. the rows upside down": (lambda m, x: project(m, x).flip(1) * 2, "don't come from a linear"),
-    "2. two readers": (lambda m, x: project(m, x) + project(m, x).mean(1, True), "don't come from a linear"),
-    "2. two readers of a scaled head": (
+    "1. tokens in reverse order": (lambda m, x: project(m, x).flip(1) * 2, "don't come from a linear"),
+    "2. two users": (lambda m, x: project(m, x) + project(m, x).mean(1, True), "don't come from a linear"),
+    "2. two users of scaled logits": (
         lambda m, x: (lambda y: (y * 2).tanh() + y)(project(m, x)),
         "don't come from a linear",
     ),
@@ -132,13 +132,13 @@ def test_other_heads_are_left_alone(name: str) -> None:
     check_pass(SelectLogits(), model(head), matches=0, gone={"llmc.take_rows"}, miss=reason)
 
 
-@pytest.mark.parametrize(("also", "reason"), [("linear", "something else reads"), ("tanh", "don't come from a linear")])
-def test_a_value_on_the_way_that_goes_out_as_well_keeps_its_rows(also: str, reason: str) -> None:
-    program = model(TAKEN["capped"])
+@pytest.mark.parametrize(("also", "reason"), [("linear", "has other users"), ("tanh", "don't come from a linear")])
+def test_logits_are_left_alone_if_a_value_before_them_is_an_output(also: str, reason: str) -> None:
+    program = model(SELECTED["capped"])
     (other,) = [n for n in program.nodes if also in str(n.target)]
     (end,) = program.graph.find_nodes(op="output")
     end.args = ((program.output, other),)
     before = program(*samples(program, 2, 5))
-    (found,) = SelectLogits()(program).misses
-    assert reason in found.reason
+    (only,) = SelectLogits()(program).misses
+    assert reason in only.reason
     assert torch.equal(program(*samples(program, 2, 5)), before)
