@@ -1,4 +1,4 @@
-"""What channels of a linear's input are multiplied by, moved into the weights on both sides of it."""
+"""Move scales of a linear's input channels into the weights before and after it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ScaleSite:
-    """A value that only linears read, and what makes it.
+    """A value that only linears use, and the weights that produce its channels.
 
     Attributes:
-        value: what the linears read.
+        value: the input of the linears.
         readers: the linears.
-        divided: weights whose entries, or rows, belong to the value's channels; and the first of those rows.
-        table: an embedding that reads the readers' one weight too.
+        divided: the name of each weight that produces the value's channels, and the index of the output channel (or of
+            the element, in a vector) that produces the first of them.
+        table: an embedding that shares its weight with the only linear, as in a model with a tied LM head, or None.
     """
 
     value: fx.Node
@@ -37,25 +38,25 @@ class ScaleSite:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The names of what the linears multiply the value by."""
+        """The names of the linears' weights, each once."""
         return tuple(dict.fromkeys(str(reader.args[1].target) for reader in self.readers))  # type: ignore[union-attr]
 
 
 class MoveScales(Pass):
-    """Divide the channels that linears read by what calibration found, and multiply their weights by it.
+    """Divide input channels of linears by scales, and multiply their weights by them.
 
     Example:  linear(rms_norm(x, w), m);                    linear(gated_act(gate, linear(x, u)), m)
     Becomes:  linear(rms_norm(x, w / s), m * s[None, :]);   linear(gated_act(gate, linear(x, u / s[:, None])), m * s)
 
-    The program computes what it did. Channels of a similar size are rounded better than a few large ones among many
-    small ones, and so are the columns of a matrix. Under a head whose weight is the embedding's table too, the rows
-    that are looked up are divided again.
+    The program's results stay the same. Channels of similar size lose less by rounding than a few large channels among
+    many small ones; this applies to inputs and to weights. If the LM head is tied to the embedding, the embeddings are
+    divided again after the lookup.
 
-    Left alone: 1. a value that something else than linears reads; 2. one that is not made by a norm with a weight, or
-    by a gated unit; 3. a weight that has other readers.
+    Left alone: 1. a value that other ops than linears use; 2. a value that is not the output of a norm with a weight or
+    of a gated unit; 3. a weight that has other users.
 
     Args:
-        scales: by the name of the weight of the first linear that reads a value.
+        scales: one scale per channel [I], by the weight name of the first linear that uses the value.
     """
 
     needs = Stage.OPTIMIZED
@@ -69,74 +70,78 @@ class MoveScales(Pass):
             name = str(getattr(node.args[1], "target", "")) if is_op(node, linear) else ""
             if name not in self.scales or fuel.empty:
                 continue
-            place = find_site(program, node)
-            if isinstance(place, str):
-                misses.append(miss(place, node))
-            elif place.readers[0] is node:
-                move(program, place, self.scales[name])
+            site = find_site(program, node)
+            if isinstance(site, str):
+                misses.append(miss(site, node))
+            elif site.readers[0] is node:
+                move(program, site, self.scales[name])
                 matches += 1
                 fuel.burn()
         return PassResult(matches, misses)
 
 
 def find_site(program: Program, reader: fx.Node) -> ScaleSite | str:
-    """Where scales of the value that a linear reads can go, or why nowhere."""
+    """Return the site of a linear's input, or the reason why it cannot be scaled."""
     value = arguments(reader)["x"]
     others = [user for user in value.users if not (is_op(user, linear) and arguments(user)["x"] is value)]
     if others:
-        return f"{others[0].name} reads its input too"
+        return f"{others[0].name} uses its input too"
     readers = tuple(node for node in program.nodes if node in value.users)
     tables = []
     for node in readers:
         weight = arguments(node)["weight"]
         if program.weight_of(weight) is None:
-            return "its matrix is no weight"
+            return "its weight is computed"
         tables += [user for user in weight.users if user not in readers]
     if (len(readers) > 1 and tables) or len(tables) > 1 or not all(is_op(table, embedding) for table in tables):
-        return "its weight is read elsewhere too"
-    made = _norm_behind(program, value) or _gated_behind(program, value)
-    if made is None:
-        return "its input has no weight that could take the scales"
-    return ScaleSite(value, readers, made, tables[0] if tables else None)
+        return "its weight is used elsewhere too"
+    divided = _norm_weights(program, value) or _up_weights(program, value)
+    if divided is None:
+        return "no weight before its input can absorb the scales"
+    return ScaleSite(value, readers, divided, tables[0] if tables else None)
 
 
 def move(program: Program, place: ScaleSite, scales: Tensor) -> None:
-    """Multiply what the linears read the value's channels by, and divide what makes them."""
+    """Divide a site's value by scales and multiply the weights of its linears by them."""
     factor = constant(scales, f"{place.weights[0]}.channels")
     for name in place.weights:
         program.weights[name] = fold(program.weights[name], factor)
     for name, start in place.divided:
         program.weights[name] = divide_rows(program.weights[name], scales, start)
     if place.table is not None:
-        looked_up = place.table
-        with program.graph.inserting_after(looked_up):
+        lookup = place.table
+        with program.graph.inserting_after(lookup):
             back = program.add_weight(
-                f"{place.weights[0]}.back", constant(1 / scales, f"{place.weights[0]}.back"), like=looked_up
+                f"{place.weights[0]}.back", constant(1 / scales, f"{place.weights[0]}.back"), like=lookup
             )
-            divided = program.call(aten.mul.Tensor, looked_up, back, like=looked_up)
-        looked_up.replace_all_uses_with(divided, delete_user_cb=lambda user: user is not divided)
+            rescaled = program.call(aten.mul.Tensor, lookup, back, like=lookup)
+        lookup.replace_all_uses_with(rescaled, delete_user_cb=lambda user: user is not rescaled)
 
 
 def divide_rows(weight: Weight, scales: Tensor, start: int) -> Weight:
-    """Some of the rows divided, or entries of a vector; the others as they were."""
+    """Divide output channels of a weight, or elements of a vector, by scales.
+
+    Args:
+        start: the channel that the first scale belongs to; channels without a scale stay as they are.
+    """
     factors = torch.ones(weight.shape[0])
     factors[start : start + len(scales)] = 1 / scales
     return Call(aten.mul.Tensor, (weight, constant(factors.view(-1, *[1] * (len(weight.shape) - 1)), "channels")))
 
 
-def _norm_behind(program: Program, value: Any) -> tuple[tuple[str, int], ...] | None:
-    """The weight and bias of the norm whose output this is."""
+def _norm_weights(program: Program, value: Any) -> tuple[tuple[str, int], ...] | None:
+    """Return the weight and bias of the norm that computes the value, or None."""
     norm = value.args[0] if _is_item(value, 0) else value
     if not any(is_op(norm, op) for op in (rms_norm, layer_norm, add_rms_norm)):
         return None
     call = arguments(norm)
     if call["weight"] is None:
         return None
-    return _owned(program, call["weight"], call.get("bias"))
+    return _unshared(program, call["weight"], call.get("bias"))
 
 
-def _gated_behind(program: Program, value: Any) -> tuple[tuple[str, int], ...] | None:
-    """The rows of the linear that a gated unit's input `up` comes from."""
+def _up_weights(program: Program, value: Any) -> tuple[tuple[str, int], ...] | None:
+    """Return the weights of input `up` of the gated unit that computes the value."""
     if not is_op(value, gated_act):
         return None
     call = arguments(value)
@@ -154,12 +159,12 @@ def _gated_behind(program: Program, value: Any) -> tuple[tuple[str, int], ...] |
     if not is_op(source, linear):
         return None
     call = arguments(source)
-    owned = _owned(program, call["weight"], call["bias"])
-    return owned and tuple((name, start) for name, _ in owned)
+    weights = _unshared(program, call["weight"], call["bias"])
+    return weights and tuple((name, start) for name, _ in weights)
 
 
-def _owned(program: Program, *nodes: fx.Node | None) -> tuple[tuple[str, int], ...] | None:
-    """The names of weights that one node reads."""
+def _unshared(program: Program, *nodes: fx.Node | None) -> tuple[tuple[str, int], ...] | None:
+    """Return the names of weights, or None if one is computed or has several users."""
     names = []
     for node in nodes:
         if node is None:

@@ -1,4 +1,4 @@
-"""Weights with zeros in the place of those that were, and which weights of a program can have them."""
+"""Replace weights of linears by pruned ones, and list which can be pruned."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .rounding_plan import is_head
 
 
 class Prune(Pass):
-    """Let linears read pruned weights.
+    """Replace the weights of linears by pruned weights.
 
     Example:  y = linear(x, w)
     Becomes:  y = linear(x, w), where half of w is zero
 
-    The graph stays: a name stands for other numbers. Before quantization, which rounds what is there, and keeps zeros.
+    The graph stays the same; only the weights change. Run this pass before quantization, which keeps the zeros.
 
-    Left alone: 1. whatever no pruned weight was made for.
+    Left alone: 1. weights without a pruned version.
 
     Args:
-        weights: by the name of what they replace, of its shape and dtype.
-        whole: why weights of other linears stay, by name.
+        weights: pruned weights of the same shape and dtype, by the name of the weight that each replaces.
+        whole: the reasons why other weights are not pruned, by their names.
     """
 
     needs = Stage.OPTIMIZED
@@ -53,27 +53,29 @@ class Prune(Pass):
 
 
 def prunable(program: Program, group: int | None) -> dict[str, str]:
-    """The weights of linears in the order in which they are read, and why each must stay; empty where it need not.
+    """Return why each linear's weight cannot be pruned, by name; "" if it can.
+
+    The weights are in the order in which the program uses them.
 
     Args:
-        group: inputs that are pruned together, None for any number.
+        group: number of input channels that are pruned as a group; None if there are no groups.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for node in program.graph.nodes:
         if not is_op(node, linear):
             continue
-        read = node.args[1]
-        weight = program.weight_of(read)
+        operand = node.args[1]
+        weight = program.weight_of(operand)
         if weight is not None and not weight.is_constant:
-            assert isinstance(read, fx.Node)
-            found[str(read.target)] = _why_whole(program, read, weight, group)
-    return found
+            assert isinstance(operand, fx.Node)
+            reasons[str(operand.target)] = _why_not_prunable(program, operand, weight, group)
+    return reasons
 
 
-def _why_whole(program: Program, read: fx.Node, weight: Weight, group: int | None) -> str:
-    if others := [user for user in read.users if not is_op(user, linear)]:
+def _why_not_prunable(program: Program, operand: fx.Node, weight: Weight, group: int | None) -> str:
+    if others := [user for user in operand.users if not is_op(user, linear)]:
         return f"{others[0].name} reads it too"
-    if any(is_head(program, user) for user in read.users):
+    if any(is_head(program, user) for user in operand.users):
         return "it is the head"
     if stored_codes(weight) is not None:
         return "the checkpoint holds it as codes"

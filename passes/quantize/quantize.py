@@ -1,4 +1,4 @@
-"""Weights on fewer bits: a plan applied to a program."""
+"""Quantize the weights of a program according to a plan."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..base import Fuel, Pass, PassResult, miss
 from ..queries import is_op
 from .rounding_plan import Choice, RoundingPlan
 
-# On the node of a weight's codes: the name that the weight had.
+# Key in the meta of the node of a weight's codes; its value is the weight's name before quantization.
 ROUNDED_FROM = "rounded_from"
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A weight on fewer bits, in the parts that `quant_linear` takes.
+    """A quantized weight, as the operands of `quant_linear`.
 
     Attributes:
-        x_scale: the scale of the inputs, where calibration chose it.
+        x_scale: a constant scale of the linear's inputs from calibration, or None.
     """
 
     codes: Weight
@@ -36,7 +36,7 @@ class Rounded:
     x_scale: Weight | None = None
 
     def value(self, choice: Choice) -> Tensor:
-        """The numbers that the codes stand for, [O, I]."""
+        """Return the dequantized weight, [O, I]."""
         assert choice.grid is not None
         codes, scales, zeros, multiples = (
             None if part is None else part.evaluate() for part in (self.codes, self.scales, self.zeros, self.multiples)
@@ -48,16 +48,20 @@ class Rounded:
 
 
 class Quantize(Pass):
-    """Put rounded weights in the place of those that the plan names.
+    """Replace the weights that the plan names by quantized ones.
 
     Example:  y = linear(x, w)
     Becomes:  y = quant_linear(x, w.codes, w.scales, scheme="int4", group_size=64, multiples=w.multiples)
 
-    A weight that several read is rounded once. What calibration has rounded is taken from it, everything else goes to
-    the nearest number of its grid; nothing is computed here: codes are expressions like other weights.
+    A weight with several users is quantized once. Weights that calibration has quantized are taken from it; all others
+    are rounded to the nearest number of their grid. Nothing is computed yet: codes are weight expressions.
 
-    Left alone: 1. what the plan has a reason for: another reader, a table of something else than tokens, inputs that
-    don't divide into groups, an exception of the user's; 2. experts.
+    Left alone: 1. weights without a grid in the plan, which has the reason: another user, an embedding of something
+    other than tokens, inputs that don't divide into groups, an override; 2. experts.
+
+    Args:
+        plan: the grid of each weight.
+        calibrated: weights that calibration has quantized, by name.
     """
 
     needs = Stage.OPTIMIZED
@@ -108,13 +112,16 @@ class Quantize(Pass):
 
 
 def round_plainly(weight: Weight, choice: Choice) -> Rounded:
-    """Each number of the weight to the nearest of its grid, as expressions; the checkpoint's codes as they are."""
+    """Round each weight to the nearest number of its grid, as weight expressions.
+
+    Codes that the checkpoint already has are returned unchanged.
+    """
     assert choice.grid is not None
     if choice.is_stored:
         stored = stored_codes(weight)
-        assert stored is not None, "no pass changes a weight that the plan takes as it is stored"
+        assert stored is not None, "a pass changed a weight whose stored codes the plan uses"
         return Rounded(stored.codes, stored.scales, stored.zeros)
-    given = (weight, choice.grid.scheme, choice.group_size, choice.grid.symmetric)
-    codes, scales, *rest = (Call(round_weight.overload, given, output=i) for i in range(4))
+    arguments = (weight, choice.grid.scheme, choice.group_size, choice.grid.symmetric)
+    codes, scales, *rest = (Call(round_weight.overload, arguments, output=i) for i in range(4))
     zeros, multiples = (part if part.numel else None for part in rest)
     return Rounded(codes, scales, zeros, multiples)

@@ -1,4 +1,4 @@
-"""Where the inputs of linears over integer weights are rounded: by row for many rows, in the kernel for few."""
+"""Choose how inputs of integer linears are rounded, for many tokens and for few."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from .rounding_plan import is_head
 
 
 class RoundActivations(Rewrite):
-    """Round the inputs of linears over integer weights too, for integer kernels are the fastest for many rows.
+    """Round the inputs of integer linears to int8, with one scale per token.
 
     Example:  y = quant_linear(x, codes, scales, scheme="int4", activation="none")
     Becomes:  y = quant_linear(x, codes, scales, scheme="int4", activation="int8")
 
-    Left alone: 1. the head, which sees one row; 2. matrices with scales of their own for each group, which are no
-    matrix of integers times one scale a row; 3. those whose inputs are to stay exact.
+    Integer kernels are the fastest for many tokens.
+
+    Left alone: 1. the LM head, which runs on one token per sequence; 2. weights with a scale per group, which are no
+    integer matrix times one scale per output channel; 3. linears in `exact`; 4. inputs that are rounded already, and
+    other schemes than int8 and int4.
 
     Args:
-        exact: weights, by the names that they had before they were rounded.
+        exact: weights whose inputs are not rounded, by their names before quantization.
     """
 
     needs = Stage.CACHED
@@ -41,22 +44,23 @@ class RoundActivations(Rewrite):
         if call["activation"] != "none" or call["scheme"] not in ("int8", "int4"):
             return None
         if call["scales"].meta["val"].shape[1] != 1:
-            return miss("its groups have scales of their own", node)
+            return miss("it has a scale per group, not one per output channel", node)
         if call["weight"].meta.get(ROUNDED_FROM) in self.exact:
-            return miss("its inputs are worth more than speed", node)
+            return miss("its inputs are to stay exact", node)
         program.replace_with(node, quant_linear, *(call | {"activation": "int8"}).values())
         return True
 
 
 class RoundInKernels(Rewrite):
-    """Leave the rounding of inputs to the kernels that expand codes, which round a few rows on their way, by group.
+    """Leave the rounding of inputs to the kernels that dequantize weights.
 
     Example:  y = quant_linear(x, codes, scales, scheme="int8", activation="int8")
     Becomes:  y = quant_linear(x, codes, scales, scheme="int8", activation="none")
 
-    A step reads every weight for one row, and these kernels read them fastest. Their groups are finer than a row.
+    A decode step reads each weight for one token, and these kernels read weights the fastest. They also round inputs
+    more finely: with a scale per group instead of one per token.
 
-    Left alone: 1. a scale from calibration, which belongs to the numbers of the model; 2. floats of 8 bits.
+    Left alone: 1. inputs with a scale from calibration, which determines the results; 2. 8-bit floats.
     """
 
     needs = Stage.CACHED

@@ -1,4 +1,4 @@
-"""Scales move into the weights on both sides of a value, and the program computes what it did."""
+"""MoveScales moves scales into weights and does not change results."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ class Model(nn.Module):
         return self.compute(self, embedding(tokens, self.embed))
 
 
-def two_readers(m: Model, x: Tensor) -> Tensor:
+def two_users(m: Model, x: Tensor) -> Tensor:
     y = rms_norm(x, m.norm, 1e-6)
     return linear(linear(y, m.first) + linear(y, m.second), m.head)
 
 
-def behind_layer_norm(m: Model, x: Tensor) -> Tensor:
+def after_layer_norm(m: Model, x: Tensor) -> Tensor:
     return linear(linear(layer_norm(x, m.norm, m.shift, 1e-6), m.first), m.head)
 
 
-def behind_added_norm(m: Model, x: Tensor) -> Tensor:
+def after_added_norm(m: Model, x: Tensor) -> Tensor:
     s = x + linear(x, m.second)
     return linear(s + linear(rms_norm(s, m.norm, 1e-6), m.first), m.head)
 
 
-def behind_gated(m: Model, x: Tensor) -> Tensor:
+def after_gated_unit(m: Model, x: Tensor) -> Tensor:
     gate, up = linear(x, m.gate_up, m.bias).split([INNER, INNER], -1)
     return linear(linear(gated_act(gate, up, "silu"), m.down), m.head)
 
@@ -65,11 +65,11 @@ def up_first(m: Model, x: Tensor) -> Tensor:
     return linear(linear(gated_act(gate, up, "gelu"), m.down), m.head)
 
 
-def to_the_head(m: Model, x: Tensor) -> Tensor:
+def lm_head(m: Model, x: Tensor) -> Tensor:
     return linear(rms_norm(x, m.norm, 1e-6), m.head)
 
 
-def read_elsewhere(m: Model, x: Tensor) -> Tensor:
+def used_elsewhere(m: Model, x: Tensor) -> Tensor:
     y = rms_norm(x, m.norm, 1e-6)
     return linear(y + linear(y, m.first), m.head)
 
@@ -106,41 +106,41 @@ def moves(name: str, width: int = WIDTH) -> MoveScales:
 
 
 def program(compute: Compute, tied: bool = False) -> Program:
-    made = capture(Model(compute, tied), first=[RemoveNoOps()], stage=Stage.CANONICAL)
-    FuseResidualNorm()(made)
-    made.stage = Stage.OPTIMIZED
-    return made
+    result = capture(Model(compute, tied), first=[RemoveNoOps()], stage=Stage.CANONICAL)
+    FuseResidualNorm()(result)
+    result.stage = Stage.OPTIMIZED
+    return result
 
 
 @pytest.mark.parametrize(
     ("compute", "name", "width"),
     [
-        (two_readers, "first", WIDTH),
-        (behind_layer_norm, "first", WIDTH),
-        (behind_added_norm, "first", WIDTH),
-        (behind_gated, "down", INNER),
+        (two_users, "first", WIDTH),
+        (after_layer_norm, "first", WIDTH),
+        (after_added_norm, "first", WIDTH),
+        (after_gated_unit, "down", INNER),
         (up_first, "down", INNER),
-        (to_the_head, "head", WIDTH),
+        (lm_head, "head", WIDTH),
     ],
 )
-def test_the_program_computes_what_it_did(compute: Compute, name: str, width: int) -> None:
+def test_results_do_not_change(compute: Compute, name: str, width: int) -> None:
     before = program(compute)
-    assert before.ops()["llmc.add_rms_norm"] == (compute is behind_added_norm)
+    assert before.ops()["llmc.add_rms_norm"] == (compute is after_added_norm)
     after = check_pass(moves(name, width), before, matches=1, again=1)
     changed = {n for n in before.weights if before.weights[n].key != after.weights[n].key}
-    wanted: dict[Any, set[str]] = {
-        two_readers: {"norm", "first", "second"},
-        behind_layer_norm: {"norm", "shift", "first"},
-        behind_added_norm: {"norm", "first"},
-        behind_gated: {"gate_up", "bias", "down"},
+    expected: dict[Any, set[str]] = {
+        two_users: {"norm", "first", "second"},
+        after_layer_norm: {"norm", "shift", "first"},
+        after_added_norm: {"norm", "first"},
+        after_gated_unit: {"gate_up", "bias", "down"},
         up_first: {"gate_up", "down"},
-        to_the_head: {"norm", "head"},
+        lm_head: {"norm", "head"},
     }
-    assert changed == wanted[compute]
+    assert changed == expected[compute]
 
 
-def test_scales_are_where_they_were_asked_for() -> None:
-    before, subject = program(two_readers), moves("first")
+def test_weights_are_multiplied_and_divided_by_the_scales() -> None:
+    before, subject = program(two_users), moves("first")
     scales = subject.scales["first"]
     after = check_pass(subject, before, matches=1, again=1)
     for name in ("first", "second"):
@@ -148,8 +148,8 @@ def test_scales_are_where_they_were_asked_for() -> None:
     torch.testing.assert_close(after.weights["norm"].evaluate(), before.weights["norm"].evaluate() / scales)
 
 
-def test_a_table_that_is_the_head_too_is_divided_again() -> None:
-    before = program(to_the_head, True)
+def test_embeddings_of_a_tied_head_are_divided_again() -> None:
+    before = program(lm_head, True)
     (name,) = (n for n in before.weights if before.weights[n].shape == (VOCAB, WIDTH))
     after = check_pass(moves(name), before, matches=1, there=["aten.mul"], again=1)
     assert after.ops()["llmc.embedding"] == 1 and after.weights[name].key != before.weights[name].key
@@ -158,13 +158,13 @@ def test_a_table_that_is_the_head_too_is_divided_again() -> None:
 @pytest.mark.parametrize(
     ("compute", "name", "reason"),
     [
-        (read_elsewhere, "first", "reads its input too"),
-        (no_weight, "first", "no weight that could take the scales"),
-        (no_producer, "first", "no weight that could take the scales"),
-        (norm_used_twice, "first", "no weight that could take the scales"),
-        (weight_used_twice, "first", "read elsewhere too"),
-        (limited, "down", "no weight that could take the scales"),
-        (shifted, "down", "no weight that could take the scales"),
+        (used_elsewhere, "first", "uses its input too"),
+        (no_weight, "first", "no weight before its input can absorb the scales"),
+        (no_producer, "first", "no weight before its input can absorb the scales"),
+        (norm_used_twice, "first", "no weight before its input can absorb the scales"),
+        (weight_used_twice, "first", "used elsewhere too"),
+        (limited, "down", "no weight before its input can absorb the scales"),
+        (shifted, "down", "no weight before its input can absorb the scales"),
     ],
 )
 def test_left_alone(compute: Compute, name: str, reason: str) -> None:
@@ -172,5 +172,5 @@ def test_left_alone(compute: Compute, name: str, reason: str) -> None:
 
 
 def test_fuel() -> None:
-    given = program(two_readers)
-    assert moves("first")(given, Fuel(0)).matches == 0
+    before = program(two_users)
+    assert moves("first")(before, Fuel(0)).matches == 0

@@ -1,4 +1,4 @@
-"""Linears read pruned weights, and what others read or nobody can prune stays."""
+"""Prune replaces weights; `prunable` lists why weights cannot be pruned."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def plain(m: Layer, x: Tensor) -> Tensor:
 
 
 def twice(m: Layer, x: Tensor) -> Tensor:
-    """One weight of two linears."""
+    """Two linears share a weight."""
     return linear(torch.relu(linear(linear(torch.relu(linear(x, m.up)), m.down), m.up)), m.down)
 
 
-def read_elsewhere(m: Layer, x: Tensor) -> Tensor:
+def used_elsewhere(m: Layer, x: Tensor) -> Tensor:
     return x + linear(torch.relu(linear(x, m.up)), m.down) + m.up.sum()
 
 
@@ -68,30 +68,30 @@ UP, DOWN, HEAD = "layers.0.up", "layers.0.down", "head"
 
 
 @pytest.mark.parametrize("compute", [plain, twice])
-def test_the_program_reads_them(compute: Callable[[Layer, Tensor], Tensor]) -> None:
-    given = program(compute)
-    pruned = {name: given.weights[name].evaluate() * (torch.rand(ODD, WIDTH) > 0.5).view(shape) for name, shape in
+def test_the_program_uses_pruned_weights(compute: Callable[[Layer, Tensor], Tensor]) -> None:
+    before = program(compute)
+    pruned = {name: before.weights[name].evaluate() * (torch.rand(ODD, WIDTH) > 0.5).view(shape) for name, shape in
               ((UP, (ODD, WIDTH)), (DOWN, (WIDTH, ODD)))}  # fmt: skip
-    other = Model(compute)
+    expected = Model(compute)
     with torch.no_grad():
-        other.layers[0].up.copy_(pruned[UP])
-        other.layers[0].down.copy_(pruned[DOWN])
-    made = given.copy()
+        expected.layers[0].up.copy_(pruned[UP])
+        expected.layers[0].down.copy_(pruned[DOWN])
+    changed = before.copy()
     subject = Prune({name: parameter(value, name) for name, value in pruned.items()}, {HEAD: "it is the head"})
-    result = subject(made)
+    result = subject(changed)
     assert result.matches == 2 and [miss.reason for miss in result.misses] == ["it is the head"]
-    assert subject(made).matches == 0
+    assert subject(changed).matches == 0
     tokens = inputs(3, 7)
-    torch.testing.assert_close(made(*tokens), other(*tokens), atol=1e-5, rtol=0)
-    assert not torch.allclose(made(*tokens), given(*tokens), atol=1e-2)
-    assert made.ops() == given.ops()
+    torch.testing.assert_close(changed(*tokens), expected(*tokens), atol=1e-5, rtol=0)
+    assert not torch.allclose(changed(*tokens), before(*tokens), atol=1e-2)
+    assert changed.ops() == before.ops()
 
 
 def test_fuel() -> None:
-    given = program(plain)
-    weights = {name: parameter(torch.zeros(given.weights[name].shape), name) for name in (UP, DOWN)}
-    assert Prune(weights)(given, Fuel(1)).matches == 1
-    assert [float(given.weights[name].evaluate().abs().sum()) > 0 for name in (UP, DOWN)] == [False, True]
+    before = program(plain)
+    weights = {name: parameter(torch.zeros(before.weights[name].shape), name) for name in (UP, DOWN)}
+    assert Prune(weights)(before, Fuel(1)).matches == 1
+    assert [float(before.weights[name].evaluate().abs().sum()) > 0 for name in (UP, DOWN)] == [False, True]
 
 
 def test_a_weight_of_another_shape_is_refused() -> None:
@@ -99,24 +99,24 @@ def test_a_weight_of_another_shape_is_refused() -> None:
         Prune({UP: parameter(torch.zeros(2, 2), UP)})(program(plain))
 
 
-def test_what_can_be_pruned() -> None:
+def test_prunable_weights() -> None:
     assert prunable(program(plain), None) == {UP: "", DOWN: "", HEAD: "it is the head"}
-    found = prunable(program(plain), 4)
-    assert (found[UP], found[DOWN]) == ("", "its 18 inputs don't divide into groups of 4")
+    reasons = prunable(program(plain), 4)
+    assert (reasons[UP], reasons[DOWN]) == ("", "its 18 inputs don't divide into groups of 4")
     assert prunable(program(twice), None) == {UP: "", DOWN: "", HEAD: "it is the head"}
-    assert "reads it too" in prunable(program(read_elsewhere), None)[UP]
+    assert "reads it too" in prunable(program(used_elsewhere), None)[UP]
 
 
-def test_the_checkpoints_own_codes_stay() -> None:
-    given = program(plain)
+def test_stored_codes_cannot_be_pruned() -> None:
+    before = program(plain)
     codes = torch.zeros(ODD, WIDTH, dtype=torch.int8)
-    given.weights[UP] = StoredCodes(
+    before.weights[UP] = StoredCodes(
         parameter(codes, "codes"), parameter(torch.ones(ODD, 1), "scales"), None, "int8", 16
     )
-    assert prunable(given, None)[UP] == "the checkpoint holds it as codes"
+    assert prunable(before, None)[UP] == "the checkpoint holds it as codes"
 
 
-def test_what_belongs_to_the_architecture_is_no_weight() -> None:
-    given = program(plain)
-    given.weights[UP] = constant(torch.zeros(ODD, WIDTH), "table")
-    assert list(prunable(given, None)) == [DOWN, HEAD]
+def test_constants_are_not_listed() -> None:
+    before = program(plain)
+    before.weights[UP] = constant(torch.zeros(ODD, WIDTH), "table")
+    assert list(prunable(before, None)) == [DOWN, HEAD]

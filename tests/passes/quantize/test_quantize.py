@@ -1,4 +1,4 @@
-"""Weights become codes that mean the same, lazily, each once; what can't be rounded stays."""
+"""Quantize replaces weights by codes of equal value, lazily and once each."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from llmc.passes.queries import is_op
 WIDTH, INNER = 32, 48
 Compute = Callable[["Model", Tensor, Tensor], Tensor]
 
-# What is rounded to groups of 16, so that the same groups fit all weights here.
+# Groups are of 16, which divides the inputs of all weights here.
 GRIDS = {
     "int8": Grid("int8", 16),
-    "int8 a channel": Grid("int8"),
+    "int8 per channel": Grid("int8"),
     "int4": Grid("int4", 16),
     "int4 with zeros": Grid("int4", 16, symmetric=False),
     "fp8": Grid("fp8"),
-    "fp8 a tensor": Grid("fp8", "tensor"),
+    "fp8 per tensor": Grid("fp8", "tensor"),
     "nf4": Grid("nf4", 16),
 }
 WIDE = Grid("int8", 16)
@@ -44,15 +44,18 @@ def scheme(name: str) -> Scheme:
 
 
 def on_grid(weight: Tensor, grid: Grid) -> Tensor:
-    """A weight that rounding leaves where it is, so that a rounded program computes what it did."""
+    """Round a weight to the grid, so that quantizing it later does not change it."""
     group = grid.group if isinstance(grid.group, int) else 0 if grid.group == "tensor" else weight.shape[1]
     codes, scales, zeros, multiples = round_weight(weight, grid.scheme, group, grid.symmetric)
-    given = zeros if zeros.numel() else None, grid.scheme, group or weight.shape[1], torch.float32
-    return dequantize(codes, scales, *given, multiples if multiples.numel() else None)
+    arguments = zeros if zeros.numel() else None, grid.scheme, group or weight.shape[1], torch.float32
+    return dequantize(codes, scales, *arguments, multiples if multiples.numel() else None)
 
 
 def even(*shape: int) -> Tensor:
-    """A weight whose groups of 16 all reach from -0.5 to 1, so that their multiples are large and come back."""
+    """A weight whose groups of 16 all span -0.5 to 1.
+
+    Their multiples are large, and quantizing it again finds the same ones.
+    """
     weight = torch.rand(*shape) * 1.5 - 0.5
     weight[:, 0::16], weight[:, 1::16] = 1, -0.5
     return weight
@@ -70,7 +73,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """An embedding, two layers whose weights lie on a grid, and a head."""
+    """An embedding, two layers with weights on a grid, and an LM head."""
 
     def __init__(self, name: str = "int8", tied: bool = False, compute: Compute | None = None) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ class Model(nn.Module):
         self.embed = nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), WIDE))
         self.layers = nn.ModuleList(Block(GRIDS[name]) for _ in range(2))
         self.head = self.embed if tied else nn.Parameter(on_grid(torch.randn(VOCAB, WIDTH), WIDE))
-        self.places = nn.Parameter(on_grid(torch.randn(32, WIDTH), WIDE))
+        self.learned_positions = nn.Parameter(on_grid(torch.randn(32, WIDTH), WIDE))
         self.table = nn.Buffer(torch.randn(32, WIDTH))
         self.odd = nn.Parameter(torch.randn(VOCAB, 12))
         self.experts = nn.ParameterList([torch.randn(2, 16, WIDTH), torch.randn(2, WIDTH, 16)])
@@ -109,10 +112,10 @@ def quantize(program: Program, chosen: Scheme) -> Quantize:
     return Quantize(analyse(program, chosen))
 
 
-# Parts of a weight [48, 32] with their dtype and shape, by their names.
+# Dtype and shape of the parts of a weight [48, 32].
 PARTS: dict[str, dict[str, tuple[torch.dtype, tuple[int, int]]]] = {
     "int8": {"codes": (torch.int8, (48, 32)), "scales": (torch.float32, (48, 2))},
-    "int8 a channel": {"codes": (torch.int8, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "int8 per channel": {"codes": (torch.int8, (48, 32)), "scales": (torch.float32, (48, 1))},
     "int4": {
         "codes": (torch.uint8, (48, 16)),
         "scales": (torch.float32, (48, 1)),
@@ -125,20 +128,20 @@ PARTS: dict[str, dict[str, tuple[torch.dtype, tuple[int, int]]]] = {
         "multiples": (torch.int8, (48, 2)),
     },
     "fp8": {"codes": (torch.float8_e4m3fn, (48, 32)), "scales": (torch.float32, (48, 1))},
-    "fp8 a tensor": {"codes": (torch.float8_e4m3fn, (48, 32)), "scales": (torch.float32, (48, 1))},
+    "fp8 per tensor": {"codes": (torch.float8_e4m3fn, (48, 32)), "scales": (torch.float32, (48, 1))},
     "nf4": {"codes": (torch.uint8, (48, 16)), "scales": (torch.float32, (48, 2))},
 }
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_weights_become_codes(name: str) -> None:
-    given = model(name)
-    program = check_pass(quantize(given, scheme(name)), given, matches=6, gone=LINEARS, there=ROUNDED)
+    before = model(name)
+    program = check_pass(quantize(before, scheme(name)), before, matches=6, gone=LINEARS, there=ROUNDED)
     assert program.stage is Stage.QUANTIZED
     *layers, head = quant_calls(program)
-    grouped = isinstance(GRIDS[name].group, int)
-    for call, columns in zip(layers, (WIDTH, INNER, WIDTH, INNER), strict=True):
-        assert (call["scheme"], call["group_size"]) == (GRIDS[name].scheme, 16 if grouped else columns)
+    is_grouped = isinstance(GRIDS[name].group, int)
+    for call, channels in zip(layers, (WIDTH, INNER, WIDTH, INNER), strict=True):
+        assert (call["scheme"], call["group_size"]) == (GRIDS[name].scheme, 16 if is_grouped else channels)
         assert (call["activation"], call["x_scale"]) == ("none", None)
     assert (head["scheme"], head["group_size"], head["multiples"]) == ("int8", 16, None), "the head is wide"
     assert [call["bias"] is not None for call in layers] == [True, False] * 2
@@ -154,36 +157,36 @@ def test_groups_divide_the_inputs(wanted: int, groups: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_what_is_read_twice_is_rounded_once(name: str) -> None:
-    given = model(name, True)
-    program = check_pass(quantize(given, scheme(name)), given, matches=6, gone=LINEARS, there=ROUNDED)
-    (rows,) = [n for n in program.nodes if is_op(n, quant_embedding)]
+def test_a_shared_weight_is_quantized_once(name: str) -> None:
+    before = model(name, True)
+    program = check_pass(quantize(before, scheme(name)), before, matches=6, gone=LINEARS, there=ROUNDED)
+    (lookup,) = [n for n in program.nodes if is_op(n, quant_embedding)]
     head = quant_calls(program)[-1]
-    assert (head["weight"], head["scales"]) == tuple(rows.args[1:3])
+    assert (head["weight"], head["scales"]) == tuple(lookup.args[1:3])
 
 
-def test_a_rounded_embedding_of_four_bits_has_its_multiples() -> None:
+def test_an_int4_embedding_has_multiples() -> None:
     torch.manual_seed(0)
-    given = model("int4", True, None)
-    given.weights["embed"] = constant(on_grid(even(VOCAB, WIDTH), GRIDS["int4 with zeros"]), "embed")
+    before = model("int4", True, None)
+    before.weights["embed"] = constant(on_grid(even(VOCAB, WIDTH), GRIDS["int4 with zeros"]), "embed")
     plan = RoundingPlan("one", {"embed": Choice(GRIDS["int4 with zeros"], "a test", 16, True)})
-    program = check_pass(Quantize(plan), given, matches=2, gone={"llmc.embedding"}, there=ROUNDED)
-    (rows,) = [n for n in program.nodes if is_op(n, quant_embedding)]
-    call = quant_embedding.bind(rows.args, dict(rows.kwargs))
+    program = check_pass(Quantize(plan), before, matches=2, gone={"llmc.embedding"}, there=ROUNDED)
+    (lookup,) = [n for n in program.nodes if is_op(n, quant_embedding)]
+    call = quant_embedding.bind(lookup.args, dict(lookup.kwargs))
     assert [str(call[part]) for part in ("zeros", "multiples")] == ["embed_zeros", "embed_multiples"]
 
 
-def test_w8a8_rounds_the_inputs_of_linears_but_not_of_the_head() -> None:
-    """Rows of the embedding lie on the grid of their largest magnitude: rounding them again changes nothing."""
-    given = model("int8 a channel", False, lambda m, x, p: linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head))
+def test_w8a8_rounds_the_channels_linears_but_not_of_the_head() -> None:
+    """The embeddings are on an int8 grid, so rounding them again changes nothing."""
+    before = model("int8 per channel", False, lambda m, x, p: linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head))
     for name in ("embed", "head"):
-        given.weights[name] = parameter(on_grid(given.weights[name].evaluate(), Grid("int8")), name)
-    plan = analyse(given, Scheme("one", Grid("int8", activation="int8"), Grid("int8")))
-    program = check_pass(Quantize(plan), given, matches=3, gone=LINEARS, there=ROUNDED)
+        before.weights[name] = parameter(on_grid(before.weights[name].evaluate(), Grid("int8")), name)
+    plan = analyse(before, Scheme("one", Grid("int8", activation="int8"), Grid("int8")))
+    program = check_pass(Quantize(plan), before, matches=3, gone=LINEARS, there=ROUNDED)
     assert [call["activation"] for call in quant_calls(program)] == ["int8", "none"]
 
 
-def test_what_calibration_has_rounded_is_taken_from_it() -> None:
+def test_calibrated_weights_are_used() -> None:
     program = model()
     parts = {
         "codes": torch.ones(INNER, WIDTH // 2, dtype=torch.uint8),
@@ -203,7 +206,7 @@ def test_what_calibration_has_rounded_is_taken_from_it() -> None:
 
 
 @pytest.mark.parametrize("zeros", [True, False])
-def test_codes_of_a_checkpoint_are_taken_as_they_are(zeros: bool) -> None:
+def test_stored_codes_are_used_unchanged(zeros: bool) -> None:
     program = model()
     codes = torch.randint(256, (INNER, WIDTH // 2), dtype=torch.uint8)
     points = constant(torch.randint(16, (INNER, 2), dtype=torch.uint8), "zeros") if zeros else None
@@ -221,11 +224,11 @@ def test_codes_of_a_checkpoint_are_taken_as_they_are(zeros: bool) -> None:
 @dataclass(frozen=True)
 class Unread(TensorSource):
     def read(self) -> Tensor:
-        raise AssertionError("a weight is read while it is planned to be rounded")
+        raise AssertionError("a weight is read during planning")
 
 
 @pytest.mark.parametrize("name", SCHEMES_BY_NAME)
-def test_nothing_is_computed_yet(name: str) -> None:
+def test_no_weight_is_read(name: str) -> None:
     program = model()
     for key, weight in program.weights.items():
         program.weights[key] = Leaf(Unread(weight.evaluate(), key))
@@ -234,12 +237,12 @@ def test_nothing_is_computed_yet(name: str) -> None:
         program(*inputs(1, 2))
 
 
-def test_fuel_is_burnt() -> None:
+def test_fuel() -> None:
     program = model("int8", True)
     before = program(*inputs(2, 5))
     assert quantize(program, scheme("int8"))(program, Fuel(3)).matches == 3
     assert (program.ops()["llmc.quant_linear"], program.ops()["llmc.linear"]) == (2, 3)
-    assert "embed" in program.weights and "embed_codes" in program.weights, "its other reader has it still"
+    assert "embed" in program.weights and "embed_codes" in program.weights, "its other user keeps it"
     torch.testing.assert_close(program(*inputs(2, 5)), before, atol=1e-5, rtol=0)
 
 
@@ -247,16 +250,16 @@ def test_fuel_is_burnt() -> None:
 
 
 def through_experts(m: Model, x: Tensor, positions: Tensor) -> Tensor:
-    rows = x.flatten(0, 1)
+    tokens = x.flatten(0, 1)
     ids = torch.zeros_like(positions).flatten().unsqueeze(1)
-    shares = torch.ones_like(rows[:, :1])
-    return moe(rows, ids, shares, m.experts[0], m.experts[1], None, None, "silu", False).view(x.shape)[..., :VOCAB]
+    shares = torch.ones_like(tokens[:, :1])
+    return moe(tokens, ids, shares, m.experts[0], m.experts[1], None, None, "silu", False).view(x.shape)[..., :VOCAB]
 
 
 LEFT: dict[str, tuple[Compute, int, str | None]] = {
     "1. a weight that is added": (lambda m, x, p: linear(x, m.head) + m.head.sum(), 1, "reads it too"),
     "2. learned positions": (
-        lambda m, x, p: linear(x + embedding(p, m.places), m.head),
+        lambda m, x, p: linear(x + embedding(p, m.learned_positions), m.head),
         2,
         "by something else than tokens",
     ),
@@ -269,10 +272,10 @@ LEFT: dict[str, tuple[Compute, int, str | None]] = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_what_is_no_weight_of_a_linear_alone_is_left(name: str) -> None:
-    """The embedding of the tokens is rounded all the same, and so is the head where there is one."""
+def test_other_weights_are_left_alone(name: str) -> None:
+    """The token embedding and the LM head are quantized all the same."""
     compute, matches, reason = LEFT[name]
-    given = model("int8", False, compute)
-    program = check_pass(quantize(given, scheme("int8")), given, matches=matches, miss=reason)
+    before = model("int8", False, compute)
+    program = check_pass(quantize(before, scheme("int8")), before, matches=matches, miss=reason)
     kept = program.ops()["llmc.linear"] + program.ops()["llmc.embedding"] + program.ops()["llmc.moe"]
     assert kept == 1

@@ -1,4 +1,4 @@
-"""Inputs of linears over integers are rounded by row for many rows, and left to the kernel for few."""
+"""RoundActivations rounds inputs per token; RoundInKernels leaves it to kernels."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from llmc.passes.queries import is_op
 WIDTH, INNER = 32, 48
 
 
-def by_row(*shape: int) -> Tensor:
-    """Random rows on the grid of int8 with one scale each, on which rounding leaves them where they are."""
+def on_int8_grid(*shape: int) -> Tensor:
+    """Random vectors on an int8 grid, so that rounding does not change them."""
     codes, scales, _, _ = round_weight(torch.randn(*shape), "int8", shape[1], True)
     return dequantize(codes, scales, None, "int8", shape[1])
 
 
 class OneLayer(nn.Module):
-    """A linear over rows of the embedding, and a head."""
+    """An embedding, a linear and an LM head."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed = nn.Parameter(by_row(VOCAB, WIDTH))
+        self.embed = nn.Parameter(on_int8_grid(VOCAB, WIDTH))
         self.layers = nn.ModuleList([nn.Linear(WIDTH, INNER, bias=False)])
-        self.head = nn.Parameter(by_row(VOCAB, INNER))
+        self.head = nn.Parameter(on_int8_grid(VOCAB, INNER))
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return linear(linear(embedding(tokens, self.embed), self.layers[0].weight), self.head)
@@ -57,33 +57,33 @@ def one_layer(grid: Grid) -> Program:
 def test_inputs_of_linears_are_rounded(grid: Grid) -> None:
     before = one_layer(grid)
     program = check_pass(RoundActivations(), before, matches=1, atol=1e-4)
-    (was, _), (layer, head) = calls(before), calls(program)
-    assert (layer["activation"], head["activation"]) == ("int8", "none"), "the head sees one row"
+    (old, _), (layer, head) = calls(before), calls(program)
+    assert (layer["activation"], head["activation"]) == ("int8", "none"), "the LM head runs on one token"
     same = [name for name in layer if name not in ("activation", "x")]
-    assert [str(layer[name]) for name in same] == [str(was[name]) for name in same]
+    assert [str(layer[name]) for name in same] == [str(old[name]) for name in same]
 
 
-LEFT_AS_THEY_ARE = {
-    "inputs that are rounded already": (Grid("int8", activation="int8"), None),
-    "floats": (Grid("fp8"), None),
-    "levels": (Grid("nf4", 16), None),
-    "groups with scales of their own": (Grid("int8", 16), "scales of their own"),
+LEFT = {
+    "4. inputs that are rounded already": (Grid("int8", activation="int8"), None),
+    "4. floats": (Grid("fp8"), None),
+    "4. nf4": (Grid("nf4", 16), None),
+    "2. a scale per group": (Grid("int8", 16), "a scale per group"),
 }
 
 
-@pytest.mark.parametrize("name", LEFT_AS_THEY_ARE)
-def test_what_integer_kernels_do_not_take_is_left(name: str) -> None:
-    grid, reason = LEFT_AS_THEY_ARE[name]
+@pytest.mark.parametrize("name", LEFT)
+def test_other_linears_are_left_alone(name: str) -> None:
+    grid, reason = LEFT[name]
     check_pass(RoundActivations(), one_layer(grid), matches=0, miss=reason)
 
 
-def test_what_is_to_stay_exact_is_left() -> None:
+def test_3_exact_inputs_are_left_alone() -> None:
     program = one_layer(Grid("int8"))
-    check_pass(RoundActivations(["layers.0.weight"]), program, matches=0, miss="worth more than speed")
+    check_pass(RoundActivations(["layers.0.weight"]), program, matches=0, miss="to stay exact")
     assert RoundActivations(["layers.0"])(program).matches == 1
 
 
-def test_activations_burn_fuel() -> None:
+def test_fuel() -> None:
     assert RoundActivations()(one_layer(Grid("int8")), Fuel(0)).matches == 0
 
 
@@ -91,28 +91,28 @@ ROUNDED = {"int8": Grid("int8", activation="int8"), "int4": Grid("int4", 16, act
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-def test_rounding_is_left_to_kernels(name: str) -> None:
+def test_kernels_round_inputs(name: str) -> None:
     before = one_layer(ROUNDED[name])
     program = check_pass(RoundInKernels(), before, matches=1, atol=0.02)
-    (was, _), (layer, _) = calls(before), calls(program)
-    assert (was["activation"], layer["activation"]) == ("int8", "none")
+    (old, _), (layer, _) = calls(before), calls(program)
+    assert (old["activation"], layer["activation"]) == ("int8", "none")
     same = [part for part in layer if part not in ("activation", "x")]
-    assert [str(layer[part]) for part in same] == [str(was[part]) for part in same]
+    assert [str(layer[part]) for part in same] == [str(old[part]) for part in same]
 
 
-NOT_LEFT = {
-    "nothing is rounded": (Grid("int8"), None),
-    "floats of 8 bits": (Grid("fp8", activation="fp8"), None),
+NOT_FOR_KERNELS = {
+    "inputs that are not rounded": (Grid("int8"), None),
+    "2. 8-bit floats": (Grid("fp8", activation="fp8"), None),
 }
 
 
-@pytest.mark.parametrize("name", NOT_LEFT)
-def test_other_inputs_stay_as_they_are(name: str) -> None:
-    grid, reason = NOT_LEFT[name]
+@pytest.mark.parametrize("name", NOT_FOR_KERNELS)
+def test_other_inputs_are_left_alone(name: str) -> None:
+    grid, reason = NOT_FOR_KERNELS[name]
     check_pass(RoundInKernels(), one_layer(grid), matches=0, miss=reason)
 
 
-def test_a_scale_from_calibration_stays() -> None:
+def test_1_a_scale_from_calibration_is_left_alone() -> None:
     program = one_layer(Grid("int8", activation="int8"))
     (node, _) = (node for node in program.nodes if is_op(node, quant_linear))
     call = quant_linear.bind(node.args, dict(node.kwargs))
