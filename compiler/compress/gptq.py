@@ -14,9 +14,6 @@ from torch import Tensor
 from ...kernels.ops.quantized import levels_of
 from ...kernels.ops.rounding import GridScales, nearest
 
-# Columns that are rounded before the rest of the matrix learns of it.
-_BLOCK = 128
-
 
 def gptq(
     weight: Tensor,
@@ -26,6 +23,7 @@ def gptq(
     group_size: int,
     damping: float = 0.01,
     keep_zeros: bool = False,
+    block: int = 128,
 ) -> Tensor:
     """The codes of a weight, unpacked, [O, I].
 
@@ -34,6 +32,7 @@ def gptq(
         steps: the spacing of each group, which stays as it is: so groups need no order of their own when columns have.
         damping: what is added to the hessian's diagonal, as a share of its mean.
         keep_zeros: a zero of the weight stays one, whatever it could make good: for a weight that is pruned.
+        block: number of input channels that are rounded before the remaining ones are corrected.
     """
     order = hessian.diagonal().argsort(descending=True, stable=True)
     factor = inverse_factor(hessian, order, damping)
@@ -44,8 +43,8 @@ def gptq(
     zeros = None if steps.zeros is None else steps.zeros.T[groups]
     pruned = left == 0 if keep_zeros else None
     codes = []
-    for start in range(0, len(left), _BLOCK):
-        end = min(start + _BLOCK, len(left))
+    for start in range(0, len(left), block):
+        end = min(start + block, len(left))
         errors = torch.empty(end - start, len(weight))
         for row in range(start, end):
             zero = None if zeros is None else zeros[row]

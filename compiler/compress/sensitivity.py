@@ -10,7 +10,7 @@ Weights are read layer by layer in both directions, and only what flows between 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ def sensitivity(
     tokens: Tensor,
     errors: Mapping[str, Callable[[], Tensor]],
     watch: Callable[[int, int], None] = lambda done, total: None,
+    segments: Sequence[list[fx.Node]] | None = None,
 ) -> Foretold:
     """The divergence that the rounding of each linear causes by itself.
 
@@ -56,8 +57,10 @@ def sensitivity(
         tokens: texts of one length, [texts, length].
         errors: of each weight that is rounded, by its name: what rounding adds to it.
         watch: called with the layers that are done, there and back, and all of them.
+        segments: the program's ops in order, in pieces that are run and differentiated one at a time; by default its
+            layers.
     """
-    segments = _segments(program)
+    segments = layer_segments(program) if segments is None else segments
     found = Foretold()
     total = 2 * len(segments) * len(tokens)
     done = 0
@@ -76,7 +79,7 @@ def sensitivity(
 
 def _add_text(
     program: Program,
-    segments: list[list[fx.Node]],
+    segments: Sequence[list[fx.Node]],
     text: Tensor,
     errors: Mapping[str, Callable[[], Tensor]],
     generator: torch.Generator,
@@ -179,7 +182,7 @@ def _run(program: Program, segment: list[fx.Node], given: Values) -> Values:
     return values
 
 
-def _segments(program: Program) -> list[list[fx.Node]]:
+def layer_segments(program: Program) -> list[list[fx.Node]]:
     """The ops in order, cut where a layer begins."""
     segments: list[list[fx.Node]] = [[]]
     layer = ""
@@ -193,7 +196,7 @@ def _segments(program: Program) -> list[list[fx.Node]]:
     return segments
 
 
-def _last_reader(segments: list[list[fx.Node]], program: Program) -> dict[fx.Node, int]:
+def _last_reader(segments: Sequence[list[fx.Node]], program: Program) -> dict[fx.Node, int]:
     """The last segment that reads a value; the logits are read behind all."""
     last = {read: index for index, segment in enumerate(segments) for node in segment for read in node.all_input_nodes}
     return last | {program.output: len(segments)}

@@ -15,26 +15,25 @@ from torch import Tensor
 from .gptq import inverse_factor
 from .sparsity import Sparsity
 
-# Columns whose zeros are chosen together where no group says otherwise; a multiple of every group.
-_BLOCK = 128
 
-
-def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, damping: float = 0.01) -> Tensor:
+def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity, damping: float = 0.01, block: int = 128) -> Tensor:
     """The weight [O, I] with zeros, in float32: in each row, each block or group has the same number of them.
 
     Args:
         hessian: X'X of the inputs, [I, I].
         damping: what is added to the hessian's diagonal, as a share of its mean.
+        block: number of input channels that are pruned before the remaining ones are corrected, a multiple of every
+            group; without groups, their zeros are chosen together.
     """
     factor = inverse_factor(hessian, torch.arange(len(hessian)), damping)
     # A zero is free where no input ever comes.
     prices = hessian.diagonal().sign() / factor.diagonal().square()
     # Inputs are rows here, so that one lies in one piece.
     left = weight.float().T.clone(memory_format=torch.contiguous_format)
-    for start in range(0, len(left), _BLOCK):
-        end = min(start + _BLOCK, len(left))
+    for start in range(0, len(left), block):
+        end = min(start + block, len(left))
         errors = torch.empty(end - start, len(weight))
-        together = sparsity.group or _BLOCK
+        together = sparsity.group or block
         for row in range(start, end):
             if (row - start) % together == 0:
                 chosen = slice(row, min(row + together, end))

@@ -12,26 +12,28 @@ from torch import Tensor, fx
 from ...errors import LlmcError
 from ...ir.program import Program
 
-# Texts that pass an op together hold about so many tokens.
-_TOKENS = 2048
-
 
 class Stream:
     """Runs a program without a cache; before each op, who watches may look at what it will read, and change it.
 
+    Args:
+        tokens: sequences of one length, [sequences, length].
+        batch_tokens: about the number of tokens in a batch.
+
     Attributes:
         values: for each batch, what is there of the program's values.
+        weights: values of the weights in use, by name.
     """
 
-    def __init__(self, program: Program, tokens: Tensor) -> None:
+    def __init__(self, program: Program, tokens: Tensor, batch_tokens: int = 2048) -> None:
         self.program = program
-        batch = max(1, _TOKENS // tokens.shape[1])
+        batch = max(1, batch_tokens // tokens.shape[1])
         positions = torch.arange(tokens.shape[1])
         first, second = program.inputs
         self.values: list[dict[fx.Node, Any]] = [
             {first: part, second: positions.expand(len(part), -1).contiguous()} for part in tokens.split(batch)
         ]
-        self._weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor] = {}
 
     def inputs(self, node: fx.Node) -> list[Tensor]:
         """A value in all batches, [tokens, channels] each; all of it finite, and its squares and their sum, too.
@@ -56,7 +58,7 @@ class Stream:
 
     def use(self, name: str, weight: Tensor) -> None:
         """What the ops that come shall read for a weight, whatever the program has there."""
-        self._weights[name] = weight
+        self.weights[name] = weight
 
     def run(self, before: Callable[[fx.Node], None], until: fx.Node | None = None) -> None:
         """Run all ops in order; `before` is called with each. The op `until` is the last one it is called with."""
@@ -80,14 +82,14 @@ class Stream:
         if node.op != "get_attr":
             return values[node]
         name = str(node.target)
-        if name not in self._weights:
-            self._weights[name] = self.program.weights[name].evaluate()
-        return self._weights[name]
+        if name not in self.weights:
+            self.weights[name] = self.program.weights[name].evaluate()
+        return self.weights[name]
 
     def _drop(self, nodes: Sequence[fx.Node]) -> None:
         for node in nodes:
             if node.op == "get_attr":
-                self._weights.pop(str(node.target), None)
+                self.weights.pop(str(node.target), None)
             for values in self.values:
                 values.pop(node, None)
 

@@ -66,13 +66,12 @@ def test_it_is_its_definition(scheme: str, group: int, symmetric: bool, keep_zer
     assert (got.numpy() != wanted).mean() <= 0.02
 
 
-def test_blocks_of_columns_are_no_borders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_columns_are_no_borders() -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(5, 48), inputs(48)
     steps = plain_steps(weight, "int4", 16, True)
     whole = gptq(weight, x.T @ x, steps, "int4", 16)
-    monkeypatch.setattr("llmc.compiler.compress.gptq._BLOCK", 7)
-    assert (gptq(weight, x.T @ x, steps, "int4", 16) != whole).float().mean() <= 0.02
+    assert (gptq(weight, x.T @ x, steps, "int4", 16, block=7) != whole).float().mean() <= 0.02
 
 
 @pytest.mark.parametrize("scheme", ["int4", "nf4", "int8", "fp8"])

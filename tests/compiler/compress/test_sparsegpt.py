@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmc.compiler.compress import sparsegpt as module
 from llmc.compiler.compress.sparsegpt import sparsegpt
 from llmc.compiler.compress.sparsity import Sparsity, wanda
 
@@ -47,11 +46,10 @@ def inputs(columns: int, count: int = 400) -> Tensor:
     ("sparsity", "block", "together"),
     [(HALF, 128, 40), (HALF, 16, 16), (Sparsity(0.3), 16, 16), (TWO_OF_FOUR, 128, 4), (TWO_OF_FOUR, 8, 4)],
 )
-def test_it_is_its_definition(monkeypatch: pytest.MonkeyPatch, sparsity: Sparsity, block: int, together: int) -> None:
-    monkeypatch.setattr(module, "_BLOCK", block)
+def test_it_is_its_definition(sparsity: Sparsity, block: int, together: int) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(7, 40), inputs(40)
-    got = sparsegpt(weight, x.T @ x, sparsity, DAMPING)
+    got = sparsegpt(weight, x.T @ x, sparsity, DAMPING, block)
     wanted = by_definition(weight, x.T @ x, sparsity.share, together)
     np.testing.assert_allclose(got.numpy(), wanted, atol=2e-3, rtol=1e-2)
     assert ((got.numpy() == 0) == (wanted == 0)).all()

@@ -25,10 +25,10 @@ def program() -> Program:
     return llmc.capture(tiny_model("llama"), until=Stage.OPTIMIZED)
 
 
-def flowing(program: Program, tokens: Tensor) -> dict[fx.Node, Tensor]:
+def flowing(program: Program, tokens: Tensor, **options: int) -> dict[fx.Node, Tensor]:
     """What each linear reads, over all batches."""
     seen: dict[fx.Node, Tensor] = {}
-    stream = Stream(program, tokens)
+    stream = Stream(program, tokens, **options)
 
     def before(node: fx.Node) -> None:
         if is_op(node, linear):
@@ -38,12 +38,11 @@ def flowing(program: Program, tokens: Tensor) -> dict[fx.Node, Tensor]:
     return seen
 
 
-def test_batches_are_no_borders(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_no_borders(program: Program) -> None:
     tokens = inputs(5, 12)[0]
     whole = flowing(program, tokens)
-    monkeypatch.setattr("llmc.compiler.compress.stream._TOKENS", 24)
-    assert len(Stream(program, tokens).values) == 3
-    for node, value in flowing(program, tokens).items():
+    assert len(Stream(program, tokens, batch_tokens=24).values) == 3
+    for node, value in flowing(program, tokens, batch_tokens=24).items():
         torch.testing.assert_close(value, whole[node])
 
 
@@ -64,7 +63,7 @@ def test_what_is_read_no_more_is_dropped(program: Program) -> None:
 
     def before(node: fx.Node) -> None:
         sizes.append(len(stream.values[0]))
-        weights.append(len(stream._weights))
+        weights.append(len(stream.weights))
 
     stream.run(before)
     assert max(sizes) < 16 < len(program.nodes) / 3
