@@ -1,1 +1,1 @@
-"""Quantization, pruning and the calibration behind both."""
+"""Quantization, pruning and the calibration that both need."""

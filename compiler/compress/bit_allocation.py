@@ -1,4 +1,4 @@
-"""Which roundings to do without: those that cost most for what they save."""
+"""Choose which weights get more bits: those whose rounding costs most per byte."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Candidate:
-    """A weight on few bits that could have more, or one whose inputs are rounded and could be left as they are.
+    """A weight that could get more bits, or whose inputs could stay unrounded.
 
     Attributes:
-        loss: the divergence that its rounding causes, in nats a token.
-        numbers: how many it has; each that is spared the rounding costs the same.
+        name: the weight's name.
+        loss: the divergence that its rounding causes, in nats per token.
+        numbers: its number of elements. Sparing one element costs the same in all candidates.
     """
 
     name: str
@@ -21,25 +22,33 @@ class Candidate:
 
 
 def by_worth(losses: Mapping[str, float], numbers: Mapping[str, int]) -> list[Candidate]:
-    """The weights, those first that are worth their bytes most; of equals the first by name."""
-    found = [Candidate(name, loss, numbers[name]) for name, loss in losses.items()]
-    return sorted(found, key=lambda one: (-one.loss / one.numbers, one.name))
+    """Sort weights by loss per element, largest first, then by name.
+
+    Args:
+        losses: loss of each weight, by name.
+        numbers: number of elements of each weight, by name.
+    """
+    candidates = [Candidate(name, loss, numbers[name]) for name, loss in losses.items()]
+    return sorted(candidates, key=lambda candidate: (-candidate.loss / candidate.numbers, candidate.name))
 
 
 def spare_until(candidates: Sequence[Candidate], target: float, share: float = 1.0) -> list[str]:
-    """The fewest of the candidates, in their order, without which the losses of the others stay under a target.
+    """Spare candidates in order until the other ones lose at most `target` in total.
+
+    Returns the names of the spared candidates. A candidate that exceeds what is left of the budget is skipped.
 
     Args:
-        share: of all numbers, how many may be spared at most.
+        target: the largest sum of the losses of all candidates that are not spared.
+        share: the budget: the largest share of all elements that may be spared.
     """
-    left = sum(one.loss for one in candidates)
-    room = share * sum(one.numbers for one in candidates)
+    loss = sum(candidate.loss for candidate in candidates)
+    budget = share * sum(candidate.numbers for candidate in candidates)
     spared: list[str] = []
-    for one in candidates:
-        if left <= target:
+    for candidate in candidates:
+        if loss <= target:
             break
-        if one.numbers <= room:
-            spared.append(one.name)
-            room -= one.numbers
-            left -= one.loss
+        if candidate.numbers <= budget:
+            spared.append(candidate.name)
+            budget -= candidate.numbers
+            loss -= candidate.loss
     return spared

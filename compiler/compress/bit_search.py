@@ -1,4 +1,4 @@
-"""The cheapest choice of weights on more bits whose artifact, as it is measured, keeps a limit."""
+"""Search for the fewest weights with more bits that keep a measured limit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from .bit_allocation import Candidate
 
-# Each trial writes an artifact and runs it on a text.
+# Each trial builds an artifact and runs it on a text.
 MOST_TRIALS = 7
 
 
 @dataclass(frozen=True)
 class Trial:
-    """An artifact that was made and measured.
+    """An artifact that was built and measured.
 
     Attributes:
-        raised: how many of the candidates have more bits in it.
-        measured: its divergence, with what it may be off by added.
+        raised: the number of candidates that have more bits in it.
+        measured: its divergence plus the uncertainty of the measurement, in nats per token.
     """
 
     raised: int
@@ -27,41 +27,45 @@ class Trial:
 def find_cheapest(
     candidates: Sequence[Candidate], limit: float, measure: Callable[[int], float]
 ) -> tuple[Trial | None, list[Trial]]:
-    """The trial with the fewest raised that stays under a limit, and all trials; None if even all raised don't.
+    """Find the smallest number of raised candidates whose artifact keeps the limit.
 
-    More raised is taken to be better. What their losses foretell chooses the trials, scaled by what was measured; and
-    between one that keeps the limit and one that doesn't, on the line through both, until they are neighbours.
+    Returns the best trial, or None if none keeps the limit, and all trials. Raising more candidates is assumed never to
+    increase the divergence. Each trial is chosen by the sum of the losses of candidates that are not raised, scaled by
+    the last measurement. Once there is a trial on each side of the limit, the next one is interpolated linearly between
+    both, until they are neighbours.
 
     Args:
-        candidates: those that are worth it most first.
-        measure: makes an artifact in which so many of them are raised and says its divergence.
+        candidates: in the order in which they are raised.
+        limit: the largest divergence, in nats per token.
+        measure: builds an artifact in which the given number of candidates is raised, and returns its divergence.
     """
-    left = [sum(one.loss for one in candidates[count:]) for count in range(len(candidates) + 1)]
-    fails, keeps = -1, len(candidates) + 1
+    losses = [sum(candidate.loss for candidate in candidates[count:]) for count in range(len(candidates) + 1)]
+    too_few, enough = -1, len(candidates) + 1
     trials: list[Trial] = []
     best: Trial | None = None
     worse: Trial | None = None
-    guess = _first_under(left, limit)
-    while len(trials) < MOST_TRIALS and keeps - fails > 1:
+    guess = _first_under(losses, limit)
+    while len(trials) < MOST_TRIALS and enough - too_few > 1:
         trial = Trial(guess, measure(guess))
         trials.append(trial)
         if trial.measured <= limit:
-            keeps, best = guess, trial
+            enough, best = guess, trial
         else:
-            fails, worse = guess, trial
-        if fails == len(candidates):
+            too_few, worse = guess, trial
+        if too_few == len(candidates):
             break
         if best and worse:
-            # Something is left even if all are raised, which no candidate is to blame for.
+            # Not proportional to the losses: some divergence remains even if all candidates are raised.
             share = (limit - best.measured) / (worse.measured - best.measured)
-            wanted = _first_under(left, left[keeps] + share * (left[fails] - left[keeps]))
+            wanted = _first_under(losses, losses[enough] + share * (losses[too_few] - losses[enough]))
         elif best is None and len(trials) >= 3:
-            wanted = len(candidates)  # is it possible at all?
+            wanted = len(candidates)  # find out if the limit can be kept at all
         else:
-            wanted = _first_under(left, left[guess] * limit / max(trial.measured, 1e-12))
-        guess = min(max(wanted, fails + 1), keeps - 1)
+            wanted = _first_under(losses, losses[guess] * limit / max(trial.measured, 1e-12))
+        guess = min(max(wanted, too_few + 1), enough - 1)
     return best, trials
 
 
-def _first_under(left: Sequence[float], limit: float) -> int:
-    return next((count for count, loss in enumerate(left) if loss <= limit), len(left) - 1)
+def _first_under(losses: Sequence[float], limit: float) -> int:
+    """Return the first index whose loss is at most `limit`, or the last index."""
+    return next((count for count, loss in enumerate(losses) if loss <= limit), len(losses) - 1)

@@ -1,4 +1,4 @@
-"""The texts that calibration runs on, as tokens."""
+"""Texts for calibration, and their tokens."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """What to calibrate on.
+    """The choice of a text to calibrate on.
 
     Attributes:
-        text: a text file, a .jsonl file, or the name of a built-in text.
-        samples: how many sequences.
-        length: tokens of each, or as many as the engine serves if that is less.
+        text: the path of a text or .jsonl file, or the name of a built-in text.
+        samples: the number of sequences.
+        length: the number of tokens of each sequence; at most `max_seq_len` are used.
     """
 
     text: str = "docstrings"
@@ -33,24 +33,27 @@ class CalibrationText:
         if self.samples < 1 or self.length < 2:
             raise LlmcError(
                 "CONFIG_INVALID",
-                f"Calibration with {self.samples} sequences of {self.length} tokens has nothing to look at.",
-                "Give 1 sequence or more, of 2 tokens or more.",
+                f"Calibration on {self.samples} sequences of {self.length} tokens is impossible.",
+                "Set --calib-samples to 1 or more and --calib-length to 2 or more.",
             )
 
     def read(self) -> Text:
-        """The text itself, or a refusal of what is none."""
+        """Read the text, or refuse what is not one."""
         return read_text(self.text)
 
 
 def calibration_tokens(source: ModelSource, text: Text, wanted: CalibrationText, max_seq_len: int) -> Tensor:
-    """Sequences from all over the text, [samples, length]; fewer if it is short."""
+    """Return sequences that are evenly spread over the text, [samples, length].
+
+    A short text has fewer or shorter sequences.
+    """
     tokens = torch.tensor(source.tokenizer()(text.content)["input_ids"])
     length = min(wanted.length, max_seq_len, len(tokens))
     if length < 2:
         raise LlmcError(
             "CALIBRATION_TOO_SHORT",
-            f"The text {text.source!r} has {len(tokens)} tokens.",
-            "Give a longer one: --calib.",
+            f"The calibration text {text.source!r} has {len(tokens)} tokens, but 2 are needed.",
+            "Set --calib to a longer text.",
         )
     count = min(wanted.samples, len(tokens) // length)
     starts = torch.linspace(0, len(tokens) - length, count).long()

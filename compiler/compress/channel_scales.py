@@ -1,8 +1,9 @@
-"""Searching by what to divide the channels of a linear's input, so that rounding changes its output least.
+"""Search for scales of a linear's input channels that minimize rounding errors.
 
-SmoothQuant asks for channels that are alike, so that inputs round well, and weighs them against the columns of the
-matrix, which take what the channels lose (Xiao et al., 2023). AWQ asks for large columns where inputs are large, so
-that the weights round well which matter (Lin et al., 2024). Both are one family of candidates, tried on real inputs.
+Inputs are divided by the scales, and the weight's input channels are multiplied by them. SmoothQuant makes the input
+channels similar in size, so that inputs round well, and balances this against the weight, which becomes less even (Xiao
+et al., 2023). AWQ enlarges the weight's channels where inputs are large, so that the weights that matter round well
+(Lin et al., 2024). In both, candidates differ in one exponent and are compared on real inputs.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from ...passes.quantize.rounding_plan import Choice
 
 SMOOTHQUANT, AWQ = "smoothquant", "awq"
 _ALPHAS = {SMOOTHQUANT: (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), AWQ: (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)}
-# The error of a candidate is measured on so many inputs.
+# Number of tokens on which the error of a candidate is measured.
 _SAMPLE = 256
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What calibration keeps of the inputs of a linear.
+    """Statistics of the inputs of a linear.
 
     Attributes:
-        largest, mean: of each channel's magnitude.
-        sample: some inputs, evenly spread.
+        largest, mean: the largest and the mean magnitude of each channel, [I].
+        sample: the inputs at some tokens, evenly spread, [tokens, I].
     """
 
     largest: Tensor
@@ -38,7 +39,7 @@ class Inputs:
 
     @classmethod
     def of(cls, batches: list[Tensor]) -> Inputs:
-        """Of what flowed through the model, [tokens, I] a batch."""
+        """Collect the statistics of batches [tokens, I]."""
         count = sum(len(batch) for batch in batches)
         every = max(1, count // _SAMPLE)
         return cls(
@@ -50,12 +51,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Found:
-    """The best candidate.
+    """The best scales of a search.
 
     Attributes:
-        scales: what to divide each channel by.
-        alpha: the exponent that made them.
-        error, before: of the output, relative to its size, with and without them.
+        scales: the divisor of each input channel, [I].
+        alpha: the exponent that they were computed with.
+        error, before: the relative squared error of the output, with and without the scales.
     """
 
     scales: Tensor
@@ -71,21 +72,21 @@ def search_scales(
     family: str,
     input_block: int | None,
 ) -> Found | None:
-    """Try a family of scales; None if none is better than leaving the channels as they are.
+    """Return the best scales of a family, or None if no scales are better than none.
 
     Args:
-        weight: [O, I], the rows of all linears that read the inputs.
-        choice: what the weight is rounded to.
+        weight: the weights of all linears that use the inputs, concatenated, [O, I].
+        choice: the grid that the weight is rounded to.
         family: "smoothquant" or "awq".
-        input_block: channels of an input that are rounded to int8 together; 0: all; None: none.
+        input_block: number of channels of an input that share an int8 scale; 0: all; None: inputs are not rounded.
     """
-    wanted = inputs.sample @ weight.T
-    size = wanted.square().sum()
+    expected = inputs.sample @ weight.T
+    size = expected.square().sum()
     errors = {}
     best: Found | None = None
     for alpha, scales in _candidates(inputs, weight, family):
-        got = _rounded_inputs(inputs.sample / scales, input_block) @ _rounded(weight * scales, choice).T
-        error = float((got - wanted).square().sum() / size)
+        actual = _rounded_inputs(inputs.sample / scales, input_block) @ _rounded(weight * scales, choice).T
+        error = float((actual - expected).square().sum() / size)
         errors[alpha] = error
         if alpha and error < min(errors[0.0], best.error if best else torch.inf):
             best = Found(scales, alpha, error, errors[0.0])
@@ -93,25 +94,25 @@ def search_scales(
 
 
 def _candidates(inputs: Inputs, weight: Tensor, family: str) -> Iterator[tuple[float, Tensor]]:
-    """Exponents and scales, the first of them all ones."""
+    """Yield (exponent, scales); the first scales are all ones."""
     statistic = inputs.largest if family == SMOOTHQUANT else inputs.mean
-    # A channel that is always zero has any scale.
+    # The scale of a channel that is always zero is arbitrary, but must be positive.
     statistic = statistic.clamp(min=max(1e-5 * float(statistic.max()), 1e-30))
-    columns = weight.abs().amax(0)
-    columns = columns.clamp(min=max(1e-5 * float(columns.max()), 1e-30))
+    largest_weight = weight.abs().amax(0)
+    largest_weight = largest_weight.clamp(min=max(1e-5 * float(largest_weight.max()), 1e-30))
     for alpha in _ALPHAS[family]:
         scales = statistic**alpha
         if family == SMOOTHQUANT and alpha:
-            scales = scales / columns ** (1 - alpha)
+            scales = scales / largest_weight ** (1 - alpha)
         yield alpha, scales / (scales.max() * scales.min()).sqrt()
 
 
 def _rounded(weight: Tensor, choice: Choice) -> Tensor:
     assert choice.grid is not None
-    given = choice.grid.scheme, choice.group_size, choice.grid.symmetric
-    codes, scales, zeros, multiples = round_weight(weight, *given)
-    points, times = (part if part.numel() else None for part in (zeros, multiples))
-    return dequantize(codes, scales, points, choice.grid.scheme, choice.group_size, multiples=times)
+    scheme, group_size = choice.grid.scheme, choice.group_size
+    codes, scales, *rest = round_weight(weight, scheme, group_size, choice.grid.symmetric)
+    zeros, multiples = (part if part.numel() else None for part in rest)
+    return dequantize(codes, scales, zeros, scheme, group_size, multiples=multiples)
 
 
 def _rounded_inputs(inputs: Tensor, block: int | None) -> Tensor:

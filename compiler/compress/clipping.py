@@ -1,4 +1,4 @@
-"""Choosing how a group's numbers are spaced, so that what matters of it is rounded least."""
+"""Choose the scale of each group that rounds important weights least."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from torch import Tensor
 from ...kernels.ops.quantized import levels_of
 from ...kernels.ops.rounding import LARGEST_MULTIPLE, GridScales, nearest, plain_steps
 
-# How far from the plain spacing is searched: its largest weights are cut off then, and the others lie closer.
+# Shares of the plain scale to try. Below 1, a group's largest weights are clipped, and the others are rounded less.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
-# The same in multiples of a row's scale.
-_FEWER = (1, 0, -1, -2, -3, -4)
+# The same for int4: changes of a group's multiple of its output channel's scale.
+_CHANGES = (1, 0, -1, -2, -3, -4)
 
 
 def best_steps(weight: Tensor, importance: Tensor, scheme: str, group_size: int, symmetric: bool) -> GridScales:
-    """The spacing of each group with the least error, summed over squares by importance.
+    """Return the scales of each group with the least weighted squared error.
 
     Args:
-        importance: of each input, [I]: how much an error of its weights matters.
+        weight: [O, I].
+        importance: weight of the squared errors of each input channel, [I].
     """
     plain = plain_steps(weight, scheme, group_size, symmetric)
     groups = weight.float().unflatten(1, (-1, group_size))
-    matters = importance.to(groups).view(1, -1, group_size)
+    importance_by_group = importance.to(groups).view(1, -1, group_size)
     best, least = plain, torch.full(groups.shape[:2], torch.inf)
     for steps in _candidates(groups, plain, scheme):
-        error = ((_snapped(groups, steps, scheme) - groups).square() * matters).sum(2)
+        error = ((_rounded(groups, steps, scheme) - groups).square() * importance_by_group).sum(2)
         better = error < least
         least = torch.where(better, error, least)
         best = _choose(better, steps, best)
@@ -40,14 +41,14 @@ def _candidates(groups: Tensor, plain: GridScales, scheme: str) -> Iterator[Grid
             yield GridScales(plain.scales * share)
         return
     symmetric = plain.zeros is None
-    for fewer in _FEWER:
-        count = (plain.multiples.abs().int() + fewer).clamp(1, LARGEST_MULTIPLE[symmetric])
+    for change in _CHANGES:
+        count = (plain.multiples.abs().int() + change).clamp(1, LARGEST_MULTIPLE[symmetric])
         for sign in (1, -1) if symmetric else (1,):
             multiples = (sign * count).to(torch.int8)
             if plain.zeros is None:
                 yield GridScales(plain.scales, None, multiples)
                 continue
-            # The range keeps its middle: both ends are cut alike.
+            # The range keeps its middle: both ends are clipped alike.
             shrunk = count / plain.multiples
             lowest, highest = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
             middle, half = (lowest + highest) / 2, (highest - lowest) / 2 * shrunk
@@ -55,15 +56,18 @@ def _candidates(groups: Tensor, plain: GridScales, scheme: str) -> Iterator[Grid
             yield GridScales(plain.scales, zeros.to(torch.uint8), multiples)
 
 
-def _snapped(groups: Tensor, steps: GridScales, scheme: str) -> Tensor:
-    """The groups at the nearest numbers of the spacing."""
+def _rounded(groups: Tensor, steps: GridScales, scheme: str) -> Tensor:
+    """Round the groups to the nearest numbers of the grid."""
     spacing = steps.spacing.unsqueeze(2)
     zeros = None if steps.zeros is None else steps.zeros.unsqueeze(2)
     return levels_of(nearest(groups, spacing, zeros, scheme), zeros, scheme).mul_(spacing)
 
 
 def _choose(better: Tensor, one: GridScales, other: GridScales) -> GridScales:
-    """Group by group one or the other; a row's scale is the same in both."""
+    """Choose one or the other for each group.
+
+    The scale of an output channel, if there is one, is the same in both.
+    """
     scales = torch.where(better, one.scales, other.scales) if one.multiples is None else other.scales
     return GridScales(scales, _where(better, one.zeros, other.zeros), _where(better, one.multiples, other.multiples))
 

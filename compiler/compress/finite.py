@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights are numbers at all, asked before hours are spent on them."""
+"""Check that a checkpoint's weights are finite, before hours are spent on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from ...ir.program import Program
 
 
 def check_finite(program: Program) -> None:
-    """Refuse a model that holds NaN or infinite weights: one would spoil a whole matrix when it is rounded."""
+    """Refuse a model with NaN or infinite weights.
+
+    A single one would spoil the whole weight when it is quantized.
+
+    Raises:
+        LlmcError: WEIGHTS_NOT_FINITE.
+    """
     seen = set()
     for name, weight in program.weights.items():
         if weight.is_constant:
@@ -19,10 +25,10 @@ def check_finite(program: Program) -> None:
                 continue
             seen.add(leaf.key)
             value = leaf.evaluate()
-            # A sum is not finite if a number isn't, and takes no memory; large finite ones are told apart.
+            # The sum of non-finite numbers is not finite and takes no memory. It may also overflow, so check again.
             if not torch.isfinite(value.sum(dtype=torch.float32)) and not torch.isfinite(value.float()).all():
                 raise LlmcError(
                     "WEIGHTS_NOT_FINITE",
-                    f"{leaf}, which is in {name}, holds NaN or infinite numbers.",
-                    "Mend the checkpoint: what it says can't be rounded.",
+                    f"{leaf}, which {name} is computed from, holds NaN or infinite numbers.",
+                    "Fix the checkpoint: only finite weights can be quantized.",
                 )

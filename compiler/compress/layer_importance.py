@@ -1,7 +1,7 @@
-"""How much each layer does to what flows through the model: those that do least are missed least.
+"""Importance of layers: how much each layer changes the hidden states.
 
-A layer's importance is one minus the cosine of what flows into it and what comes out, token by token, in the mean over
-a text (Men et al., ShortGPT, 2024: block influence).
+A layer's importance is one minus the cosine similarity of its input and its output, averaged over the tokens of a text
+(Men et al., ShortGPT, 2024: block influence). Dropping the layers of least importance costs least.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ def importance(
     tokens: Tensor,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    """Of each layer, 0 if it only makes what flows longer or shorter, 2 at most.
+    """Return each layer's importance: 0 if it only scales hidden states, at most 2.
 
     Args:
-        layers: of this program, in order.
-        tokens: texts of one length, [texts, length].
-        watch: called with the layers that are done and all of them.
+        layers: layers of the program, in order.
+        tokens: sequences of one length, [sequences, length].
+        watch: called with the number of layers done and the number of all layers.
     """
     stream = Stream(program, tokens)
-    order = {node: place for place, node in enumerate(program.nodes)}
-    begins = {layer.first: layer for layer in layers}
-    # What comes out of a layer is there when it is first read, and may not be later.
-    ends = {min(layer.after.users, key=order.__getitem__): layer for layer in layers}
-    given: dict[str, list[Tensor]] = {}
-    found: dict[str, Tensor] = {}
+    order = {node: index for index, node in enumerate(program.nodes)}
+    starting = {layer.first: layer for layer in layers}
+    # A layer's output is certain to be in memory when it is first used; later it may be dropped.
+    ended = {min(layer.after.users, key=order.__getitem__): layer for layer in layers}
+    inputs: dict[str, list[Tensor]] = {}
+    importances: dict[str, Tensor] = {}
 
     def before(node: fx.Node) -> None:
-        if layer := ends.get(node):
-            watch(len(found), len(layers))
-            found[layer.name] = _change(given.pop(layer.name), stream.inputs(layer.after))
-        if layer := begins.get(node):
-            given[layer.name] = stream.inputs(layer.before)
+        if layer := ended.get(node):
+            watch(len(importances), len(layers))
+            importances[layer.name] = _change(inputs.pop(layer.name), stream.inputs(layer.after))
+        if layer := starting.get(node):
+            inputs[layer.name] = stream.inputs(layer.before)
 
-    stream.run(before, until=max(ends, key=order.__getitem__))
+    stream.run(before, until=max(ended, key=order.__getitem__))
     watch(len(layers), len(layers))
-    return torch.stack([found[layer.name] for layer in layers])
+    return torch.stack([importances[layer.name] for layer in layers])
 
 
 def _change(before: list[Tensor], after: list[Tensor]) -> Tensor:
-    alike = torch.cat([torch.cosine_similarity(x, y, dim=1) for x, y in zip(before, after, strict=True)])
-    return 1 - alike.double().mean()
+    similarity = torch.cat([torch.cosine_similarity(x, y, dim=1) for x, y in zip(before, after, strict=True)])
+    return 1 - similarity.double().mean()

@@ -1,4 +1,4 @@
-"""How many numbers of a matrix become zero, and which: the lowest of some scores."""
+"""Sparsity patterns, and pruning by the lowest scores."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class Sparsity:
     """A pattern of zeros.
 
     Attributes:
-        share: how many of the numbers become zero.
-        group: consecutive inputs each of which loses that share by itself; None: any of a row may go.
+        share: the share of weights that become zero.
+        group: number of consecutive input channels in which this share becomes zero; None: it becomes zero in each
+            output channel as a whole.
     """
 
     share: float
@@ -24,7 +25,7 @@ class Sparsity:
 
     @classmethod
     def parse(cls, given: str | float) -> Sparsity:
-        """What `--prune` says: "2:4", or a share between 0 and 1.
+        """Parse the value of `--prune`: "2:4", or a share between 0 and 1.
 
         Raises:
             LlmcError: CONFIG_INVALID for anything else.
@@ -38,8 +39,8 @@ class Sparsity:
         if not 0 < share < 1:
             raise LlmcError(
                 "CONFIG_INVALID",
-                f"Prune is {given!r}.",
-                "Give 2:4, or the share of zeros: a number above 0 and below 1.",
+                f"prune is {given!r}, which is not a sparsity.",
+                "Set --prune to 2:4, or to the share of zeros: a number above 0 and below 1.",
             )
         return cls(share)
 
@@ -47,19 +48,24 @@ class Sparsity:
         return "2:4" if self.group else f"{self.share:g}"
 
     def lowest(self, scores: Tensor) -> Tensor:
-        """Where the scores [O, I] are lowest: exactly this share of each row, or group of it; of equals the first."""
+        """Return a mask [O, I] of the lowest scores in each group or output channel.
+
+        The mask covers exactly the share. Of equal scores, the first ones count as lower.
+        """
         size = self.group or scores.shape[1]
         groups = scores.unflatten(1, (-1, size))
-        found = groups.argsort(dim=2, stable=True)[:, :, : round(self.share * size)]
-        return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, found, True).flatten(1)
+        lowest = groups.argsort(dim=2, stable=True)[:, :, : round(self.share * size)]
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, lowest, True).flatten(1)
 
 
 def wanda(weight: Tensor, squares: Tensor, sparsity: Sparsity) -> Tensor:
-    """The weight [O, I] with zeros where its magnitude times the norm of its input is lowest, all else as it was.
+    """Set weights to zero where magnitude times norm of the input is lowest.
 
-    (Sun et al., A Simple and Effective Pruning Approach for Large Language Models, 2024.)
+    All other weights stay as they are. (Sun et al., A Simple and Effective Pruning Approach for Large Language Models,
+    2024.)
 
     Args:
-        squares: of each input, summed over the text, [I].
+        weight: [O, I].
+        squares: the sum of squares of each input channel over the text, [I].
     """
     return weight.float().masked_fill(sparsity.lowest(weight.float().abs() * squares.sqrt()), 0.0)

@@ -1,4 +1,7 @@
-"""A program run on many texts at once, op by op: what lies in memory is one layer's weights and what flows there."""
+"""Run a program on many sequences op by op, with little memory.
+
+Memory holds the values and weights that the current op and later ops need, about one layer's.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,17 @@ from ...ir.program import Program
 
 
 class Stream:
-    """Runs a program without a cache; before each op, who watches may look at what it will read, and change it.
+    """A run of a program without a cache that can be observed before each op.
+
+    The observer may look at the values that the op will use, and change them.
 
     Args:
         tokens: sequences of one length, [sequences, length].
         batch_tokens: about the number of tokens in a batch.
 
     Attributes:
-        values: for each batch, what is there of the program's values.
-        weights: values of the weights in use, by name.
+        values: the program's values that are in memory, for each batch.
+        weights: the weights that are in memory, by name.
     """
 
     def __init__(self, program: Program, tokens: Tensor, batch_tokens: int = 2048) -> None:
@@ -36,20 +41,20 @@ class Stream:
         self.weights: dict[str, Tensor] = {}
 
     def inputs(self, node: fx.Node) -> list[Tensor]:
-        """A value in all batches, [tokens, channels] each; all of it finite, and its squares and their sum, too.
+        """Return a value in all batches, each [tokens, channels].
 
         Raises:
-            LlmcError: MODEL_NOT_FINITE.
+            LlmcError: MODEL_NOT_FINITE if the sum of its squares is not finite in float32.
         """
-        found: list[Tensor] = [values[node].flatten(0, -2) for values in self.values]
-        # No sum of products of these is larger, so nothing that is made of them is infinite.
-        if not sum(float(part.float().square().sum()) for part in found) < torch.finfo(torch.float32).max:
+        batches: list[Tensor] = [values[node].flatten(0, -2) for values in self.values]
+        # No sum of products of the values is larger than this sum, so statistics of them are finite too.
+        if not sum(float(batch.float().square().sum()) for batch in batches) < torch.finfo(torch.float32).max:
             raise LlmcError(
                 "MODEL_NOT_FINITE",
-                f"On the calibration text what the model computes is NaN, infinite or almost so (at {node.name}).",
-                "Check the checkpoint's weights, or round without calibration: --algo rtn.",
+                f"On the calibration text, the values of {node.name} are NaN or too large.",
+                "Check the checkpoint's weights, or quantize without calibration: --algo rtn.",
             )
-        return found
+        return batches
 
     def replace(self, node: fx.Node, change: Callable[[Tensor], Tensor]) -> None:
         """Change a value in all batches."""
@@ -57,12 +62,17 @@ class Stream:
             values[node] = change(values[node])
 
     def use(self, name: str, weight: Tensor) -> None:
-        """What the ops that come shall read for a weight, whatever the program has there."""
+        """Make later ops use this value for a weight instead of the program's."""
         self.weights[name] = weight
 
     def run(self, before: Callable[[fx.Node], None], until: fx.Node | None = None) -> None:
-        """Run all ops in order; `before` is called with each. The op `until` is the last one it is called with."""
-        last = _last_readers(self.program)
+        """Run all ops in order.
+
+        Args:
+            before: called with each op before it runs.
+            until: the last op that `before` is called with; this op and later ones do not run.
+        """
+        last = _last_uses(self.program)
         with torch.no_grad():
             for node in self.program.nodes:
                 if node.op == "call_function":
@@ -94,13 +104,13 @@ class Stream:
                 values.pop(node, None)
 
 
-def _last_readers(program: Program) -> dict[fx.Node, list[fx.Node]]:
-    """For each op the values that nothing reads behind it."""
+def _last_uses(program: Program) -> dict[fx.Node, list[fx.Node]]:
+    """Return, for each op, the values that no later op uses."""
     last: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()
     for node in reversed(program.nodes):
-        for read in (node, *node.all_input_nodes):
-            if read not in seen:
-                seen.add(read)
-                last.setdefault(node, []).append(read)
+        for used in (node, *node.all_input_nodes):
+            if used not in seen:
+                seen.add(used)
+                last.setdefault(node, []).append(used)
     return last

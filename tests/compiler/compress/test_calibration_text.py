@@ -1,4 +1,4 @@
-"""Texts to calibrate on, as tokens."""
+"""Calibration texts, and their tokens."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from llmc.compiler.frontend.sources import find_source
 from llmc.errors import LlmcError
 
 
-def tokens(tmp_path: Path, content: str, max_seq_len: int = 64, **wanted: int) -> torch.Tensor:
+def tokens(tmp_path: Path, content: str, max_seq_len: int = 64, **options: int) -> torch.Tensor:
     path = tmp_path / "text.txt"
     path.write_text(content)
-    text = CalibrationText(str(path), **wanted)
+    text = CalibrationText(str(path), **options)
     return calibration_tokens(find_source(speaking_model()), text.read(), text, max_seq_len)
 
 
-def test_sequences_are_from_all_over_the_text(tmp_path: Path) -> None:
-    found = tokens(tmp_path, "a" * 100 + "b" * 100 + "c" * 100, samples=3, length=20)
-    assert found.shape == (3, 20) and found.dtype == torch.int64
-    assert [len(set(row.tolist())) for row in found] == [1, 1, 1] and len(set(found[:, 0].tolist())) == 3
+def test_sequences_are_spread_over_the_text(tmp_path: Path) -> None:
+    sequences = tokens(tmp_path, "a" * 100 + "b" * 100 + "c" * 100, samples=3, length=20)
+    assert sequences.shape == (3, 20) and sequences.dtype == torch.int64
+    assert [len(set(sequence.tolist())) for sequence in sequences] == [1, 1, 1]
+    assert len(set(sequences[:, 0].tolist())) == 3
 
 
-def test_no_more_than_the_text_and_the_engine_have(tmp_path: Path) -> None:
+def test_no_more_than_the_text_and_max_seq_len(tmp_path: Path) -> None:
     assert tokens(tmp_path, "abc" * 30, samples=50, length=40).shape == (2, 40)
     assert tokens(tmp_path, "abc" * 30, max_seq_len=16, samples=2, length=40).shape == (2, 16)
     assert tokens(tmp_path, "abc", samples=2, length=40).shape == (1, 3)
@@ -39,6 +40,6 @@ def test_too_short(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
-    wanted = CalibrationText()
+    chosen = CalibrationText()
     with pytest.raises(LlmcError, match="TOKENIZER"):
-        calibration_tokens(find_source(tiny_model("llama")), wanted.read(), wanted, 64)
+        calibration_tokens(find_source(tiny_model("llama")), chosen.read(), chosen, 64)

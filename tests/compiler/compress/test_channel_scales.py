@@ -1,4 +1,4 @@
-"""Channel scales: found where they help, none where they don't."""
+"""Channel scales are found where they help, and only there."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ INT4 = Choice(Grid("int4", 16), "linear", 16)
 
 
 def outliers(count: int = 512) -> Tensor:
-    """Inputs of which two channels are much larger than the others."""
+    """Inputs with two channels that are much larger than the others."""
     x = torch.randn(count, 64)
     x[:, [5, 40]] *= 60
     return x
 
 
-def test_what_is_kept_of_inputs() -> None:
+def test_statistics_of_inputs() -> None:
     batches = [torch.randn(300, 8), torch.randn(500, 8)]
-    kept, whole = Inputs.of(batches), torch.cat(batches)
-    torch.testing.assert_close(kept.largest, whole.abs().amax(0))
-    torch.testing.assert_close(kept.mean, whole.abs().mean(0))
-    assert 200 <= len(kept.sample) <= 300
-    rows = {tuple(row.tolist()) for row in whole}
-    assert all(tuple(row.tolist()) in rows for row in kept.sample)
+    statistics, tokens = Inputs.of(batches), torch.cat(batches)
+    torch.testing.assert_close(statistics.largest, tokens.abs().amax(0))
+    torch.testing.assert_close(statistics.mean, tokens.abs().mean(0))
+    assert 200 <= len(statistics.sample) <= 300
+    known = {tuple(token.tolist()) for token in tokens}
+    assert all(tuple(token.tolist()) in known for token in statistics.sample)
 
 
 @pytest.mark.parametrize(("block", "better"), [(0, 0.2), (16, 0.9)])
-def test_smoothing_saves_inputs_that_are_rounded_together(block: int, better: float) -> None:
+def test_smoothquant_helps_inputs_with_a_shared_scale(block: int, better: float) -> None:
     torch.manual_seed(0)
     found = search_scales(Inputs.of([outliers()]), torch.randn(32, 64), INT8, SMOOTHQUANT, block)
     assert found is not None and found.error < better * found.before
     assert found.scales[5] > 4 * found.scales.median() and found.scales[40] > 4 * found.scales.median()
 
 
-def test_awq_saves_weights_whose_inputs_are_large() -> None:
+def test_awq_helps_weights_with_large_inputs() -> None:
     torch.manual_seed(0)
     found = search_scales(Inputs.of([outliers()]), torch.randn(32, 64), INT4, AWQ, None)
     assert found is not None and found.error < 0.8 * found.before and found.alpha > 0
     assert found.scales[5] > 2 * found.scales.median()
 
 
-def test_none_where_none_helps() -> None:
-    """Weights on the grid and inputs as they are: nothing can be better than leaving them."""
+def test_none_if_no_scales_help() -> None:
+    """Weights are on the grid and inputs are not rounded, so there is no error."""
     torch.manual_seed(0)
     weight = torch.randint(-127, 128, (32, 64)) / 100
     weight[:, 0] = 1.27

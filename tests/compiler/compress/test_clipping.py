@@ -1,4 +1,4 @@
-"""The spacing of groups: never worse than the plain one, and on the grid that the kernels know."""
+"""Clipped scales are never worse than plain ones, and on the grid of the kernels."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from llmc.kernels.ops.rounding import LARGEST_MULTIPLE, GridScales, codes_of, pl
 KINDS = [("int4", True), ("int4", False), ("int8", True), ("nf4", True), ("fp8", True)]
 
 
-def errors(weight: torch.Tensor, steps: GridScales, scheme: str, matters: torch.Tensor) -> torch.Tensor:
-    """Of each group."""
+def errors(weight: torch.Tensor, steps: GridScales, scheme: str, importance: torch.Tensor) -> torch.Tensor:
+    """Return the weighted squared error of each group."""
     codes = codes_of(weight, steps, scheme, 16)
     zeros = None if steps.zeros is None else steps.zeros.repeat_interleave(16, 1)
     value = levels_of(codes, zeros, scheme) * steps.spacing.repeat_interleave(16, 1)
-    return ((value - weight).square() * matters).unflatten(1, (-1, 16)).sum(2)
+    return ((value - weight).square() * importance).unflatten(1, (-1, 16)).sum(2)
 
 
 @pytest.mark.parametrize(("scheme", "symmetric"), KINDS)
 def test_no_group_is_worse_than_plain(scheme: str, symmetric: bool) -> None:
     torch.manual_seed(0)
-    weight, matters = torch.randn(40, 64), torch.rand(64) ** 4
+    weight, importance = torch.randn(40, 64), torch.rand(64) ** 4
     plain = plain_steps(weight, scheme, 16, symmetric)
-    best = best_steps(weight, matters, scheme, 16, symmetric)
-    before, after = errors(weight, plain, scheme, matters), errors(weight, best, scheme, matters)
+    best = best_steps(weight, importance, scheme, 16, symmetric)
+    before, after = errors(weight, plain, scheme, importance), errors(weight, best, scheme, importance)
     assert (after <= before * (1 + 1e-5)).all()
     if scheme in ("int4", "nf4"):
         assert after.sum() < 0.9 * before.sum()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_int4_stays_a_matrix_of_small_integers(symmetric: bool) -> None:
+def test_int4_weights_are_small_integers(symmetric: bool) -> None:
     torch.manual_seed(0)
     weight = torch.randn(40, 64) * torch.logspace(-3, 3, 40)[:, None]
     steps = best_steps(weight, torch.ones(64), "int4", 16, symmetric)
@@ -46,27 +46,27 @@ def test_int4_stays_a_matrix_of_small_integers(symmetric: bool) -> None:
     assert integers.abs().max() <= 127 or (integers.min() >= -128 and integers.max() <= 127)
 
 
-def test_what_matters_decides() -> None:
-    """One large weight that never matters is cut off, so that the others lie closer."""
+def test_unimportant_weights_are_clipped() -> None:
+    """A large weight without importance is clipped, so the others are rounded less."""
     weight = torch.full((1, 16), 0.1)
     weight[0, ::2] = -0.13
     weight[0, 3] = 0.2
-    matters = torch.ones(16)
-    matters[3] = 0
-    best = best_steps(weight, matters, "int8", 16, True)
+    importance = torch.ones(16)
+    importance[3] = 0
+    best = best_steps(weight, importance, "int8", 16, True)
     assert best.scales[0, 0] < plain_steps(weight, "int8", 16, True).scales[0, 0]
 
 
-def test_the_best_of_all_multiples_within_reach() -> None:
-    """By trying every multiple on a few groups."""
+def test_the_best_of_all_multiples_in_the_search_range() -> None:
+    """Compare with every multiple, on a few groups."""
     torch.manual_seed(0)
     weight = torch.randn(6, 16)
     plain = plain_steps(weight, "int4", 16, True)
     best = best_steps(weight, torch.ones(16), "int4", 16, True)
     assert plain.multiples is not None
-    for row, multiple in itertools.product(range(6), range(9, 16)):
+    for group, multiple in itertools.product(range(6), range(9, 16)):
         for sign in (1, -1):
             other = GridScales(plain.scales, None, torch.full((6, 1), sign * multiple, dtype=torch.int8))
-            found = [errors(weight, steps, "int4", torch.ones(16))[row, 0] for steps in (best, other)]
-            if multiple >= int(plain.multiples[row, 0].abs()) - 4:
-                assert found[0] <= found[1] * (1 + 1e-5)
+            measured = [errors(weight, steps, "int4", torch.ones(16))[group, 0] for steps in (best, other)]
+            if multiple >= int(plain.multiples[group, 0].abs()) - 4:
+                assert measured[0] <= measured[1] * (1 + 1e-5)

@@ -1,4 +1,4 @@
-"""NaN and infinite weights are found before anything is computed."""
+"""NaN and infinite weights are refused before anything is computed."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_refused(value: float, dtype: torch.dtype) -> None:
     assert "head" in caught.value.what
 
 
-def test_large_numbers_are_numbers() -> None:
-    """Their sum is not: 3e38 and 3e38 are more than float32 holds. Infinite constants of a mask don't count."""
+def test_large_weights_are_finite() -> None:
+    """Only their sum overflows. Infinite constants, as in a mask, are allowed."""
     model = Model(3e38)
     with torch.no_grad():
         model.head[4, 5] = 3e38

@@ -1,4 +1,7 @@
-"""GPTQ against its definition: column by column, with the inverse of what is left computed anew each time."""
+"""GPTQ compared with its definition.
+
+The definition inverts the Hessian of the remaining input channels at each step.
+"""
 
 from __future__ import annotations
 
@@ -22,60 +25,63 @@ def values(codes: Tensor, steps: GridScales, scheme: str, group: int) -> Tensor:
 def by_definition(
     weight: Tensor, hessian: Tensor, steps: GridScales, scheme: str, group: int, keep_zeros: bool = False
 ) -> np.ndarray:
-    """In float64. For each column the remaining ones move by -(error / inverse[0, 0]) * inverse[0], as in OBS."""
+    """Round in float64, one input channel at a time, as in OBS.
+
+    The remaining channels move by -(error / inverse[0, 0]) * inverse[0].
+    """
     w, h = weight.double().numpy().copy(), hessian.double().numpy().copy()
     h[np.diag_indices_from(h)] += DAMPING * np.diag(h).mean()
     order = np.argsort(-np.diag(hessian.double().numpy()), kind="stable")
     spacing = steps.spacing.double().expand(len(w), w.shape[1] // group).numpy()
     result = np.zeros_like(w)
-    for place, column in enumerate(order):
-        left = order[place:]
-        inverse = np.linalg.inv(h[np.ix_(left, left)])
-        step, zero = spacing[:, column // group], 8
+    for step, channel in enumerate(order):
+        remaining = order[step:]
+        inverse = np.linalg.inv(h[np.ix_(remaining, remaining)])
+        scale, zero = spacing[:, channel // group], 8
         if steps.zeros is not None:
-            zero = steps.zeros.numpy()[:, column // group].astype(int)
-        codes = np.rint(w[:, column] / step) + (zero if scheme == "int4" else 0)
+            zero = steps.zeros.numpy()[:, channel // group].astype(int)
+        codes = np.rint(w[:, channel] / scale) + (zero if scheme == "int4" else 0)
         codes = np.clip(codes, 0, 15) if scheme == "int4" else np.clip(codes, -127, 127)
         if keep_zeros:
-            codes = np.where(weight.numpy()[:, column] == 0, zero if scheme == "int4" else 0, codes)
-        result[:, column] = codes
-        error = w[:, column] - (codes - (zero if scheme == "int4" else 0)) * step
-        w[:, left] -= np.outer(error / inverse[0, 0], inverse[0])
+            codes = np.where(weight.numpy()[:, channel] == 0, zero if scheme == "int4" else 0, codes)
+        result[:, channel] = codes
+        error = w[:, channel] - (codes - (zero if scheme == "int4" else 0)) * scale
+        w[:, remaining] -= np.outer(error / inverse[0, 0], inverse[0])
     return result
 
 
-def inputs(columns: int, count: int = 200) -> Tensor:
-    """Correlated, as what flows through a model is; without correlation there is nothing to make good."""
-    mixed = torch.randn(count, columns) @ (torch.randn(columns, columns) / columns**0.5 + 0.3)
-    return mixed * torch.logspace(-1, 1, columns)[torch.randperm(columns)]
+def inputs(channels: int, count: int = 200) -> Tensor:
+    """Return correlated inputs, because only their errors can be compensated."""
+    mixed = torch.randn(count, channels) @ (torch.randn(channels, channels) / channels**0.5 + 0.3)
+    return mixed * torch.logspace(-1, 1, channels)[torch.randperm(channels)]
 
 
 @pytest.mark.parametrize("keep_zeros", [False, True])
 @pytest.mark.parametrize(
     ("scheme", "group", "symmetric"), [("int4", 16, True), ("int4", 16, False), ("int8", 32, True)]
 )
-def test_it_is_its_definition(scheme: str, group: int, symmetric: bool, keep_zeros: bool) -> None:
+def test_equals_its_definition(scheme: str, group: int, symmetric: bool, keep_zeros: bool) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(7, 32), inputs(32)
     if keep_zeros:
         weight = weight.masked_fill(torch.rand(7, 32) < 0.5, 0)
     steps = plain_steps(weight, scheme, group, symmetric)
     got = gptq(weight, x.T @ x, steps, scheme, group, DAMPING, keep_zeros)
-    wanted = by_definition(weight, x.T @ x, steps, scheme, group, keep_zeros)
-    # A tie that falls the other way in float32 moves what comes behind it.
-    assert (got.numpy() != wanted).mean() <= 0.02
+    expected = by_definition(weight, x.T @ x, steps, scheme, group, keep_zeros)
+    # A tie that is rounded the other way in float32 changes the channels after it.
+    assert (got.numpy() != expected).mean() <= 0.02
 
 
-def test_blocks_of_columns_are_no_borders() -> None:
+def test_block_size_does_not_change_codes() -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(5, 48), inputs(48)
     steps = plain_steps(weight, "int4", 16, True)
-    whole = gptq(weight, x.T @ x, steps, "int4", 16)
-    assert (gptq(weight, x.T @ x, steps, "int4", 16, block=7) != whole).float().mean() <= 0.02
+    one_block = gptq(weight, x.T @ x, steps, "int4", 16)
+    assert (gptq(weight, x.T @ x, steps, "int4", 16, block=7) != one_block).float().mean() <= 0.02
 
 
 @pytest.mark.parametrize("scheme", ["int4", "nf4", "int8", "fp8"])
-def test_outputs_are_closer_than_by_the_nearest_codes(scheme: str) -> None:
+def test_outputs_are_closer_than_with_nearest_codes(scheme: str) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(24, 64), inputs(64, 600)
     steps = plain_steps(weight, scheme, 16, True)
@@ -86,8 +92,8 @@ def test_outputs_are_closer_than_by_the_nearest_codes(scheme: str) -> None:
     assert error(gptq(weight, x.T @ x, steps, scheme, 16)) < 0.6 * error(codes_of(weight, steps, scheme, 16))
 
 
-def test_inputs_that_never_come() -> None:
-    """Columns of zeros make the Hessian singular; their weights go to the nearest codes and help nobody."""
+def test_inputs_that_are_always_zero() -> None:
+    """The Hessian is singular. Their weights get nearest codes, and nothing else."""
     torch.manual_seed(0)
     weight, x = torch.randn(5, 32), inputs(32)
     x[:, 3:9] = 0
@@ -97,7 +103,7 @@ def test_inputs_that_never_come() -> None:
     assert not torch.equal(got, codes_of(weight, steps, "int4", 16))
 
 
-def test_fewer_inputs_than_columns() -> None:
+def test_fewer_tokens_than_channels() -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(5, 64), inputs(64, 3)
     steps = plain_steps(weight, "int4", 16, True)
@@ -108,14 +114,15 @@ def test_fewer_inputs_than_columns() -> None:
 @pytest.mark.parametrize(
     ("scheme", "symmetric"), [("int4", True), ("int4", False), ("nf4", True), ("int8", True), ("fp8", True)]
 )
-def test_zeros_of_a_pruned_weight_stay_and_are_made_good(scheme: str, symmetric: bool) -> None:
+def test_pruned_weights_stay_zero_and_errors_are_compensated(scheme: str, symmetric: bool) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(24, 64), inputs(64, 600)
-    gone = torch.rand(24, 64) < 0.5
-    weight = weight.masked_fill(gone, 0)
+    is_pruned = torch.rand(24, 64) < 0.5
+    weight = weight.masked_fill(is_pruned, 0)
     steps = plain_steps(weight, scheme, 16, symmetric)
     value = values(gptq(weight, x.T @ x, steps, scheme, 16, keep_zeros=True), steps, scheme, 16)
-    assert (value[gone] == 0).all()
-    assert (values(gptq(weight, x.T @ x, steps, scheme, 16), steps, scheme, 16)[gone] != 0).any(), "it would move them"
-    plainly = values(codes_of(weight, steps, scheme, 16), steps, scheme, 16)
-    assert (x @ (value - weight).T).norm() < 0.8 * (x @ (plainly - weight).T).norm()
+    assert (value[is_pruned] == 0).all()
+    without_option = values(gptq(weight, x.T @ x, steps, scheme, 16), steps, scheme, 16)
+    assert (without_option[is_pruned] != 0).any()
+    nearest = values(codes_of(weight, steps, scheme, 16), steps, scheme, 16)
+    assert (x @ (value - weight).T).norm() < 0.8 * (x @ (nearest - weight).T).norm()

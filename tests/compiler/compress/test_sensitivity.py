@@ -1,4 +1,4 @@
-"""What rounding is foretold to cost, against what it does cost."""
+"""Estimated divergence by rounding, compared with measured divergence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def program() -> Program:
 
 
 def noise(program: Program, size: float) -> dict[str, Tensor]:
-    """An error for each matrix of a layer, of very different sizes."""
+    """Return an error for each weight of a layer, of very different sizes."""
     torch.manual_seed(0)
     names = [name for name, weight in program.weights.items() if ".layers." in name and len(weight.shape) == 2]
     assert len(names) >= 8
@@ -57,34 +57,34 @@ def rounded(x: Tensor) -> Tensor:
     return codes * scale
 
 
-def test_foretold_and_measured(program: Program) -> None:
+def test_estimated_and_measured(program: Program) -> None:
     errors = noise(program, 0.1)
-    foretold = sensitivity(program, TOKENS, {name: lambda part=part: part for name, part in errors.items()}).weights
+    estimated = sensitivity(program, TOKENS, {name: lambda part=part: part for name, part in errors.items()}).weights
     measured = {name: divergence(program, {name: error}, TOKENS) for name, error in errors.items()}
     for name in errors:
-        assert 1 / 3 < foretold[name] / measured[name] < 3
-    ranks = torch.tensor([[sorted(d.values()).index(d[name]) for name in errors] for d in (foretold, measured)])
+        assert 1 / 3 < estimated[name] / measured[name] < 3
+    ranks = torch.tensor([[sorted(d.values()).index(d[name]) for name in errors] for d in (estimated, measured)])
     assert torch.corrcoef(ranks)[0, 1] > 0.9
-    assert sum(foretold.values()) == pytest.approx(divergence(program, errors, TOKENS), rel=0.4)
+    assert sum(estimated.values()) == pytest.approx(divergence(program, errors, TOKENS), rel=0.4)
 
 
-def test_layers_are_no_borders(program: Program) -> None:
-    """In one piece it is the same: nothing is lost where the way back is cut."""
+def test_segments_do_not_change_the_result(program: Program) -> None:
+    """One segment for the whole program has the same result as one for each layer."""
     errors = {name: lambda part=part: part for name, part in noise(program, 0.1).items()}
-    cut = sensitivity(program, TOKENS[:2], errors)
+    by_layer = sensitivity(program, TOKENS[:2], errors)
     assert len(layer_segments(program)) >= 4
     calls = [node for node in program.nodes if node.op == "call_function"]
-    whole = sensitivity(program, TOKENS[:2], errors, segments=[calls])
-    for scores, in_pieces in ((whole.weights, cut.weights), (whole.inputs, cut.inputs)):
-        assert scores == pytest.approx(in_pieces, rel=1e-4) and scores.keys() == errors.keys()
+    in_one = sensitivity(program, TOKENS[:2], errors, segments=[calls])
+    for scores, expected in ((in_one.weights, by_layer.weights), (in_one.inputs, by_layer.inputs)):
+        assert scores == pytest.approx(expected, rel=1e-4) and scores.keys() == errors.keys()
 
 
-def test_rounded_inputs_foretold_and_measured(program: Program) -> None:
+def test_rounded_inputs_estimated_and_measured(program: Program) -> None:
     none = {name: lambda shape=program.weights[name].shape: torch.zeros(shape) for name in noise(program, 0.0)}
-    foretold = sensitivity(program, TOKENS, none)
-    assert not any(foretold.weights.values())
+    estimated = sensitivity(program, TOKENS, none)
+    assert not any(estimated.weights.values())
     exact = logits(program, TOKENS)
-    for name, score in foretold.inputs.items():
+    for name, score in estimated.inputs.items():
         changed = program.copy()
         for node in changed.nodes:
             if is_op(node, linear) and node.args[1].target == name:

@@ -1,4 +1,4 @@
-"""Running a program on many texts op by op gives what running it on each gives, with little in memory."""
+"""Stream runs a program on many sequences, with the same results as the program."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def program() -> Program:
     return llmc.capture(tiny_model("llama"), until=Stage.OPTIMIZED)
 
 
-def flowing(program: Program, tokens: Tensor, **options: int) -> dict[fx.Node, Tensor]:
-    """What each linear reads, over all batches."""
+def inputs_of_linears(program: Program, tokens: Tensor, **options: int) -> dict[fx.Node, Tensor]:
+    """Return the input of each linear, over all batches."""
     seen: dict[fx.Node, Tensor] = {}
     stream = Stream(program, tokens, **options)
 
@@ -38,25 +38,25 @@ def flowing(program: Program, tokens: Tensor, **options: int) -> dict[fx.Node, T
     return seen
 
 
-def test_batches_are_no_borders(program: Program) -> None:
+def test_batch_size_does_not_change_values(program: Program) -> None:
     tokens = inputs(5, 12)[0]
-    whole = flowing(program, tokens)
+    one_batch = inputs_of_linears(program, tokens)
     assert len(Stream(program, tokens, batch_tokens=24).values) == 3
-    for node, value in flowing(program, tokens, batch_tokens=24).items():
-        torch.testing.assert_close(value, whole[node])
+    for node, value in inputs_of_linears(program, tokens, batch_tokens=24).items():
+        torch.testing.assert_close(value, one_batch[node])
 
 
-def test_it_computes_what_the_program_does(program: Program) -> None:
+def test_equals_the_program(program: Program) -> None:
     tokens, positions = inputs(3, 10)
-    found: list[Tensor] = []
+    hidden: list[Tensor] = []
     stream = Stream(program, tokens)
     head = program.output
-    stream.run(lambda node: found.extend(stream.inputs(head.args[0])) if node is head else None)  # type: ignore[arg-type,func-returns-value]
+    stream.run(lambda node: hidden.extend(stream.inputs(head.args[0])) if node is head else None)  # type: ignore[arg-type,func-returns-value]
     weight = program.weights[str(head.args[1].target)].evaluate()  # type: ignore[union-attr]
-    torch.testing.assert_close((found[0] @ weight.T).view(3, 10, -1), program(tokens, positions))
+    torch.testing.assert_close((hidden[0] @ weight.T).view(3, 10, -1), program(tokens, positions))
 
 
-def test_what_is_read_no_more_is_dropped(program: Program) -> None:
+def test_values_are_dropped_after_their_last_use(program: Program) -> None:
     sizes: list[int] = []
     weights: list[int] = []
     stream = Stream(program, inputs(2, 8)[0])
@@ -67,10 +67,10 @@ def test_what_is_read_no_more_is_dropped(program: Program) -> None:
 
     stream.run(before)
     assert max(sizes) < 16 < len(program.nodes) / 3
-    assert max(weights) <= 4  # two tables of rotations, and what the op reads
+    assert max(weights) <= 4  # cos and sin of rope, and the op's own weights
 
 
-def test_it_stops_where_it_is_told_to(program: Program) -> None:
+def test_it_stops_at_until(program: Program) -> None:
     seen: list[fx.Node] = []
     first = next(n for n in program.nodes if is_op(n, linear))
     Stream(program, inputs(1, 4)[0]).run(seen.append, until=first)
@@ -95,10 +95,10 @@ def test_a_weight_may_be_replaced(program: Program) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e25])
-def test_what_is_not_finite_is_refused(program: Program, value: float) -> None:
-    """GPTQ would look for a matrix that can be factored for ever; 1e25 is finite, but its square isn't."""
+def test_values_that_are_not_finite_are_refused(program: Program, value: float) -> None:
+    """GPTQ would loop forever. 1e25 is finite, but its square is not."""
     spoiled = program.copy()
     name = next(name for name in spoiled.weights if name.endswith("up_proj.weight") or "gate_up" in name)
     spoiled.weights[name] = constant(spoiled.weights[name].evaluate().float() * 0 + value, name)
     with pytest.raises(LlmcError, match="MODEL_NOT_FINITE"):
-        flowing(spoiled, inputs(2, 8)[0])
+        inputs_of_linears(spoiled, inputs(2, 8)[0])
