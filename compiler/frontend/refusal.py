@@ -1,4 +1,4 @@
-"""Why a model can't be traced, in the model's terms."""
+"""Turn an error of torch's tracer into a refusal that names the part of the model that caused it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import LlmcError
 
-# What tracing says when a tensor's values would have to be known, and when a size would have to be.
+# Text in the tracer's errors when it needs a tensor's values (`_ON_VALUES`) or a fixed size (`_ON_SIZES`).
 _ON_VALUES = (
     "data-dependent",
     "DataDependent",
@@ -31,7 +31,7 @@ _NOISY = ("torch._guards", "torch._dynamo", "torch.export", "torch.fx.experiment
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, a trace that fails says so by its exception alone."""
+    """Silence torch's logs and stderr, so that a failed trace reports only its exception."""
     with contextlib.ExitStack() as stack:
         for logger in map(logging.getLogger, _NOISY):
             stack.callback(logger.setLevel, logger.level)
@@ -41,39 +41,44 @@ def quiet() -> Iterator[None]:
 
 
 def refusal(model: nn.Module, error: Exception) -> LlmcError:
-    """The error to raise for a model that no way of tracing could capture, from what the first one said."""
+    """Build the error to raise for a model that can't be captured.
+
+    Args:
+        model: the model.
+        error: the tracer's error. An `LlmcError` is returned as it is.
+    """
     if isinstance(error, LlmcError):
         return error
-    said = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"
     name, part, line = type(model).__name__, _module(model, error), _line(error)
     if is_about_sizes(error):
         return LlmcError(
             "CAPTURE_SPECIALIZED",
             f"{name} computes with a fixed batch or sequence size{line}: it loops over the sequence or turns a size "
-            "into a Python number, so that what was captured holds for one size only.",
+            "into a Python number, so the captured graph is valid for one size only.",
             "Write that part as operations on whole tensors; a recurrence must become one op.",
         )
-    if any(mark in said for mark in _ON_VALUES):
+    if any(mark in text for mark in _ON_VALUES):
         return LlmcError(
             "CAPTURE_DATA_DEPENDENT",
-            f"{name} decides by the values of a tensor what to compute{part}, but a program is the same for all.",
-            "Write that part with masks, where or top-k of a fixed number instead of a branch or nonzero.",
+            f"{name} has control flow or shapes that depend on tensor values{part}; a program has neither.",
+            "Replace the branch or nonzero by masks, torch.where or a top-k of fixed size.",
         )
-    first_line = said.strip().splitlines()[0][:200]
+    first_line = text.strip().splitlines()[0][:200]
     return LlmcError(
         "CAPTURE_FAILED",
         f"{name} can't be traced{part} ({first_line}).",
-        "Check that it runs under torch.export with its batch and sequence sizes dynamic.",
+        "Check that torch.export can export it with dynamic batch and sequence sizes.",
     )
 
 
 def is_about_sizes(error: Exception) -> bool:
-    """Whether a size got burnt in, which no way of tracing avoids."""
+    """True if the trace fixed a batch or sequence size. No other way of tracing avoids that."""
     return any(mark in f"{type(error).__name__}: {error}" for mark in _ON_SIZES)
 
 
 def _module(model: nn.Module, error: Exception) -> str:
-    """` in DbrxExperts`: the innermost part of the model that the error passed, if it is not the whole."""
+    """Innermost module on the error's stack as text (` in DbrxExperts`), or "" if it is the whole model."""
     modules = set(model.modules())
     owners = [f.f_locals.get("self") for f in _frames(error)]
     inside = [m for m in owners if isinstance(m, nn.Module) and m in modules]
@@ -81,20 +86,23 @@ def _module(model: nn.Module, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """` in mamba_selective_scan (modeling_mamba.py:260)`: where a size became a number, as the tracer remembers it."""
+    """Source line that fixed a size, as text (` in mamba_selective_scan (modeling_mamba.py:260)`), or "".
+
+    The tracer's shape environment records the line.
+    """
     modes = (v for f in _frames(error) for v in f.f_locals.values() if isinstance(v, FakeTensorMode))
     for shapes in (mode.shape_env for mode in modes if mode.shape_env is not None):
         for size, value in shapes.replacements.items():
             source = shapes.replacements_slocs.get(size)
             if value.is_number and source is not None and isinstance(source.framework_loc, FrameSummary):
                 frame, file = source.framework_loc, Path(source.framework_loc.filename)
-                if file.parent != Path(__file__).parent:  # where capture says that both inputs have one size
+                if file.parent != Path(__file__).parent:  # `LogitsOf` itself makes the inputs' sizes equal
                     return f" in {frame.name} ({file.name}:{frame.lineno})"
     return ""
 
 
 def _frames(error: BaseException | None) -> Iterator[FrameType]:
-    """Every frame that the error passed, and those of the errors behind it, outermost first."""
+    """Yield the frames of the error's traceback, outermost first, then those of its causes."""
     while error is not None:
         traceback = error.__traceback__
         while traceback is not None:

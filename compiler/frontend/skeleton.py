@@ -1,4 +1,4 @@
-"""A model's structure without its parameters' bytes."""
+"""Build a model's structure without allocating its parameters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _register_parameter = nn.Module.register_parameter
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules made within get parameters without storage; buffers are real, for their values are computed."""
-    made = WeakIdKeyDictionary()  # so that a parameter that has two places stays one
+    """Give modules that are built inside this context meta parameters, without storage.
+
+    Buffers are real, because modules compute their values when they are built.
+    """
+    replacements = WeakIdKeyDictionary()  # original parameter -> meta parameter, so that tied parameters stay tied
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None and not parameter.is_meta:
-            if parameter not in made:
-                made[parameter] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-            parameter = made[parameter]
+            if parameter not in replacements:
+                replacements[parameter] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+            parameter = replacements[parameter]
         _register_parameter(module, name, parameter)
 
     with mock.patch.object(nn.Module, "register_parameter", register):
@@ -32,9 +35,10 @@ def parameters_on_meta() -> Iterator[None]:
 
 @contextmanager
 def fake_parameters(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
-    """Within, every parameter is a fake CPU tensor of `mode`, tied ones still one; then all is as it was.
+    """Replace every parameter by a fake CPU tensor of `mode` inside this context. Tied parameters stay tied.
 
-    All of the module's state comes back, for a forward may keep what it computed, and would keep fake tensors.
+    On exit, all attributes, parameters, buffers and submodules are restored, because a forward call may have stored
+    fake tensors in the module.
     """
     fakes: dict[int, nn.Parameter] = {}
     state = [(owner, dict(vars(owner)), _registered(owner)) for owner in module.modules()]
@@ -59,5 +63,5 @@ def fake_parameters(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
 
 
 def _registered(owner: nn.Module) -> list[tuple[dict, dict]]:
-    """The module's own tables of parameters, buffers and submodules, each with its entries now."""
+    """The module's dicts of parameters, buffers and submodules, each with a copy of its present entries."""
     return [(table, dict(table)) for table in (owner._parameters, owner._buffers, owner._modules)]

@@ -1,6 +1,6 @@
-"""What a model can be given as, and where its config, structure and weights come from.
+"""Find a model by name, path or module, with its config, structure, lazy weights and tokenizer.
 
-A source is resolved without reading a weight: the config decides the structure, headers name the weights.
+No weight is read: the config defines the structure, and file headers name the weights.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from .skeleton import parameters_on_meta
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_WANTED_FROM_HUB = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "tokenizer*"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "tokenizer*"]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found but not read.
+    """A model whose location and structure are known, and whose weights are not read yet.
 
     Attributes:
-        name: what the user called it.
-        config: its config, None for a plain module.
-        build: its structure; parameters may be on meta.
-        weights: the structure's parameters by name, lazily; those it doesn't name are the module's own.
-        tokenizer: its tokenizer, or a `TOKENIZER_MISSING` error.
-        files: what it was read from, which is its content; none for a module in memory.
+        name: the name or path that the user passed, or the module's class name.
+        config: the model's config; None for a plain module.
+        build: returns the structure with parameters of the given dtype, possibly on the meta device.
+        weights: returns lazy weights of the structure's parameters by name. A parameter that is missing here has its
+            value in the module itself.
+        tokenizer: returns the tokenizer, or raises `TOKENIZER_MISSING`.
+        files: the config and weight files, which define the model's content; empty for a module in memory.
     """
 
     name: str
@@ -51,7 +52,12 @@ class ModelSource:
 
 
 def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = False) -> ModelSource:
-    """Find what `model` names: a module, `demo`, a GGUF file, a folder, or a model on the Hugging Face hub."""
+    """Find a model: a module, `demo`, a GGUF file, a folder, or the id of a model on the Hugging Face hub.
+
+    Args:
+        model: the module, path or name.
+        trust_remote_code: allow Python code that comes with the model to run.
+    """
     if isinstance(model, nn.Module):
         return _from_module(model)
     if str(model) == "demo":
@@ -63,8 +69,8 @@ def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = Fals
         if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             raise LlmcError(
                 "WEIGHTS_PICKLE",
-                f"{path} is a pickle, which can run any code when it is read.",
-                "Give a folder of safetensors.",
+                f"{path} is a pickle file, which can run arbitrary code when loaded.",
+                "Pass a folder with safetensors files instead.",
             )
         return _from_gguf(path, str(model))
     if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")) and path.suffix != ".gguf":
@@ -72,7 +78,7 @@ def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = Fals
     raise LlmcError(
         "MODEL_NOT_FOUND",
         f"There is no model at {str(model)!r}.",
-        "Give a folder with config.json and safetensors, a .gguf file, a hub id such as org/name, or demo.",
+        "Pass a folder with config.json and safetensors files, a .gguf file, a hub id such as org/name, or demo.",
     )
 
 
@@ -81,18 +87,18 @@ def _from_module(module: nn.Module) -> ModelSource:
     name = type(module).__name__
 
     def build(dtype: torch.dtype) -> nn.Module:
-        """The module, or where its parameters have another dtype a copy of its structure; it stays what it was."""
-        others = [p for p in module.parameters() if p.is_floating_point() and p.dtype != dtype]
-        if not others:
+        """Return the module itself, or a copy with meta parameters if their dtype must change."""
+        to_cast = [p for p in module.parameters() if p.is_floating_point() and p.dtype != dtype]
+        if not to_cast:
             return module
-        meta = {id(p): nn.Parameter(p.detach().to("meta", dtype), requires_grad=False) for p in others}
-        return deepcopy(module, meta)
+        memo = {id(p): nn.Parameter(p.detach().to("meta", dtype), requires_grad=False) for p in to_cast}
+        return deepcopy(module, memo)
 
     def weights(model: nn.Module) -> Mapping[str, Weight]:
         return {name: parameter(p, name) for name, p in module.named_parameters(remove_duplicate=False)}
 
     def no_tokenizer() -> PreTrainedTokenizerBase:
-        raise _no_tokenizer(name, "A module has none; compile from the folder it was loaded from.")
+        raise _no_tokenizer(name, "Compile from the folder the module was loaded from; a module has no tokenizer.")
 
     return ModelSource(name, config, build, weights, no_tokenizer)
 
@@ -102,9 +108,9 @@ def _from_gguf(path: Path, name: str) -> ModelSource:
     config = file.config()
 
     def weights(model: Any) -> Mapping[str, Weight]:
-        found = {key: Leaf(source) for key, source in file.hf_tensors(model).items()}
-        check_complete(model, found, name)
-        return found
+        matched = {key: Leaf(source) for key, source in file.hf_tensors(model).items()}
+        check_complete(model, matched, name)
+        return matched
 
     return ModelSource(name, config, lambda dtype: _skeleton(config, dtype, False), weights, file.tokenizer, (path,))
 
@@ -116,24 +122,24 @@ def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> ModelSourc
     origin = f"{name} ({quantized.name})" if quantized else name
 
     def weights(model: Any) -> Mapping[str, Weight]:
-        found = match_checkpoint(model, stored, origin)
-        check_complete(model, found, origin)
+        matched = match_checkpoint(model, stored, origin)
+        check_complete(model, matched, origin)
         if quantized:
-            check_matched(quantized, model, found)
-        return found
+            check_matched(quantized, model, matched)
+        return matched
 
     def tokenizer() -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
-        hint = "Put tokenizer.json and tokenizer_config.json beside its config.json."
+        hint = "Put tokenizer.json and tokenizer_config.json in the folder of its config.json."
         try:
-            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except Exception as error:  # each kind of tokenizer has errors of its own
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except Exception as error:  # each tokenizer class raises its own errors
             raise _no_tokenizer(name, hint) from error
-        # Some classes make an empty tokenizer where there are no files.
-        if len(found) <= len(found.get_added_vocab()):
+        # Without files, some classes return an empty tokenizer instead of an error.
+        if len(loaded) <= len(loaded.get_added_vocab()):
             raise _no_tokenizer(name, hint)
-        return found
+        return loaded
 
     files = (folder / "config.json", *sorted(folder.glob("*.safetensors")))
     build = lambda dtype: _skeleton(config, dtype, trust_remote_code)  # noqa: E731
@@ -141,11 +147,14 @@ def _from_folder(folder: Path, name: str, trust_remote_code: bool) -> ModelSourc
 
 
 def _no_tokenizer(name: str, hint: str) -> LlmcError:
-    return LlmcError("TOKENIZER_MISSING", f"{name} has no tokenizer that can be read.", hint)
+    return LlmcError("TOKENIZER_MISSING", f"{name} has no readable tokenizer.", hint)
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedConfig, Format | None]:
-    """The config without what it says of quantized weights, which is the reader that comes with it."""
+    """Read the config of a folder, and the reader of its quantized weights if it has any.
+
+    The returned config has no `quantization_config`.
+    """
     from transformers import AutoConfig
 
     path = folder / "config.json"
@@ -153,35 +162,33 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedConfi
         raw: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         raise LlmcError(
-            "MODEL_NOT_FOUND", f"{folder} holds no config.json.", "Give the folder of a Hugging Face model."
+            "MODEL_NOT_FOUND", f"{folder} contains no config.json.", "Pass the folder of a Hugging Face model."
         ) from None
     except ValueError as error:
-        raise LlmcError("CONFIG_INVALID", f"{path} is not JSON: {error}.", "Fetch the file again.") from None
+        raise LlmcError("CONFIG_INVALID", f"{path} is not JSON: {error}.", "Download the file again.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
-        raise LlmcError(
-            "CONFIG_INVALID", f"{path} names no model_type.", "It must be the config of a Hugging Face model."
-        )
+        raise LlmcError("CONFIG_INVALID", f"{path} has no model_type.", "Pass the folder of a Hugging Face model.")
     if "auto_map" in raw and not trust_remote_code and raw["model_type"] not in _known_types():
         raise LlmcError(
             "REMOTE_CODE",
-            f"{folder} brings its own Python code for the model type {raw['model_type']!r}.",
-            "If you have read and trust it, allow it by trust_remote_code.",
+            f"{folder} needs its own Python code for the model type {raw['model_type']!r}.",
+            "Read that code; if you trust it, set trust_remote_code (--trust-remote-code).",
         )
     if raw["model_type"] not in _known_types() and "auto_map" not in raw:
         raise LlmcError(
             "MODEL_TYPE_UNKNOWN",
-            f"{path} asks for the model type {raw['model_type']!r}, which this transformers does not know.",
-            "Correct the config, or install the transformers release that brings it.",
+            f"{path} has the model type {raw['model_type']!r}, which the installed transformers does not support.",
+            "Correct the config, or install a transformers release that supports this model type.",
         )
     quantization = raw.get("quantization_config")
     quantized = find_format(quantization) if quantization else None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # validation differs by config class; all of it means that the file is wrong
+    except Exception as error:  # each config class validates in its own way; any error means that the file is wrong
         raise LlmcError(
-            "CONFIG_INVALID", f"{path} is refused by its config class: {_first_line(error)}", "Correct it."
+            "CONFIG_INVALID", f"The config class of {path} rejects it: {_first_line(error)}", "Correct the config."
         ) from error
-    if hasattr(config, "quantization_config"):  # or transformers would ask for the package that made it
+    if hasattr(config, "quantization_config"):  # transformers would require the package that quantized the model
         del config.quantization_config
     return config, quantized
 
@@ -198,29 +205,29 @@ def _skeleton(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: b
     try:
         with parameters_on_meta():
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
-    except Exception as error:  # nonsense in a config shows as whatever the model's code runs into
+    except Exception as error:  # a wrong config can cause any error in the model's code
         if "Unrecognized configuration class" not in str(error):
             raise LlmcError(
-                "CONFIG_INVALID", f"The config builds no model: {_first_line(error)}", "Correct it."
+                "CONFIG_INVALID", f"No model can be built from the config: {_first_line(error)}", "Correct the config."
             ) from error
         raise LlmcError(
             "NOT_CAUSAL_LM",
             f"transformers has no causal language model for {type(config).__name__}.",
-            "llmc compiles models of AutoModelForCausalLM.",
+            "Pass a model that AutoModelForCausalLM can load.",
         ) from error
 
 
 def _download(name: str, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [*_WANTED_FROM_HUB, "*.py"] if trust_remote_code else _WANTED_FROM_HUB
+    patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # offline, gated, unknown: the hub client has a class for each, and all end here
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client has a class for each cause: offline, gated, unknown id
         raise LlmcError(
             "MODEL_NOT_FOUND",
-            f"{name!r} is no folder here and could not be fetched from the Hugging Face hub: {_first_line(error)}",
-            "Check the name, the network and your access; or give a local folder.",
+            f"{name!r} is not a local folder, and its download from the Hugging Face hub failed: {_first_line(error)}",
+            "Check the name, the network and your access rights, or pass a local folder.",
         ) from error
 
 

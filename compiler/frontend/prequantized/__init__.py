@@ -1,8 +1,8 @@
-"""Checkpoints that are quantized already: their codes, scales and zero points as they are.
+"""Readers of quantized checkpoints, which keep the codes, scales and zero points unchanged.
 
-A reader turns the tensors of one linear into one lazy weight under the name that it has in a plain checkpoint. Who
-asks for its value gets the numbers that the format defines; who can compute with codes asks for `stored_codes`.
-No package that quantizes is needed, and which linears are quantized is seen in the tensors that are there.
+A reader turns the tensors of one linear into one lazy weight, under the name that the weight has in a plain
+checkpoint. `evaluate()` returns the dequantized values; `stored_codes` returns the codes, scales and zero points.
+No quantization package is needed. The tensors that a checkpoint contains show which linears are quantized.
 """
 
 from __future__ import annotations
@@ -36,19 +36,26 @@ _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def find_format(quantization: Any) -> Format:
-    """The reader for what a config says as its `quantization_config`, or a refusal; no weight is looked at."""
+    """Choose the reader for a config's `quantization_config`, without looking at any weight.
+
+    Raises:
+        LlmcError: ``CHECKPOINT_QUANTIZED`` if no reader supports it.
+    """
     if not isinstance(quantization, dict):
-        raise unreadable(f"The quantization_config is {quantization!r}, which is no table.")
+        raise unreadable(f"The quantization_config is {quantization!r}, not a JSON object.")
     method = quantization.get("quant_method")
     if method is None and (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
-        method = "bitsandbytes"  # whose first checkpoints don't say it
+        method = "bitsandbytes"  # its oldest checkpoints have no quant_method
     if not isinstance(method, str) or method not in _FORMATS:
-        raise unreadable(f"The checkpoint is quantized by {method!r}; llmc reads {', '.join(_FORMATS)}.")
+        raise unreadable(f"The checkpoint is quantized with {method!r}; llmc reads {', '.join(_FORMATS)}.")
     return _FORMATS[method](quantization)
 
 
 def read_weights(format: Format, leaves: Mapping[str, Leaf]) -> dict[str, Weight]:
-    """A checkpoint's weights under the names of a plain checkpoint; tensors of linears that it left alone stay."""
+    """Map names of a plain checkpoint to a quantized checkpoint's weights.
+
+    Tensors of linears that are not quantized keep their names and values.
+    """
     weights: dict[str, Weight] = {}
     linears: dict[str, dict[str, Leaf]] = {}
     for key, leaf in leaves.items():
@@ -65,19 +72,19 @@ def read_weights(format: Format, leaves: Mapping[str, Leaf]) -> dict[str, Weight
     return weights
 
 
-def check_matched(format: Format, model: nn.Module, found: Mapping[str, Weight]) -> None:
-    """Refuse what would be taken for plain numbers, or the wrong way round."""
+def check_matched(format: Format, model: nn.Module, matched: Mapping[str, Weight]) -> None:
+    """Refuse codes that would be mistaken for plain numbers, and codes of weights that the model stores transposed."""
     from transformers.pytorch_utils import Conv1D
 
     for name, value in model.state_dict().items():
-        if name not in found:
+        if name not in matched:
             continue
         owner = model.get_submodule(name.rpartition(".")[0])
-        if value.is_floating_point() and _is_code(found[name]):
-            what = f"{name} as {found[name].dtype}".replace("torch.", "") + ", whose scales are not where llmc looks"
-            raise unreadable(f"The {format.name} checkpoint holds {what}.")
-        if isinstance(owner, Conv1D) and isinstance(found[name], (StoredCodes, OnlyNumbers)):
-            raise unreadable(f"The {format.name} checkpoint holds codes for {name}, which the model keeps transposed.")
+        if value.is_floating_point() and _is_code(matched[name]):
+            dtype = str(matched[name].dtype).removeprefix("torch.")
+            raise unreadable(f"The {format.name} checkpoint stores {name} as {dtype}, without scales that llmc knows.")
+        if isinstance(owner, Conv1D) and isinstance(matched[name], (StoredCodes, OnlyNumbers)):
+            raise unreadable(f"The {format.name} checkpoint has codes for {name}, which the model stores transposed.")
 
 
 def _is_code(weight: Weight) -> bool:

@@ -1,7 +1,7 @@
-"""AWQ checkpoints in the layout that AutoAWQ calls gemm.
+"""Reader of AWQ checkpoints in AutoAWQ's `gemm` layout.
 
-qweight   int32 [I, O/8]         codes of 8 consecutive outputs in one word, even ones before odd ones
-qzeros    int32 [groups, O/8]    zero points, alike
+qweight   int32 [I, O/8]         codes of 8 consecutive output channels in one word, even channels before odd ones
+qzeros    int32 [groups, O/8]    zero points in the same order
 scales    float [groups, O]
 """
 
@@ -18,18 +18,18 @@ from .groups import from_groups
 from .layout import expression, fields, packed_nibbles, raw_bytes, wide
 from .parts import FLOATS, Format, Parts, entry, group_of, unreadable
 
-# Where in a word each output's field is.
+# Index of each output channel's field in a word.
 _PLACES = constant(torch.tensor([0, 4, 1, 5, 2, 6, 3, 7]), "awq_places")
 
 
 def open_awq(config: Mapping[str, Any]) -> Format:
-    """The reader for a `quantization_config`."""
+    """Return the reader for a `quantization_config` of awq."""
     bits = entry(config, "bits", 4, int)
     if bits != 4:
-        raise unreadable(f"The checkpoint is quantized by awq to {bits} bits; llmc reads 4.")
+        raise unreadable(f"The checkpoint is quantized with awq to {bits} bits; llmc reads 4 bits.")
     version = str(config.get("version") or config.get("format") or "gemm").lower()
     if version != "gemm":
-        raise unreadable(f"The checkpoint's awq codes are in the layout {version!r}; llmc reads gemm.")
+        raise unreadable(f"The checkpoint's awq codes use the layout {version!r}; llmc reads gemm.")
     group_size = group_of(config)
     return Format("awq", ("qweight", "qzeros"), ("scales",), lambda parts: _read(parts, group_size))
 
@@ -38,7 +38,7 @@ def _read(parts: Parts, group_size: int) -> Weight:
     qweight = parts.matrix("qweight", (torch.int32,))
     inputs, outputs = qweight.shape[0], qweight.shape[1] * 8
     if inputs % 2:
-        raise parts.mismatch("qweight", f"it is of {inputs} inputs, an odd number")
+        raise parts.mismatch("qweight", f"it has {inputs} input channels, an odd number")
     group_size = inputs if group_size == -1 else group_size
     groups = -(-inputs // group_size)
     scales = parts.need("scales", (groups, outputs), FLOATS)
@@ -48,10 +48,10 @@ def _read(parts: Parts, group_size: int) -> Weight:
 
 
 def _by_output(words: Weight) -> Weight:
-    """The fields of words [N, O/8] as uint8 [O, N], in the order of the outputs."""
-    rows, columns = words.shape
+    """Unpack the fields of words [N, O/8] to uint8 [O, N], in the order of the output channels."""
+    count, columns = words.shape
 
     def sort(nibbles: Tensor, places: Tensor) -> Tensor:
-        return nibbles.view(rows, columns, 8).index_select(2, places).view(rows, columns * 8)
+        return nibbles.view(count, columns, 8).index_select(2, places).view(count, columns * 8)
 
     return transpose(expression(sort, fields(raw_bytes(words), 4), _PLACES))

@@ -1,12 +1,13 @@
-"""GPTQ checkpoints, as AutoGPTQ and GPTQModel write them.
+"""Reader of GPTQ checkpoints as AutoGPTQ and GPTQModel write them.
 
-    qweight   int32 [I * bits/32, O]        codes of consecutive inputs in one word, the lowest bits first
-    qzeros    int32 [groups, O * bits/32]   zero points of consecutive outputs, alike
+    qweight   int32 [I * bits/32, O]        codes of consecutive input channels in one word, lowest bits first
+    qzeros    int32 [groups, O * bits/32]   zero points of consecutive output channels, packed the same way
     scales    float [groups, O]
-    g_idx     int32 [I]                     the group of each input
+    g_idx     int32 [I]                     the group of each input channel
 
-The first version of the format stores zero points less one. The one is added to every field of a word at once, with
-carries, as GPTQModel does: a zero point of 0 was stored with a borrow from its neighbour, which the carry gives back.
+Version 1 of the format stores each zero point minus one. As GPTQModel does, the reader adds one to all fields of a
+word with a single addition that carries between fields. This is exact: a zero point of 0 was stored with a borrow
+from the next field, and the carry undoes the borrow.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _VERSIONS = {"gptq": 1, "gptq_v2": 2}
 
 
 def open_gptq(config: Mapping[str, Any]) -> Format:
-    """The reader for a `quantization_config`."""
+    """Return the reader for a `quantization_config` of gptq."""
     bits: int = entry(config, "bits", None, int)
     if bits not in _ONES:
-        raise unreadable(f"The checkpoint is quantized by gptq to {bits} bits; llmc reads 2, 4 and 8.")
+        raise unreadable(f"The checkpoint is quantized with gptq to {bits} bits; llmc reads 2, 4 and 8 bits.")
     version = config.get("checkpoint_format") or config.get("format") or "gptq"
     if version not in _VERSIONS:
-        raise unreadable(f"The checkpoint's gptq codes are in the format {version!r}; llmc reads gptq and gptq_v2.")
-    # A rule that begins with a minus leaves modules as they are, which their tensors show.
+        raise unreadable(f"The checkpoint's gptq codes have the format {version!r}; llmc reads gptq and gptq_v2.")
+    # A rule that starts with "-:" excludes modules from quantization. Their tensors show that already.
     if rules := [rule for rule in config.get("dynamic") or {} if not rule.startswith("-:")]:
-        raise unreadable(f"The checkpoint's gptq settings differ between layers, by the rule {rules[0]!r}.")
+        raise unreadable(f"The checkpoint's gptq settings differ between layers (dynamic rule {rules[0]!r}).")
     group_size = group_of(config)
 
     def read(parts: Parts) -> Weight:
@@ -54,7 +55,7 @@ def _read(parts: Parts, bits: int, group_size: int, version: int) -> Weight:
     if version == 1:
         qzeros = expression(lambda words: words + _ONES[bits], qzeros)
     zeros = transpose(expression(lambda x: x[:, :outputs], fields(raw_bytes(qzeros), bits)))
-    codes = raw_bytes(transpose(qweight))  # of 4 bits: as llmc packs them
+    codes = raw_bytes(transpose(qweight))  # for 4 bits, this is llmc's own packing
     scheme = "int4"
     if bits == 2:
         codes = packed_nibbles(fields(codes, bits))

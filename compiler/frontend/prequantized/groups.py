@@ -1,4 +1,4 @@
-"""From the groups of a checkpoint to groups that one size describes."""
+"""Convert a checkpoint's groups to groups of one uniform size."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ from .parts import Parts
 def from_groups(
     parts: Parts, codes: Weight, scales: Weight, zeros: Weight | None, scheme: str, group_size: int, order: str = ""
 ) -> Weight:
-    """The weight [O, I] of codes whose scales and zero points are [O, groups], the last group perhaps cut off.
+    """Build the weight [O, I] from codes with scales and zero points [O, groups].
 
-    Where it is cut off, groups become as small as their largest common divisor with the row.
+    The last group may be shorter than the others. Then all groups are split to the greatest common divisor of the
+    group size and I.
 
     Args:
-        order: the part that holds each input's group, if the checkpoint has it. It is read here and now, for what the
-            weight is hangs on it, and it is small.
+        parts: the linear's tensors.
+        codes: codes, packed as `scheme` packs them.
+        scales: float32 [O, groups].
+        zeros: zero points [O, groups]; None for symmetric codes.
+        scheme: name of the scheme.
+        group_size: input channels per group.
+        order: name of the tensor that maps each input channel to its group, if the format has one. The tensor is
+            read here, because it decides the kind of weight that is returned. It is small.
     """
     inputs = codes.shape[1] * (2 if scheme in ("int4", "nf4") else 1)
     group_size = min(group_size, inputs)
     if order in parts and (index := _order(parts, order, group_size, inputs, scales.shape[1])):
         scales, zeros = _by_input(scales, index), zeros and _by_input(zeros, index)
-        reason = f"its inputs are grouped in another order than they stand in ({order})"
+        reason = f"its groups are not consecutive input channels ({order})"
         return OnlyNumbers(StoredCodes(codes, scales, zeros, scheme, 1), reason)
     size = math.gcd(group_size, inputs)
     if size != group_size:
@@ -41,11 +48,11 @@ def _by_input(by_group: Weight, index: Weight) -> Weight:
 
 
 def _order(parts: Parts, part: str, group_size: int, inputs: int, groups: int) -> Weight | None:
-    """The group of each input, unless they follow one another as they do in a plain checkpoint."""
+    """The group of each input channel, or None if every group consists of consecutive input channels."""
     leaf = parts.need(part, (inputs,), (torch.int32, torch.int64))
     index = leaf.evaluate().long()
     if torch.equal(index, torch.arange(inputs) // group_size):
         return None
     if not bool(((index >= 0) & (index < groups)).all()):
-        raise parts.mismatch(part, f"it names groups other than 0 to {groups - 1}")
+        raise parts.mismatch(part, f"it has groups outside 0 to {groups - 1}")
     return leaf

@@ -1,6 +1,6 @@
-"""How codes of other layouts become llmc's: expressions that are computed when they are read.
+"""Weight expressions that convert codes of other layouts to llmc's layout.
 
-Each reads its argument once, for a lazy weight that stands twice in an expression is read twice.
+Each uses its argument once, because a lazy weight that occurs twice in an expression is read twice.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _PLACES = constant(torch.tensor([1, 16], dtype=torch.uint8), "places")
 
 
 def expression(compute: Callable[..., Tensor], *weights: Weight) -> Weight:
-    """What torch code makes of the weights, when it is asked for."""
+    """Build the weight expression of torch code applied to weights."""
     return recorded(compute(*(record(weight) for weight in weights)))
 
 
 def fields(raw: Weight, bits: int) -> Weight:
-    """Each field of `bits` bits of the bytes [..., n] as one of uint8 [..., n * 8 / bits], the lowest first."""
+    """Unpack bytes [..., n] into fields of `bits` bits: uint8 [..., n * 8 / bits], lowest bits first."""
     if bits == 8:
         return raw
     mask = (1 << bits) - 1
@@ -30,12 +30,12 @@ def fields(raw: Weight, bits: int) -> Weight:
 
 
 def raw_bytes(words: Weight) -> Weight:
-    """The bytes of a tensor, in its last dim."""
+    """View a tensor as uint8; the bytes of one element are consecutive in the last dim."""
     return words if words.dtype == torch.uint8 else expression(lambda x: x.view(torch.uint8), words)
 
 
 def packed_nibbles(codes: Weight) -> Weight:
-    """Codes uint8 0..15 [O, I] as llmc packs them, [O, I/2]; read once, where `pack_nibbles` would read twice."""
+    """Pack codes uint8 0..15 [O, I] to [O, I/2] as llmc does. Unlike `pack_nibbles`, this uses `codes` once."""
     outputs, inputs = codes.shape
 
     def pack(x: Tensor, places: Tensor) -> Tensor:
@@ -45,22 +45,22 @@ def packed_nibbles(codes: Weight) -> Weight:
 
 
 def swapped_nibbles(raw: Weight) -> Weight:
-    """Bytes whose low and high half have changed places."""
+    """Exchange the low and high nibble of each byte."""
     return expression(lambda x: ((x.int() * 257 >> 4) & 255).to(torch.uint8), raw)
 
 
 def signed(codes: Weight) -> Weight:
-    """Codes 0..255 as int8, 128 less."""
+    """Convert unsigned codes 0..255 to int8 by subtracting 128."""
     return expression(lambda x: (x ^ 128).view(torch.int8), codes)
 
 
 def wide(scales: Weight) -> Weight:
-    """Scales in float32, whose values are those of every dtype that they are stored in."""
+    """Convert scales to float32, which represents every stored dtype exactly."""
     return scales if scales.dtype == torch.float32 else expression(lambda x: x.float(), scales)
 
 
 def repeated(weight: Weight, times: int, length: int) -> Weight:
-    """Each entry of the last dim so many times, and of that the first `length`."""
+    """Repeat each entry of the last dim `times` times, then keep the first `length` entries."""
     if times == 1 and length == weight.shape[-1]:
         return weight
     lead = weight.shape[:-1]

@@ -1,4 +1,4 @@
-"""The tensors that a quantized checkpoint holds for one linear, and the refusals of those that don't fit."""
+"""The tensors of one linear in a quantized checkpoint, with checks that they fit together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Parts:
-    """What the checkpoint holds for one linear: tensors by what they are called behind its name."""
+    """The tensors of one linear, by the part of their name after the linear's name.
+
+    Attributes:
+        format: the checkpoint's quant_method, for messages.
+        name: the linear's name.
+        tensors: the tensors, such as `qweight` for `<name>.qweight`.
+    """
 
     format: str
     name: str
@@ -26,45 +32,45 @@ class Parts:
         return part in self.tensors
 
     def need(self, part: str, shape: Sequence[int] | None = None, dtypes: Sequence[torch.dtype] = ()) -> Leaf:
-        """A tensor that must be there, of that shape, and of one of these dtypes."""
+        """Return a required tensor, after checking its shape and dtype if they are given."""
         if part not in self.tensors:
             raise LlmcError(
                 "WEIGHTS_MISSING",
-                f"The {self.format} checkpoint holds codes for {self.name} but no {self.name}.{part}.",
-                "Fetch the checkpoint again; a shard may be missing.",
+                f"The {self.format} checkpoint has codes for {self.name} but no {self.name}.{part}.",
+                "Download the checkpoint again; a shard may be missing.",
             )
         leaf = self.tensors[part]
         if shape is not None and leaf.shape != tuple(shape):
-            raise self.mismatch(part, f"its shape is {leaf.shape}, the codes ask for {tuple(shape)}")
+            raise self.mismatch(part, f"its shape is {leaf.shape}, but the codes require {tuple(shape)}")
         if dtypes and leaf.dtype not in dtypes:
             raise self.mismatch(part, f"its dtype is {_short(leaf.dtype)}, not {' or '.join(map(_short, dtypes))}")
         return leaf
 
     def matrix(self, part: str, dtypes: Sequence[torch.dtype]) -> Leaf:
-        """A tensor of two dims that must be there."""
+        """Return a required tensor of two dims."""
         leaf = self.need(part, dtypes=dtypes)
         if len(leaf.shape) != 2:
-            raise self.mismatch(part, f"its shape is {leaf.shape}, which is no matrix")
+            raise self.mismatch(part, f"its shape is {leaf.shape}, not that of a matrix")
         return leaf
 
     def mismatch(self, part: str, what: str) -> LlmcError:
-        """The refusal of a tensor that doesn't fit the others."""
+        """Build the error for a tensor that doesn't fit the linear's other tensors."""
         return LlmcError(
             "WEIGHTS_MISMATCH",
             f"{self.name}.{part} of the {self.format} checkpoint can't be read: {what}.",
-            "The checkpoint and its quantization_config don't belong together, or a file is damaged.",
+            "Check that the quantization_config belongs to this checkpoint, or download its files again.",
         )
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a checkpoint is quantized.
+    """A quantized checkpoint format and its reader.
 
     Attributes:
-        name: its quant_method.
-        marks: names behind a linear's name that only a quantized linear has.
-        others: further names of tensors that belong to one.
-        read: the weight of a linear from its tensors.
+        name: the quant_method.
+        marks: name endings of tensors that only a quantized linear has.
+        others: name endings of a quantized linear's other tensors.
+        read: builds the weight of a linear from its tensors.
     """
 
     name: str
@@ -74,25 +80,25 @@ class Format:
 
 
 def unreadable(what: str) -> LlmcError:
-    """The refusal of a way to quantize that no reader knows."""
+    """Build the error for a kind of quantization that no reader supports."""
     return LlmcError(
-        "CHECKPOINT_QUANTIZED", what, "Give the model as it was before it was quantized; llmc quantizes it itself."
+        "CHECKPOINT_QUANTIZED", what, "Pass the model's original checkpoint and set --quantize to quantize it."
     )
 
 
 def entry(config: Mapping[str, Any], key: str, default: Any, kind: type) -> Any:
-    """A value of the quantization_config, which must be of a kind."""
+    """Return a value of the quantization_config after checking its type."""
     value = config.get(key, default)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise unreadable(f"The quantization_config's {key} is {value!r}, which is no {kind.__name__}.")
+        raise unreadable(f"The quantization_config's {key} is {value!r}, not of type {kind.__name__}.")
     return value
 
 
 def group_of(config: Mapping[str, Any]) -> int:
-    """Inputs that share a scale: -1 for all, else 1 or more."""
+    """Return the group size of a quantization_config: 1 or more, or -1 for one group per output channel."""
     size: int = entry(config, "group_size", 128, int)
     if size != -1 and size < 1:
-        raise unreadable(f"The quantization_config's group_size is {size}.")
+        raise unreadable(f"The quantization_config's group_size is {size}; it must be -1 or at least 1.")
     return size
 
 

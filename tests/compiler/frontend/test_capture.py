@@ -1,6 +1,8 @@
-"""What a module must be to be captured, and how one that can't be is refused."""
+"""Capture of plain modules, the refusals of modules that can't be captured, and the order of export attempts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,6 @@ from torch import Tensor, nn
 from zoo.tiny import tiny_model
 
 from llmc import LlmcError
-from llmc.compiler.frontend import capture
 from llmc.compiler.frontend.capture import trace
 from llmc.compiler.frontend.skeleton import parameters_on_meta
 from llmc.ir.program import Program
@@ -19,7 +20,7 @@ VOCAB = 11
 
 
 class Plain(nn.Module):
-    """An embedding, a linear and a head that is the embedding again."""
+    """An embedding, a linear and an LM head that is tied to the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,8 +39,8 @@ class Plain(nn.Module):
 
 
 class Positional(Plain):
-    def forward(self, tokens: Tensor, where: Tensor) -> Tensor:  # type: ignore[override]
-        return self.head(self.hidden(tokens) * torch.cos(where)[..., None])
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]
+        return self.head(self.hidden(tokens) * torch.cos(positions)[..., None])
 
 
 class Loops(Plain):
@@ -53,7 +54,7 @@ class Loops(Plain):
         return self.head(torch.stack(states, 1))
 
 
-class Drops(nn.Module):
+class ZeroIfPositive(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.zero_() if x.sum() > 0 else x
 
@@ -61,10 +62,10 @@ class Drops(nn.Module):
 class Branches(Plain):
     def __init__(self) -> None:
         super().__init__()
-        self.drops = Drops()
+        self.branch = ZeroIfPositive()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.drops(self.hidden(tokens)))
+        return self.head(self.branch(self.hidden(tokens)))
 
 
 class Selects(Plain):
@@ -75,7 +76,7 @@ class Selects(Plain):
         return self.head(x)
 
 
-class Unhappy(Plain):
+class Raises(Plain):
     def forward(self, tokens: Tensor) -> Tensor:
         raise OSError("no such thing")
 
@@ -85,7 +86,12 @@ class BranchesOnLength(Plain):
         return super().forward(tokens) * (2.0 if tokens.shape[1] > 6 else 1.0)
 
 
-def same_as(program: Program, model: nn.Module, *sizes: tuple[int, int]) -> None:
+class BranchesOnLongLength(Plain):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) * (2.0 if tokens.shape[1] > 30 else 1.0)
+
+
+def assert_equal(program: Program, model: nn.Module, *sizes: tuple[int, int]) -> None:
     for batch, length in sizes:
         tokens = torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(0))
         positions = torch.arange(length).expand(batch, -1)
@@ -94,48 +100,49 @@ def same_as(program: Program, model: nn.Module, *sizes: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("kind", [Plain, Positional])
-def test_a_plain_module(kind: type[Plain]) -> None:
+def test_a_plain_module_is_captured(kind: type[Plain]) -> None:
     model = kind()
-    program = trace(model, {}, "it", 32)
+    program = trace(model, {}, "model", 32)
     assert program.stage is Stage.CAPTURED
     assert len(program.inputs) == 2
-    same_as(program, model, (2, 9), (1, 1))
+    assert_equal(program, model, (2, 9), (1, 1))
 
 
-def test_tied_weights_are_one_weight() -> None:
-    program = trace(Plain(), {}, "it", 32)
+def test_tied_parameters_become_one_weight() -> None:
+    program = trace(Plain(), {}, "model", 32)
     assert sorted(program.weights) == ["embed.weight", "inner.bias", "inner.weight", "shift"]
 
 
-def test_values_may_come_from_elsewhere() -> None:
+def test_given_weights_supply_the_values_of_meta_parameters() -> None:
     model = Plain()
     with parameters_on_meta():
         empty = Plain()
     empty.head.weight = empty.embed.weight
     empty.shift = model.shift
-    # A checkpoint may name either of two tied parameters.
+    # A checkpoint may contain either name of a tied parameter.
     weights = {name: constant(p, name) for name, p in model.named_parameters() if name != "embed.weight"}
     weights["head.weight"] = constant(model.head.weight, "head.weight")
-    same_as(trace(empty, weights, "it", 32), model, (2, 9))
+    assert_equal(trace(empty, weights, "model", 32), model, (2, 9))
 
 
 @pytest.mark.parametrize(
-    ("kind", "code", "place"),
+    ("kind", "code", "detail"),
     [
         (Loops, "CAPTURE_SPECIALIZED", "in forward (test_capture.py:"),
-        (Branches, "CAPTURE_DATA_DEPENDENT", "in Drops"),
+        (Branches, "CAPTURE_DATA_DEPENDENT", "in ZeroIfPositive"),
         (Selects, "CAPTURE_DATA_DEPENDENT", "Selects"),
-        (Unhappy, "CAPTURE_FAILED", "no such thing"),
-        (BranchesOnLength, "CAPTURE_SPECIALIZED", "7 to"),
+        (Raises, "CAPTURE_FAILED", "no such thing"),
+        (BranchesOnLength, "CAPTURE_SPECIALIZED", "7 or more"),
+        (BranchesOnLongLength, "CAPTURE_SPECIALIZED", "2 to 30"),
     ],
 )
-def test_a_refusal_names_what_and_where(
-    kind: type[Plain], code: str, place: str, capfd: pytest.CaptureFixture[str]
+def test_a_refusal_names_the_reason_and_the_place(
+    kind: type[Plain], code: str, detail: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(LlmcError) as refused:
         trace(kind(), {}, kind.__name__, 32)
     assert refused.value.code == code
-    assert place in refused.value.what
+    assert detail in refused.value.what
     assert "\n" not in str(refused.value)
     assert len(refused.value.what) < 400
     out, err = capfd.readouterr()
@@ -148,11 +155,11 @@ def test_a_forward_of_three_tensors_is_refused() -> None:
             return super().forward(tokens)
 
     with pytest.raises(LlmcError) as refused:
-        trace(Three(), {}, "it", 32)
+        trace(Three(), {}, "model", 32)
     assert refused.value.code == "FORWARD_UNKNOWN"
 
 
-def test_attention_outside_the_registry_is_captured_as_the_model_spells_it() -> None:
+def test_attention_outside_the_registry_is_captured_as_plain_ops() -> None:
     model = tiny_model("bloom")
     program = trace(model, {}, "bloom", 64)
     assert program.ops()["aten.softmax"] and not program.ops()["llmc.attention"]
@@ -161,43 +168,43 @@ def test_attention_outside_the_registry_is_captured_as_the_model_spells_it() -> 
     torch.testing.assert_close(program(tokens, positions), want)
 
 
-def test_ways_are_tried_in_order_and_the_first_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_are_made_in_order_and_the_first_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def fail(_module: nn.Module, strict: bool) -> None:
+    def fail(*_: Any, strict: bool, **__: Any) -> None:
         tried.append((model.config._attn_implementation, strict))
         raise ValueError(f"reason {len(tried)}")
 
     model = tiny_model("llama")
-    monkeypatch.setattr(capture, "_export_once", fail)
+    monkeypatch.setattr(torch.export, "export", fail)
     with pytest.raises(LlmcError, match="reason 1"):
         trace(model, {}, "llama", 64)
     assert tried == [("llmc", False), ("eager", False), ("llmc", True)]
 
 
-def test_a_model_that_reads_its_masks_is_refused_for_what_else_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_the_hooked_mask_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def fail(_module: nn.Module, strict: bool) -> None:
+    def fail(*_: Any, strict: bool, **__: Any) -> None:
         tried.append((model.config._attn_implementation, strict))
         raise ValueError("reason" if model.config._attn_implementation == "eager" else "'MaskRule' has no dtype")
 
     model = tiny_model("llama")
-    monkeypatch.setattr(capture, "_export_once", fail)
+    monkeypatch.setattr(torch.export, "export", fail)
     with pytest.raises(LlmcError, match=r"ValueError: reason"):
         trace(model, {}, "llama", 64)
     assert tried == [("llmc", False), ("eager", False)]
 
 
 @pytest.mark.parametrize("code", ["MASK_UNKNOWN", "EXPERTS_UNKNOWN"])
-def test_what_no_other_way_changes_is_final(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+def test_an_error_that_no_other_attempt_avoids_is_final(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     tried = []
 
-    def fail(_module: nn.Module, strict: bool) -> None:
+    def fail(*_: Any, strict: bool, **__: Any) -> None:
         tried.append(strict)
-        raise LlmcError(code, "it is so")
+        raise LlmcError(code, "unsupported")
 
-    monkeypatch.setattr(capture, "_export_once", fail)
+    monkeypatch.setattr(torch.export, "export", fail)
     with pytest.raises(LlmcError, match=code):
         trace(tiny_model("llama"), {}, "llama", 64)
     assert tried == [False]

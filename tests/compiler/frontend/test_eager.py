@@ -1,4 +1,4 @@
-"""The model's own logits, whether its weights are in memory or on disk."""
+"""Eager logits are those of transformers, with weights in memory and on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmc.compiler.frontend.sources import find_source
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
-def test_a_model_on_disk_gives_what_it_gives_in_memory(tmp_path: Path, model_type: str) -> None:
+def test_logits_from_disk_equal_those_from_memory(tmp_path: Path, model_type: str) -> None:
     model = tiny_model(model_type)
     tokens = inputs(2, 19)[0]
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_a_model_on_disk_gives_what_it_gives_in_memory(tmp_path: Path, model_typ
     assert all(parameter.is_meta for parameter in module.parameters())
 
 
-def test_half_precision_comes_out_wide() -> None:
+def test_logits_of_a_half_precision_model_are_float32() -> None:
     model = tiny_model("llama").to(torch.bfloat16)
     tokens = inputs(1, 7)[0]
     with torch.no_grad():

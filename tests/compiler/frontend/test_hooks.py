@@ -1,4 +1,4 @@
-"""Mask functions become rules, arguments of attention are known or refused, and nothing stays behind."""
+"""Mask functions become rules, unknown arguments of attention are refused, and all patches are undone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from zoo.tiny import tiny_model
 
 from llmc import LlmcError
-from llmc.compiler.frontend import hooks
 from llmc.compiler.frontend.capture import trace
-from llmc.compiler.frontend.hooks import Attention, capturing, mask_rule
+from llmc.compiler.frontend.hooks import NAME, Attention, capturing, mask_rule
 from llmc.kernels.ops import moe
 from llmc.kernels.ops.attention_mask import MaskRule
 
 NO_PADDING = torch.zeros(1, dtype=torch.long)
+
+
+def call_hook(registry: Any, *arguments: Any, **options: Any) -> Any:
+    """Call the function that `capturing` adds to a registry of transformers."""
+    with capturing(tiny_model("llama"), 64):
+        return registry[NAME](*arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,7 @@ NO_PADDING = torch.zeros(1, dtype=torch.long)
         (masking_utils.chunked_causal_mask_function(5, NO_PADDING), MaskRule(causal=True, chunk=5)),
     ],
 )
-def test_a_mask_function_is_a_rule(function: Any, rule: MaskRule) -> None:
+def test_a_mask_function_becomes_a_rule(function: Any, rule: MaskRule) -> None:
     assert mask_rule(function, 64) == rule
 
 
@@ -46,17 +51,17 @@ def widening(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tenso
 
 
 @pytest.mark.parametrize("function", [prefix, widening, masking_utils.sliding_window_bidirectional_mask_function(5)])
-def test_another_mask_function_is_refused(function: Any) -> None:
+def test_a_mask_function_without_a_rule_is_refused(function: Any) -> None:
     with pytest.raises(LlmcError) as refused:
         mask_rule(function, 64)
     assert refused.value.code == "MASK_UNKNOWN"
 
 
-def test_a_mask_without_a_rule_is_refused_where_it_is_read() -> None:
-    unread = hooks._mask(64, mask_function=prefix)
+def test_a_mask_without_a_rule_is_refused_when_a_layer_uses_it() -> None:
+    mask = call_hook(masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, mask_function=prefix)
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(LlmcError) as refused:
-        hooks._attention(nn.Module(), q, q, q, unread)
+        call_hook(ALL_ATTENTION_FUNCTIONS, nn.Module(), q, q, q, mask)
     assert refused.value.code == "MASK_UNKNOWN"
 
 
@@ -64,47 +69,55 @@ def test_a_mask_without_a_rule_is_refused_where_it_is_read() -> None:
 def test_an_unknown_argument_of_attention_is_refused(extra: dict[str, Any]) -> None:
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(LlmcError, match=next(iter(extra))) as refused:
-        hooks._attention(nn.Module(), q, q, q, None, **extra)
+        call_hook(ALL_ATTENTION_FUNCTIONS, nn.Module(), q, q, q, None, **extra)
     assert refused.value.code == "ATTENTION_UNKNOWN"
 
 
 def test_a_mask_tensor_is_refused() -> None:
     q = torch.randn(1, 2, 3, 4)
     with pytest.raises(LlmcError, match="mask tensor") as refused:
-        hooks._attention(nn.Module(), q, q, q, torch.zeros(3, 3))  # type: ignore[arg-type]
+        call_hook(ALL_ATTENTION_FUNCTIONS, nn.Module(), q, q, q, torch.zeros(3, 3))
     assert refused.value.code == "ATTENTION_UNKNOWN"
 
 
-def test_attention_without_a_mask_looks_as_the_module_says() -> None:
+def test_attention_without_a_mask_follows_the_modules_is_causal() -> None:
     q = torch.randn(1, 2, 5, 4)
     module = nn.Module()
     for is_causal in (True, False):
         module.is_causal = is_causal  # type: ignore[assignment]
-        out, _ = hooks._attention(module, q, q, q, None, scaling=0.5)
+        out, _ = call_hook(ALL_ATTENTION_FUNCTIONS, module, q, q, q, None, scaling=0.5)
         want = nn.functional.scaled_dot_product_attention(q, q, q, is_causal=is_causal, scale=0.5)
         torch.testing.assert_close(out, want.transpose(1, 2))
         assert out.is_contiguous()
 
 
 @pytest.mark.parametrize(
-    ("model_type", "says"),
+    ("model_type", "expected"),
     [
         ("mixtral", {"act": "silu", "alpha": 1.0, "limit": None, "offset": 0.0}),
         ("gpt_oss", {"act": "silu", "alpha": 1.702, "limit": 0.5, "offset": 1.0}),
     ],
 )
-def test_the_activation_of_experts_is_found(model_type: str, says: dict[str, Any]) -> None:
+def test_the_activation_of_experts_is_found(model_type: str, expected: dict[str, Any]) -> None:
     program = trace(tiny_model(model_type), {}, model_type, 64)
     calls = [moe.bind(n.args, dict(n.kwargs)) for n in program.nodes if n.target is moe.overload]
     assert calls
     for call in calls:
-        assert {name: call[name] for name in says} == says
+        assert {name: call[name] for name in expected} == expected
 
 
 def test_an_unknown_activation_of_experts_is_refused() -> None:
-    experts = SimpleNamespace(has_gate=True, _apply_gate=lambda x: (x[..., :2] + x[..., 2:]).sinh())
+    experts = SimpleNamespace(
+        has_gate=True,
+        has_bias=False,
+        is_transposed=False,
+        gate_up_proj=torch.ones(2, 4, 3),
+        down_proj=torch.ones(2, 3, 2),
+        _apply_gate=lambda x: (x[..., :2] + x[..., 2:]).sinh(),
+    )
+    hidden, ids, weights = torch.ones(5, 3), torch.zeros(5, 1, dtype=torch.long), torch.ones(5, 1)
     with pytest.raises(LlmcError) as refused:
-        hooks._activation(experts)
+        call_hook(ALL_EXPERTS_FUNCTIONS, experts, hidden, ids, weights)
     assert refused.value.code == "EXPERTS_UNKNOWN"
 
 
@@ -120,7 +133,7 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gptj", "dbrx"], ids=["hooked", "eager", "refused"])
-def test_nothing_stays_behind(model_type: str) -> None:
+def test_all_patches_are_undone(model_type: str) -> None:
     model = tiny_model(model_type).train()
     before = state(model)
     try:
@@ -136,4 +149,4 @@ def test_eager_attention_leaves_experts_hooked() -> None:
     model = tiny_model("mixtral")
     with capturing(model, 64, Attention.EAGER):
         assert model.config._attn_implementation == "eager"
-        assert model.config._experts_implementation == hooks.NAME
+        assert model.config._experts_implementation == NAME

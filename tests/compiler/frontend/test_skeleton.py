@@ -1,4 +1,4 @@
-"""Structure without bytes: parameters have none, buffers are real, and what was tied stays so."""
+"""Modules without parameter storage: parameters are meta or fake, buffers are real, and ties are kept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Tied(nn.Module):
         self.embed = nn.Embedding(5, 4)
         self.head = nn.Linear(4, 5, bias=False)
         self.head.weight = self.embed.weight
-        both = nn.Parameter(torch.ones(4))
+        shared = nn.Parameter(torch.ones(4))
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.first.bias = self.second.bias = both
+        self.first.bias = self.second.bias = shared
         self.register_parameter("none", None)
         self.register_buffer("table", torch.arange(4.0).cos())
 
@@ -33,7 +33,7 @@ def check_ties(model: Tied) -> None:
     assert model.none is None
 
 
-def test_parameters_made_within_have_no_bytes() -> None:
+def test_parameters_built_inside_the_context_are_on_meta() -> None:
     with parameters_on_meta():
         model = Tied()
     assert all(p.is_meta and not p.requires_grad for p in model.parameters())
@@ -41,14 +41,14 @@ def test_parameters_made_within_have_no_bytes() -> None:
     check_ties(model)
 
 
-def test_what_is_made_afterwards_is_as_ever() -> None:
+def test_modules_built_after_the_context_are_normal() -> None:
     with pytest.raises(ZeroDivisionError), parameters_on_meta():
         raise ZeroDivisionError
     assert not nn.Linear(2, 2).weight.is_meta
 
 
 @pytest.mark.parametrize("on_meta", [False, True])
-def test_fake_parameters_come_and_go(on_meta: bool) -> None:
+def test_fake_parameters_are_undone_on_exit(on_meta: bool) -> None:
     if on_meta:
         with parameters_on_meta():
             model = Tied()

@@ -1,4 +1,4 @@
-"""What a model may be given as, and a refusal in one paragraph for everything else."""
+"""Modules, folders, files and hub ids are found as models, and anything else is refused in one paragraph."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_module_is_its_own_source() -> None:
     assert refusal(source.tokenizer).code == "TOKENIZER_MISSING"
 
 
-def test_a_module_in_another_dtype_is_a_copy_without_bytes() -> None:
+def test_a_module_in_another_dtype_is_a_copy_on_meta() -> None:
     model = Model()
     built = find_source(model).build(torch.bfloat16)
     assert built.embed.weight.is_meta and built.embed.weight.dtype == torch.bfloat16
@@ -81,7 +81,7 @@ def test_a_module_in_another_dtype_is_a_copy_without_bytes() -> None:
     assert model.embed.weight.dtype == torch.float32 and not model.embed.weight.is_meta
 
 
-def test_a_model_of_transformers_brings_its_config() -> None:
+def test_a_transformers_model_has_its_config() -> None:
     model = tiny_model("llama")
     assert find_source(model).config is model.config
 
@@ -89,9 +89,9 @@ def test_a_model_of_transformers_brings_its_config() -> None:
 # Folders ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_has_a_name_a_config_and_a_structure_without_bytes(folder: Path) -> None:
-    for given in (str(folder), folder):
-        source = find_source(given)
+def test_a_folder_has_a_name_a_config_and_a_structure_on_meta(folder: Path) -> None:
+    for path in (str(folder), folder):
+        source = find_source(path)
         assert isinstance(source, ModelSource) and source.name == str(folder)
         assert source.config is not None and source.config.model_type == "llama"
         built = source.build(torch.bfloat16)
@@ -99,17 +99,17 @@ def test_a_folder_has_a_name_a_config_and_a_structure_without_bytes(folder: Path
         assert not built.training
 
 
-def test_the_home_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_expanded_to_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert find_source(f"~/{folder.name}").config is not None
 
 
 @pytest.mark.parametrize(
-    "given", ["/no/such/folder", "./nothing", "nothing", "a/b/c", "~/no/such", "no.gguf", "no/x.gguf"]
+    "name", ["/no/such/folder", "./nothing", "nothing", "a/b/c", "~/no/such", "no.gguf", "no/x.gguf"]
 )
-def test_what_is_not_there(given: str) -> None:
-    error = refused(given)
-    assert error.code == "MODEL_NOT_FOUND" and given in error.what
+def test_a_model_that_does_not_exist(name: str) -> None:
+    error = refused(name)
+    assert error.code == "MODEL_NOT_FOUND" and name in error.what
 
 
 def test_a_folder_without_a_config(folder: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_folder_without_a_config(folder: Path) -> None:
         '{"model_type": ["llama"]}',
     ],
 )
-def test_a_config_that_is_none(folder: Path, text: str) -> None:
+def test_an_invalid_config_file(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     error = refused(folder)
     assert error.code == "CONFIG_INVALID" and str(folder / "config.json") in error.what
@@ -145,13 +145,13 @@ def test_a_config_that_is_not_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["nonesuch", ""])
-def test_a_model_type_that_transformers_does_not_know(folder: Path, model_type: str) -> None:
+def test_a_model_type_that_transformers_does_not_support(folder: Path, model_type: str) -> None:
     error = refused(with_config(folder, model_type=model_type))
     assert error.code == "MODEL_TYPE_UNKNOWN" and repr(model_type) in error.what
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "changes",
     [
         {"hidden_size": "wide"},
         {"hidden_size": -8},
@@ -161,11 +161,11 @@ def test_a_model_type_that_transformers_does_not_know(folder: Path, model_type: 
         {"rope_parameters": {"rope_type": "nonesuch"}},
     ],
 )
-def test_a_config_that_makes_no_sense(folder: Path, nonsense: dict[str, Any]) -> None:
-    assert refused(with_config(folder, **nonsense)).code == "CONFIG_INVALID"
+def test_a_config_with_invalid_values(folder: Path, changes: dict[str, Any]) -> None:
+    assert refused(with_config(folder, **changes)).code == "CONFIG_INVALID"
 
 
-def test_a_model_that_is_no_causal_language_model(folder: Path) -> None:
+def test_a_model_that_is_not_a_causal_language_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
     error = refused(folder)
     assert error.code == "NOT_CAUSAL_LM" and "T5Config" in error.what
@@ -174,23 +174,23 @@ def test_a_model_that_is_no_causal_language_model(folder: Path) -> None:
 REMOTE = {"model_type": "homemade", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
 
 
-def test_code_that_a_model_brings_along_does_not_run_unasked(folder: Path) -> None:
+def test_a_models_own_code_does_not_run_without_trust(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemExit('it ran')")
     error = refused(with_config(folder, **REMOTE))
     assert error.code == "REMOTE_CODE" and "trust_remote_code" in error.hint
 
 
-def test_code_of_a_type_that_transformers_knows_does_not_run_at_all(folder: Path) -> None:
+def test_own_code_for_a_type_that_transformers_supports_does_not_run(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemExit('it ran')")
     find_source(with_config(folder, auto_map=REMOTE["auto_map"])).build(torch.float32)
 
 
-def test_weights_that_are_quantized_already(folder: Path) -> None:
+def test_an_unsupported_quantization(folder: Path) -> None:
     error = refused(with_config(folder, quantization_config={"quant_method": "abacus"}))
     assert error.code == "CHECKPOINT_QUANTIZED" and "abacus" in error.what
 
 
-def test_code_runs_when_it_is_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_trusted_code_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     (folder / "code.py").write_text(
@@ -212,7 +212,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path, model_type: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"model": {"type": "BPE", "vocab": 3}}'])
-def test_a_tokenizer_that_is_none(folder: Path, text: str) -> None:
+def test_an_invalid_tokenizer(folder: Path, text: str) -> None:
     (folder / "tokenizer.json").write_text(text)
     assert refusal(find_source(folder).tokenizer).code == "TOKENIZER_MISSING"
 
@@ -220,9 +220,9 @@ def test_a_tokenizer_that_is_none(folder: Path, text: str) -> None:
 def test_a_tokenizer_is_read(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(models.WordLevel({"the": 0, "sea": 1, "<unk>": 2}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel({"the": 0, "sea": 1, "<unk>": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     assert find_source(folder).tokenizer()("the sea").input_ids == [0, 1]
 
@@ -237,14 +237,14 @@ def test_a_pickle(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + 8 * b"\x01", b"PK\x03\x04 a zip" * 10])
-def test_a_gguf_file_that_is_cut_off_or_none(tmp_path: Path, raw: bytes) -> None:
+def test_a_truncated_or_invalid_gguf_file(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(raw)
     error = refused(path)
     assert error.code == "GGUF_CORRUPT" and str(path) in error.what
 
 
-def test_a_hub_id_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_without_access_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -253,7 +253,9 @@ def test_a_hub_id_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_what_is_fetched_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool) -> None:
+def test_only_needed_files_are_downloaded_from_the_hub(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
     patterns: list[str] = []
 
     def fetch(name: str, allow_patterns: list[str]) -> str:
@@ -263,7 +265,7 @@ def test_what_is_fetched_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert find_source("some-org/some-model", trust_remote_code=trusted).name == "some-org/some-model"
-    there = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "chat_template.jinja", "merges.txt"]
-    there += ["pytorch_model.bin", "model.gguf", "code.py", "flax_model.msgpack", "README.md"]
-    fetched = [name for name in there if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
-    assert fetched == there[:5] + ["code.py"] * trusted
+    files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "chat_template.jinja", "merges.txt"]
+    files += ["pytorch_model.bin", "model.gguf", "code.py", "flax_model.msgpack", "README.md"]
+    downloaded = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    assert downloaded == files[:5] + ["code.py"] * trusted

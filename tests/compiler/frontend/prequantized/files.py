@@ -1,4 +1,4 @@
-"""Quantized checkpoints of a tiny llama, packed element by element from each format's definition."""
+"""Quantized checkpoints of a tiny llama, packed element by element by each format's definition."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmc.kernels.ops.quantized import dequantize
 
 Values = list[list[np.float32]]
 Linear = tuple[dict[str, Tensor], Values]
-# Makes the tensors of a linear [O, I], by what they are called behind its name, and the values that they stand for.
+# Makes a linear's tensors for O output and I input channels, by name ending, and their dequantized values.
 Make = Callable[[int, int, random.Random], Linear]
 
 
@@ -43,7 +43,10 @@ def write(
     skip: Sequence[str] = ("lm_head",),
     model: PreTrainedModel | None = None,
 ) -> dict[str, Tensor]:
-    """A checkpoint whose linears but those that `skip` ends are quantized; returns their values by weight."""
+    """Write a quantized checkpoint and return the dequantized values by weight name.
+
+    Linears whose name ends with an entry of `skip` are not quantized.
+    """
     model = model or tiny_llama()
     rng = random.Random(5)
     tensors, expected = dict(model.state_dict()), {}
@@ -66,7 +69,7 @@ def weights_of(folder: Path) -> dict[str, Weight]:
 
 
 def check(folder: Path, expected: dict[str, Tensor], scheme: str, group_size: int | None = None) -> None:
-    """Values are the definition's to the last bit, and the codes stand for the same; the model computes with them."""
+    """Check that values are bit-exact, that the stored codes dequantize to them, and that the model uses them."""
     weights = weights_of(folder)
     for name, want in expected.items():
         assert weights[name].dtype == torch.float32 and weights[name].shape == tuple(want.shape)
@@ -82,8 +85,8 @@ def check(folder: Path, expected: dict[str, Tensor], scheme: str, group_size: in
     check_model(folder, expected)
 
 
-def check_numbers(folder: Path, expected: dict[str, Tensor], reason: str) -> None:
-    """Values are the definition's to the last bit, and it is said why the codes can't be used."""
+def check_dequantized(folder: Path, expected: dict[str, Tensor], reason: str) -> None:
+    """Check that values are bit-exact, and that the reason why the codes can't be used is recorded."""
     weights = weights_of(folder)
     for name, want in expected.items():
         assert torch.equal(weights[name].evaluate(), want), name
@@ -100,7 +103,7 @@ def check_model(folder: Path, expected: dict[str, Tensor]) -> None:
     positions = torch.arange(9).repeat(2, 1)
     with torch.no_grad():
         want = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
-    atol = 1e-5 * max(1.0, float(want.abs().max()))  # a head of random codes makes large logits
+    atol = 1e-5 * max(1.0, float(want.abs().max()))  # an LM head of random codes gives large logits
     torch.testing.assert_close(llmc.capture(folder)(tokens, positions), want, atol=atol, rtol=0)
 
 
@@ -112,7 +115,7 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
 
 
 def refusal(folder: Path) -> llmc.LlmcError:
-    """The error that opening the checkpoint ends with, in one paragraph."""
+    """Return the error of opening the checkpoint, after checking that it is one paragraph."""
     with pytest.raises(llmc.LlmcError) as caught:
         weights_of(folder)
     error = caught.value
@@ -121,7 +124,7 @@ def refusal(folder: Path) -> llmc.LlmcError:
 
 
 def check_damage(folder: Path, part: str) -> None:
-    """Without the tensor, and with it cut short, the checkpoint is refused in its name."""
+    """Check that the error names the tensor if it is missing and if it is too short."""
     path = folder / "model.safetensors"
     raw = path.read_bytes()
     name = f"model.layers.0.mlp.up_proj.{part}"
@@ -141,17 +144,17 @@ def check_damage(folder: Path, part: str) -> None:
 
 
 def word(fields: Sequence[int], bits: int) -> int:
-    """Fields in one word of 32 bits, the first lowest."""
+    """Pack fields into a 32-bit word, the first field in the lowest bits."""
     total = 0
-    for place, value in enumerate(fields):
+    for index, value in enumerate(fields):
         assert 0 <= value < 1 << bits
-        total += value << (bits * place)
+        total += value << (bits * index)
     return total
 
 
 def int32(words: Sequence[Sequence[int]]) -> Tensor:
-    """Words of 32 bits as the signed numbers that a checkpoint holds."""
-    return torch.from_numpy(np.array([[w % 2**32 for w in row] for row in words], np.uint32).view(np.int32).copy())
+    """Convert unsigned 32-bit words to the int32 tensor of a checkpoint."""
+    return torch.from_numpy(np.array([[w % 2**32 for w in line] for line in words], np.uint32).view(np.int32).copy())
 
 
 def half(rng: random.Random) -> np.float16:

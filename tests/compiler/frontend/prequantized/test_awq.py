@@ -1,4 +1,4 @@
-"""AWQ: words of consecutive outputs, the even ones of 8 before the odd ones."""
+"""AWQ: words of 8 consecutive output channels, even channels before odd ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from .files import Linear, Make, check, check_damage, half, int32, refusal, value, word, write
 
-ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of 8 outputs is in each place of a word
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # output channel of each field of a word
 
 
 def config(group_size: int = 16, **more: Any) -> dict[str, Any]:
@@ -26,8 +26,8 @@ def make(group_size: int) -> Make:
         scales = [[half(rng) for _ in range(outputs)] for _ in range(groups)]
         codes = [[rng.randrange(16) for _ in range(outputs)] for _ in range(inputs)]
 
-        def words(rows: list[list[int]]) -> torch.Tensor:
-            return int32([[word([row[c * 8 + o] for o in ORDER], 4) for c in range(outputs // 8)] for row in rows])
+        def words(matrix: list[list[int]]) -> torch.Tensor:
+            return int32([[word([line[c * 8 + o] for o in ORDER], 4) for c in range(outputs // 8)] for line in matrix])
 
         parts = {"qweight": words(codes), "qzeros": words(zeros), "scales": torch.tensor(scales, dtype=torch.half)}
         values = [
@@ -39,9 +39,9 @@ def make(group_size: int) -> Make:
     return linear
 
 
-@pytest.mark.parametrize(("group_size", "llmcs"), [(16, 16), (-1, None), (20, 4)])
-def test_codes_are_read_as_they_are(tmp_path: Path, group_size: int, llmcs: int | None) -> None:
-    check(tmp_path, write(tmp_path, make(group_size), config(group_size)), "int4", llmcs)
+@pytest.mark.parametrize(("group_size", "expected_size"), [(16, 16), (-1, None), (20, 4)])
+def test_codes_are_kept(tmp_path: Path, group_size: int, expected_size: int | None) -> None:
+    check(tmp_path, write(tmp_path, make(group_size), config(group_size)), "int4", expected_size)
 
 
 @pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
@@ -51,10 +51,10 @@ def test_damage(tmp_path: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "detail"),
     [({"bits": 8}, "8 bits"), ({"version": "gemv"}, "'gemv'"), ({"group_size": None}, "group_size is None")],
 )
-def test_what_no_reader_knows(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
+def test_unsupported_settings(tmp_path: Path, settings: dict[str, Any], detail: str) -> None:
     write(tmp_path, make(16), config() | settings)
     error = refusal(tmp_path)
-    assert error.code == "CHECKPOINT_QUANTIZED" and word in error.what
+    assert error.code == "CHECKPOINT_QUANTIZED" and detail in error.what

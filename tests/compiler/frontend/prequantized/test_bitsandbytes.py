@@ -1,4 +1,4 @@
-"""bitsandbytes: nf4 and fp4 in blocks that run on from row to row, scales rounded themselves, and int8 by rows."""
+"""bitsandbytes: nf4 and fp4 in blocks that span output channels, quantized scales, and int8 per output channel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from llmc.kernels.ops.quantized import NF4
 
-from .files import Linear, Make, change, check, check_damage, check_numbers, half, refusal, tiny_llama, write
+from .files import Linear, Make, change, check, check_damage, check_dequantized, half, refusal, tiny_llama, write
 
 CONFIG = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 FP4 = [sign * n for sign in (1, -1) for n in (0.0, 0.0052083333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25)]
@@ -36,12 +36,12 @@ def make(kind: str = "nf4", block: int = 32, nested: int | None = None, storage:
             absmax = [np.float32(half(rng)) for _ in range(blocks)]
             parts["weight.absmax"] = torch.tensor(absmax)
         else:
-            places = [rng.randrange(256) for _ in range(blocks)]
+            indices = [rng.randrange(256) for _ in range(blocks)]
             numbers = [np.float32(rng.uniform(-1, 1)) for _ in range(256)]
             largest = [np.float32(half(rng)) for _ in range(-(-blocks // nested))]
             offset = np.float32(0.3)
-            absmax = [numbers[place] * largest[b // nested] + offset for b, place in enumerate(places)]
-            parts["weight.absmax"] = torch.tensor(places, dtype=torch.uint8)
+            absmax = [numbers[index] * largest[b // nested] + offset for b, index in enumerate(indices)]
+            parts["weight.absmax"] = torch.tensor(indices, dtype=torch.uint8)
             parts["weight.nested_absmax"] = torch.tensor(largest)
             parts["weight.nested_quant_map"] = torch.tensor(numbers)
             state |= {"nested_blocksize": nested, "nested_dtype": "float32", "nested_offset": float(offset)}
@@ -66,20 +66,20 @@ def test_nf4(tmp_path: Path, nested: int | None) -> None:
     check(tmp_path, write(tmp_path, make(nested=nested), CONFIG), "nf4", 32)
 
 
-def test_blocks_that_run_on_from_row_to_row(tmp_path: Path) -> None:
-    """64 numbers a block, 20 or 84 inputs a row, 200 numbers in the smallest weight."""
+def test_blocks_that_span_output_channels(tmp_path: Path) -> None:
+    """Blocks have 64 weights, output channels 20 or 84, and the smallest matrix 200."""
     expected = write(tmp_path, make(block=64, nested=3), CONFIG, model=tiny_llama(20, 84))
     check(tmp_path, expected, "nf4", 4)
 
 
-def test_bytes_that_are_called_floats(tmp_path: Path) -> None:
+def test_codes_stored_in_a_float_dtype(tmp_path: Path) -> None:
     expected = write(tmp_path, make(storage=torch.bfloat16), CONFIG | {"bnb_4bit_quant_storage": "bfloat16"})
     check(tmp_path, expected, "nf4", 32)
 
 
 @pytest.mark.parametrize("nested", [None, 5])
 def test_fp4(tmp_path: Path, nested: int | None) -> None:
-    check_numbers(tmp_path, write(tmp_path, make("fp4", nested=nested), CONFIG), "the numbers of fp4")
+    check_dequantized(tmp_path, write(tmp_path, make("fp4", nested=nested), CONFIG), "its codes are fp4")
 
 
 def test_int8(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_damage_of_int8(tmp_path: Path) -> None:
 NAME = "model.layers.0.mlp.up_proj.weight"
 
 
-def test_no_state(tmp_path: Path) -> None:
+def test_a_missing_state(tmp_path: Path) -> None:
     write(tmp_path, make(), CONFIG)
     change(tmp_path, lambda tensors: tensors.pop(f"{NAME}.quant_state.bitsandbytes__nf4"))
     error = refusal(tmp_path)
@@ -115,7 +115,7 @@ def test_no_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"shape": [96], "blocksize": 32}', '{"shape": [96, 32], "blocksize": 0}']
 )
-def test_a_state_that_makes_no_sense(tmp_path: Path, text: str) -> None:
+def test_an_invalid_state(tmp_path: Path, text: str) -> None:
     write(tmp_path, make(), CONFIG)
     state = torch.tensor(list(text.encode()), dtype=torch.uint8)
     change(tmp_path, lambda tensors: tensors.update({f"{NAME}.quant_state.bitsandbytes__nf4": state}))
@@ -123,7 +123,7 @@ def test_a_state_that_makes_no_sense(tmp_path: Path, text: str) -> None:
     assert error.code == "WEIGHTS_MISMATCH" and NAME in error.what
 
 
-def test_int8_in_the_layout_of_a_gpu(tmp_path: Path) -> None:
+def test_int8_in_a_gpu_layout(tmp_path: Path) -> None:
     write(tmp_path, make_int8, {"load_in_8bit": True})
     change(tmp_path, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight_format"].fill_(2))
     error = refusal(tmp_path)

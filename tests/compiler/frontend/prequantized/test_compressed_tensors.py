@@ -1,4 +1,4 @@
-"""compressed-tensors: packed integers, int8 and fp8, with scales by tensor, channel, group and block."""
+"""compressed-tensors: packed integers, int8 and fp8, with scales per tensor, channel, group and block."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .files import (
     change,
     check,
     check_damage,
+    check_dequantized,
     check_model,
-    check_numbers,
     half,
     int32,
     refusal,
@@ -45,15 +45,16 @@ def scheme(bits: int = 4, strategy: str = "group", group_size: int | None = 16, 
     }  # fmt: skip
 
 
-def sized(strategy: str, group_size: int | None, inputs: int) -> int:
+def effective_group_size(strategy: str, group_size: int | None, inputs: int) -> int:
     return group_size if strategy == "group" and group_size else inputs
 
 
-def packed(rows: list[list[int]], bits: int) -> torch.Tensor:
-    """Signed numbers as unsigned fields in words, each row by itself; the last word's rest is empty."""
+def packed(matrix: list[list[int]], bits: int) -> torch.Tensor:
+    """Pack each line of signed numbers as unsigned fields in words; unused fields of the last word are 0."""
     per = 32 // bits
+    offset = 2 ** (bits - 1)
     return int32(
-        [[word([v + 2 ** (bits - 1) for v in row[i : i + per]], bits) for i in range(0, len(row), per)] for row in rows]
+        [[word([v + offset for v in line[i : i + per]], bits) for i in range(0, len(line), per)] for line in matrix]
     )
 
 
@@ -61,7 +62,7 @@ def make_packed(bits: int, strategy: str, group_size: int | None, symmetric: boo
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
     def linear(outputs: int, inputs: int, rng: random.Random) -> Linear:
-        size = sized(strategy, group_size, inputs)
+        size = effective_group_size(strategy, group_size, inputs)
         groups = -(-inputs // size)
         codes = [[rng.choice([low, high, rng.randint(low, high)]) for _ in range(inputs)] for _ in range(outputs)]
         zeros = [[rng.choice([low, high, rng.randint(low, high)]) for _ in range(groups)] for _ in range(outputs)]
@@ -95,7 +96,7 @@ def make_packed(bits: int, strategy: str, group_size: int | None, symmetric: boo
 
 def make_plain(kind: str, strategy: str, group_size: int | None, symmetric: bool = True) -> Make:
     def linear(outputs: int, inputs: int, rng: random.Random) -> Linear:
-        size = sized(strategy, group_size, inputs)
+        size = effective_group_size(strategy, group_size, inputs)
         groups = inputs // size
         shape = {"tensor": (1,), "channel": (outputs, 1), "group": (outputs, groups)}[strategy]
         scales = [[half(rng) for _ in range(groups)] for _ in range(outputs)]
@@ -109,10 +110,10 @@ def make_plain(kind: str, strategy: str, group_size: int | None, symmetric: bool
         raw = torch.tensor(bits, dtype=torch.uint8)
         if kind == "fp8":
             parts["weight"] = raw.view(torch.float8_e4m3fn)
-            numbers = [[NUMBERS[b] for b in row] for row in bits]
+            numbers = [[NUMBERS[b] for b in line] for line in bits]
         else:
             parts["weight"] = raw.view(torch.int8)
-            numbers = [[b - 256 if b > 127 else b for b in row] for row in bits]
+            numbers = [[b - 256 if b > 127 else b for b in line] for line in bits]
         values = [
             [np.float32(numbers[o][i] - zeros[o][i // size]) * np.float32(scales[o][i // size]) for i in range(inputs)]
             for o in range(outputs)
@@ -133,17 +134,17 @@ def test_packed_integers(tmp_path: Path, bits: int, strategy: str, group_size: i
     check(tmp_path, expected, f"int{bits}", group_size)
 
 
-def test_words_that_are_half_empty(tmp_path: Path) -> None:
-    """20 and 90 inputs end in the middle of a word, as outputs do in those of zero points."""
+def test_partly_used_words(tmp_path: Path) -> None:
+    """20 and 90 channels end in the middle of a word, both input channels of codes and output channels of zeros."""
     settings = config("pack-quantized", scheme(4, "group", 10, symmetric=False))
     make = make_packed(4, "group", 10, symmetric=False)
     check(tmp_path, write(tmp_path, make, settings, model=tiny_llama(20, 90)), "int4", 10)
 
 
-def test_groups_in_the_order_of_activations(tmp_path: Path) -> None:
+def test_groups_of_scattered_input_channels(tmp_path: Path) -> None:
     settings = config("pack-quantized", scheme(4, "group", 16, actorder="group"))
     expected = write(tmp_path, make_packed(4, "group", 16, order=True), settings)
-    check_numbers(tmp_path, expected, "another order than they stand in (weight_g_idx)")
+    check_dequantized(tmp_path, expected, "its groups are not consecutive input channels (weight_g_idx)")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_fp8_in_blocks(tmp_path: Path) -> None:
 
 
 def test_several_schemes(tmp_path: Path) -> None:
-    """Which is whose shows in the tensors: by shape, or by whether there are zero points."""
+    """A linear's tensors show its scheme: by their shapes, or by the presence of zero points."""
 
     def make(outputs: int, inputs: int, rng: random.Random) -> Linear:
         if inputs == 96:
@@ -191,7 +192,7 @@ def test_damage(tmp_path: Path, part: str) -> None:
     check_damage(tmp_path, part)
 
 
-def test_a_shape_that_is_not_that_of_the_words(tmp_path: Path) -> None:
+def test_a_shape_that_does_not_fit_the_words(tmp_path: Path) -> None:
     write(tmp_path, make_packed(4, "group", 16), config("pack-quantized", scheme()))
     name = "model.layers.0.mlp.up_proj.weight_"
     change(tmp_path, lambda tensors: tensors[f"{name}shape"].mul_(2))
@@ -206,7 +207,7 @@ def test_two_schemes_for_one_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "detail"),
     [
         ({"format": "marlin-24"}, "'marlin-24'"),
         ({"config_groups": None}, "config_groups is None"),
@@ -217,10 +218,10 @@ def test_two_schemes_for_one_shape(tmp_path: Path) -> None:
         ({"config_groups": {"a": {"weights": scheme(4, "tensor_group")}}}, "'tensor_group'"),
         ({"config_groups": {"a": {"weights": scheme(), "format": "nvfp4-pack-quantized"}}}, "'nvfp4-pack-quantized'"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "'sparse-24-bitmask'"),
-        ({"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "transformed"),
+        ({"transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "transform"),
     ],
 )
-def test_what_no_reader_knows(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
+def test_unsupported_settings(tmp_path: Path, settings: dict[str, Any], detail: str) -> None:
     write(tmp_path, make_packed(4, "group", 16), config("pack-quantized", scheme()) | settings)
     error = refusal(tmp_path)
-    assert error.code == "CHECKPOINT_QUANTIZED" and word in error.what
+    assert error.code == "CHECKPOINT_QUANTIZED" and detail in error.what

@@ -1,4 +1,4 @@
-"""FP8: codes times the scale of their block, their row, or the whole."""
+"""FP8: codes times the scale of their block, their output channel, or the tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from .files import Linear, Make, change, check, check_damage, half, refusal, write
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-# Every number that float8_e4m3fn has, by its bits: sign, 4 bits of exponent, 3 of mantissa.
+# Every value of float8_e4m3fn by its bits: sign, 4 exponent bits, 3 mantissa bits.
 NUMBERS = [
     (-1.0 if bits & 128 else 1.0)
     * ((8 + bits % 8) * 2.0 ** ((bits >> 3) % 16 - 10) if (bits >> 3) % 16 else bits % 8 * 2.0**-9)
@@ -32,8 +32,8 @@ def make(block: tuple[int, int] | None, part: str = "weight_scale_inv", exponent
         ]
         stored = torch.tensor(scales)
         if exponents:
-            raw = [[rng.randrange(120, 128) for _ in row] for row in scales]
-            scales = [[2.0 ** (e - 127) for e in row] for row in raw]
+            raw = [[rng.randrange(120, 128) for _ in line] for line in scales]
+            scales = [[2.0 ** (e - 127) for e in line] for line in raw]
             stored = torch.tensor(raw, dtype=torch.uint8).view(torch.float8_e8m0fnu)
         values = [
             [np.float32(NUMBERS[bits[o][i]]) * np.float32(scales[o // height][i // width]) for i in range(inputs)]
@@ -51,16 +51,16 @@ def test_blocks(tmp_path: Path, block: tuple[int, int], group_size: int | None) 
     check(tmp_path, write(tmp_path, make(block), config), "fp8", group_size)
 
 
-def test_scales_that_are_stored_as_exponents(tmp_path: Path) -> None:
+def test_scales_stored_as_exponents(tmp_path: Path) -> None:
     config = FP8 | {"weight_block_size": [16, 16], "scale_fmt": "ue8m0"}
     check(tmp_path, write(tmp_path, make((16, 16), exponents=True), config), "fp8", 16)
 
 
-def test_one_scale(tmp_path: Path) -> None:
+def test_one_scale_per_tensor(tmp_path: Path) -> None:
     check(tmp_path, write(tmp_path, make(None), FP8 | {"weight_block_size": None}), "fp8")
 
 
-def test_a_scale_for_each_row(tmp_path: Path) -> None:
+def test_one_scale_per_output_channel(tmp_path: Path) -> None:
     config = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
     check(tmp_path, write(tmp_path, make((1, 1000), "weight_scale"), config), "fp8")
 
@@ -74,7 +74,7 @@ def test_damage(tmp_path: Path, part: str) -> None:
     assert refusal(tmp_path).code == "WEIGHTS_MISSING"
 
 
-def test_codes_whose_scales_have_another_name(tmp_path: Path) -> None:
+def test_codes_without_scales(tmp_path: Path) -> None:
     write(tmp_path, make((16, 16)), FP8 | {"weight_block_size": [16, 16]})
     name = "model.embed_tokens.weight"
     change(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e4m3fn)}))
@@ -82,7 +82,7 @@ def test_codes_whose_scales_have_another_name(tmp_path: Path) -> None:
     assert error.code == "WEIGHTS_MISSING" and "model.embed_tokens.weight_scale_inv" in error.what
 
 
-def test_several_scales_where_there_is_one_block(tmp_path: Path) -> None:
+def test_several_scales_for_one_block(tmp_path: Path) -> None:
     write(tmp_path, make(None), FP8 | {"weight_block_size": None})
     name = "model.layers.0.mlp.down_proj.weight_scale_inv"
     change(tmp_path, lambda tensors: tensors.update({name: torch.ones(2)}))
@@ -90,7 +90,7 @@ def test_several_scales_where_there_is_one_block(tmp_path: Path) -> None:
     assert error.code == "WEIGHTS_MISMATCH" and name in error.what and "(2,)" in error.what
 
 
-def test_scales_of_another_kind(tmp_path: Path) -> None:
+def test_scales_of_the_wrong_dtype(tmp_path: Path) -> None:
     write(tmp_path, make((16, 16)), FP8 | {"weight_block_size": [16, 16]})
     name = "model.layers.0.mlp.down_proj.weight_scale_inv"
     change(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(torch.uint8)}))
@@ -99,14 +99,14 @@ def test_scales_of_another_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "detail"),
     [
         ({"expert_dtype": "fp4"}, "'fp4'"),
         ({"weight_block_size": 128}, "weight_block_size is 128"),
         ({"weight_block_size": [128, 0]}, "[128, 0]"),
     ],
 )
-def test_what_no_reader_knows(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
+def test_unsupported_settings(tmp_path: Path, settings: dict[str, Any], detail: str) -> None:
     write(tmp_path, make((16, 16)), FP8 | settings)
     error = refusal(tmp_path)
-    assert error.code == "CHECKPOINT_QUANTIZED" and word in error.what
+    assert error.code == "CHECKPOINT_QUANTIZED" and detail in error.what

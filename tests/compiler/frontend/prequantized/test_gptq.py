@@ -1,4 +1,4 @@
-"""GPTQ: words of consecutive inputs, zero points less one in the first version, groups in any order."""
+"""GPTQ: words of consecutive input channels, zero points minus one in version 1, groups in any order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from .files import Linear, Make, change, check, check_damage, check_numbers, half, int32, refusal, value, word, write
+from .files import (
+    Linear,
+    Make,
+    change,
+    check,
+    check_damage,
+    check_dequantized,
+    half,
+    int32,
+    refusal,
+    value,
+    word,
+    write,
+)
 
 
 def config(bits: int = 4, group_size: int = 16, **more: Any) -> dict[str, Any]:
@@ -38,7 +51,7 @@ def make(
             [word([codes[o][r * per + j] for j in range(per)], bits) for o in range(outputs)]
             for r in range(inputs // per)
         ]
-        qzeros = [[word(row[c * per : (c + 1) * per], bits) - one for c in range(outputs // per)] for row in zeros]
+        qzeros = [[word(line[c * per : (c + 1) * per], bits) - one for c in range(outputs // per)] for line in zeros]
         parts = {"qweight": int32(qweight), "qzeros": int32(qzeros), "scales": torch.tensor(scales, dtype=torch.half)}
         if with_index:
             parts["g_idx"] = torch.tensor(index, dtype=torch.int32)
@@ -52,12 +65,12 @@ def make(
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(("bits", "scheme"), [(2, "int4"), (4, "int4"), (8, "int8")])
-def test_codes_are_read_as_they_are(tmp_path: Path, bits: int, scheme: str, version: int) -> None:
+def test_codes_are_kept(tmp_path: Path, bits: int, scheme: str, version: int) -> None:
     form = {1: {}, 2: {"checkpoint_format": "gptq_v2"}}[version]
     check(tmp_path, write(tmp_path, make(bits, 16, version), config(bits, **form)), scheme, 16)
 
 
-def test_a_scale_for_each_output(tmp_path: Path) -> None:
+def test_one_scale_per_output_channel(tmp_path: Path) -> None:
     check(tmp_path, write(tmp_path, make(4, -1, 1), config(group_size=-1)), "int4")
 
 
@@ -65,34 +78,34 @@ def test_symmetric_codes(tmp_path: Path) -> None:
     check(tmp_path, write(tmp_path, make(4, 32, 1, sym=True), config(group_size=32, sym=True)), "int4", 32)
 
 
-def test_a_last_group_that_is_cut_off(tmp_path: Path) -> None:
-    # 32 inputs in groups of 20 + 12, 96 in 4 of 20 + 16: by fours they lie in one group each
+def test_a_shorter_last_group(tmp_path: Path) -> None:
+    # 32 input channels have groups of 20 + 12, 96 have 4 * 20 + 16. Groups of 4 divide all of them.
     check(tmp_path, write(tmp_path, make(4, 20, 1), config(group_size=20)), "int4", 4)
 
 
-def test_a_group_wider_than_the_row(tmp_path: Path) -> None:
-    # 128 and 96 have 32 in common, but a row of 96 is one group all the same
+def test_a_group_size_above_the_number_of_input_channels(tmp_path: Path) -> None:
+    # The greatest common divisor of 128 and 96 is 32, but 96 input channels still form one group.
     check(tmp_path, write(tmp_path, make(4, 128, 1), config(group_size=128)), "int4")
 
 
-def test_codes_that_are_missing(tmp_path: Path) -> None:
+def test_missing_codes(tmp_path: Path) -> None:
     write(tmp_path, make(4, 16, 1), config())
     change(tmp_path, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.qweight"))
     error = refusal(tmp_path)
     assert error.code == "WEIGHTS_MISSING" and "model.layers.0.mlp.up_proj.qweight" in error.what
 
 
-def test_no_index_is_the_plain_order(tmp_path: Path) -> None:
+def test_without_g_idx_groups_are_consecutive(tmp_path: Path) -> None:
     check(tmp_path, write(tmp_path, make(4, 16, 1, with_index=False), config()), "int4", 16)
 
 
 @pytest.mark.parametrize(("bits", "size"), [(4, 16), (8, 20)])
-def test_groups_in_the_order_of_activations(tmp_path: Path, bits: int, size: int) -> None:
+def test_groups_of_scattered_input_channels(tmp_path: Path, bits: int, size: int) -> None:
     expected = write(tmp_path, make(bits, size, 1, order="shuffled"), config(bits, size, desc_act=True))
-    check_numbers(tmp_path, expected, "another order than they stand in (g_idx)")
+    check_dequantized(tmp_path, expected, "its groups are not consecutive input channels (g_idx)")
 
 
-def test_codes_that_are_cut_short_fit_nothing_else(tmp_path: Path) -> None:
+def test_truncated_codes_do_not_fit_the_other_tensors(tmp_path: Path) -> None:
     write(tmp_path, make(4, 16, 1), config())
     name = "model.layers.0.mlp.up_proj"
     change(tmp_path, lambda tensors: tensors.update({f"{name}.qweight": tensors[f"{name}.qweight"][:-1].contiguous()}))
@@ -107,7 +120,7 @@ def test_damage(tmp_path: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 2])
-def test_an_index_of_no_group(tmp_path: Path, bad: int) -> None:
+def test_an_index_of_a_group_that_does_not_exist(tmp_path: Path, bad: int) -> None:
     write(tmp_path, make(4, 16, 1), config())
     name = "model.layers.0.self_attn.k_proj.g_idx"
     change(tmp_path, lambda tensors: tensors[name].fill_(bad))
@@ -115,14 +128,14 @@ def test_an_index_of_no_group(tmp_path: Path, bad: int) -> None:
     assert error.code == "WEIGHTS_MISMATCH" and name in error.what and "0 to 1" in error.what
 
 
-def test_a_group_size_of_another_checkpoint(tmp_path: Path) -> None:
+def test_a_wrong_group_size(tmp_path: Path) -> None:
     write(tmp_path, make(4, 16, 1), config(group_size=32))
     error = refusal(tmp_path)
     assert error.code == "WEIGHTS_MISMATCH" and ".scales" in error.what
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "detail"),
     [
         ({"bits": 3}, "3 bits"),
         ({"bits": "four"}, "bits is 'four'"),
@@ -133,11 +146,11 @@ def test_a_group_size_of_another_checkpoint(tmp_path: Path) -> None:
         ({"dynamic": {"-:.*head": {}, "+:.*layers.0.*": {"bits": 8}}}, "layers.0"),
     ],
 )
-def test_what_no_reader_knows(tmp_path: Path, settings: dict[str, Any], word: str) -> None:
+def test_unsupported_settings(tmp_path: Path, settings: dict[str, Any], detail: str) -> None:
     write(tmp_path, make(4, 16, 1), config() | settings)
     error = refusal(tmp_path)
-    assert error.code == "CHECKPOINT_QUANTIZED" and word in error.what
+    assert error.code == "CHECKPOINT_QUANTIZED" and detail in error.what
 
 
-def test_rules_that_leave_modules_alone(tmp_path: Path) -> None:
+def test_rules_that_exclude_modules(tmp_path: Path) -> None:
     check(tmp_path, write(tmp_path, make(4, 16, 1), config(dynamic={"-:.*v_proj": {}}), ["v_proj"]), "int4", 16)

@@ -1,4 +1,4 @@
-"""Which reader a config asks for, and checkpoints whose tensors transformers joins, renames or keeps transposed."""
+"""The choice of a reader, and quantized checkpoints whose tensors transformers merges, renames or transposes."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ FP8 = {"quant_method": "fp8", "weight_block_size": None}
         ({"load_in_8bit": True}, "bitsandbytes"),
     ],
 )
-def test_the_config_chooses(quantization: dict[str, Any], name: str) -> None:
+def test_the_config_chooses_the_reader(quantization: dict[str, Any], name: str) -> None:
     assert find_format(quantization).name == name
 
 
 @pytest.mark.parametrize(
     "quantization", [{"quant_method": "hqq"}, {"quant_method": ["gptq"]}, {"bits": 4}, "gptq", [4]]
 )
-def test_a_method_that_no_reader_knows(tmp_path: Path, quantization: Any) -> None:
-    """Refused before a weight is looked for: there is none."""
+def test_an_unsupported_method(tmp_path: Path, quantization: Any) -> None:
+    """It is refused before weights are opened: the folder contains none."""
     tiny_model("llama").config.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
@@ -53,7 +53,7 @@ def test_a_method_that_no_reader_knows(tmp_path: Path, quantization: Any) -> Non
     assert error.code == "CHECKPOINT_QUANTIZED" and "\n" not in str(error)
 
 
-def test_the_config_says_nothing_of_it_any_more(tmp_path: Path) -> None:
+def test_the_config_has_no_quantization_config(tmp_path: Path) -> None:
     write(tmp_path, make(4, 16, 1), config())
     source = find_source(tmp_path)
     built = source.build(torch.float32)
@@ -61,15 +61,15 @@ def test_the_config_says_nothing_of_it_any_more(tmp_path: Path) -> None:
     assert type(built.model.layers[0].mlp.up_proj) is torch.nn.Linear
 
 
-def rounded(folder: Path, name: str, wanted: Callable[[str], bool]) -> tuple[Path, Path]:
-    """A tiny model in fp8 where `wanted` says so, and the same numbers in a plain checkpoint."""
+def save_quantized(folder: Path, name: str, selected: Callable[[str], bool]) -> tuple[Path, Path]:
+    """Save a tiny model with the selected weights in fp8, and a plain checkpoint with the same values."""
     model = tiny_model(name)
     folders = folder / "fp8", folder / "plain"
     for each in folders:
         model.save_pretrained(each)
     quantized, plain = (load_file(each / "model.safetensors") for each in folders)
     for key, value in list(quantized.items()):
-        if wanted(key):
+        if selected(key):
             scale = value.abs().max() / 448
             quantized[key] = (value / scale).to(torch.float8_e4m3fn)
             quantized[f"{key}_scale_inv"] = scale
@@ -81,27 +81,27 @@ def rounded(folder: Path, name: str, wanted: Callable[[str], bool]) -> tuple[Pat
     return folders
 
 
-def test_experts_are_joined_as_those_of_a_plain_checkpoint(tmp_path: Path) -> None:
-    quantized, plain = rounded(tmp_path, "mixtral", lambda key: "experts" in key or "self_attn" in key)
-    found, want = weights_of(quantized), weights_of(plain)
-    assert set(found) == set(want)
+def test_experts_are_merged_as_in_a_plain_checkpoint(tmp_path: Path) -> None:
+    quantized, plain = save_quantized(tmp_path, "mixtral", lambda key: "experts" in key or "self_attn" in key)
+    got, want = weights_of(quantized), weights_of(plain)
+    assert set(got) == set(want)
     for name, weight in want.items():
-        assert torch.equal(found[name].evaluate(), weight.evaluate()), name
-    experts = [name for name in found if "experts" in name]
-    assert experts and all("it is changed by" in (why_dequantized(found[name]) or "") for name in experts)
+        assert torch.equal(got[name].evaluate(), weight.evaluate()), name
+    experts = [name for name in got if "experts" in name]
+    assert experts and all("it is changed by" in (why_dequantized(got[name]) or "") for name in experts)
 
 
 @pytest.mark.parametrize("part", ["", "_scale_inv"])
 def test_a_missing_expert_names_its_tensor_and_the_format(tmp_path: Path, part: str) -> None:
-    quantized, _ = rounded(tmp_path, "mixtral", lambda key: "experts" in key)
+    quantized, _ = save_quantized(tmp_path, "mixtral", lambda key: "experts" in key)
     name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
     change(quantized, lambda tensors: tensors.pop(f"{name}{part}"))
     error = refusal(quantized)
     assert error.code == "WEIGHTS_MISSING" and f"{name}{part}" in error.what and "fp8" in error.what
 
 
-def test_a_join_that_fails_names_the_format(tmp_path: Path) -> None:
-    quantized, _ = rounded(tmp_path, "mixtral", lambda key: "experts" in key)
+def test_a_failed_merge_names_the_format(tmp_path: Path) -> None:
+    quantized, _ = save_quantized(tmp_path, "mixtral", lambda key: "experts" in key)
     name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
 
     def remove(tensors: dict[str, Tensor]) -> None:
@@ -125,15 +125,15 @@ def test_a_missing_linear_names_the_format(tmp_path: Path) -> None:
     assert error.code == "WEIGHTS_MISSING" and f"{name}.weight" in error.what and "(gptq)" in error.what
 
 
-def test_linears_that_a_model_keeps_transposed(tmp_path: Path) -> None:
-    """The weight is square, so that its shape would not tell."""
-    quantized, _ = rounded(tmp_path, "gpt2", lambda key: key.endswith("attn.c_proj.weight"))
+def test_codes_of_a_weight_that_the_model_stores_transposed(tmp_path: Path) -> None:
+    """The weight is square, so that its shape does not reveal the transposition."""
+    quantized, _ = save_quantized(tmp_path, "gpt2", lambda key: key.endswith("attn.c_proj.weight"))
     error = refusal(quantized)
     assert error.code == "CHECKPOINT_QUANTIZED" and "c_proj.weight" in error.what and "transposed" in error.what
 
 
-def test_codes_under_a_name_that_no_reader_knows(tmp_path: Path) -> None:
-    """Experts in one tensor with scales of their own name would be taken for plain numbers."""
+def test_codes_without_scales_are_not_plain_numbers(tmp_path: Path) -> None:
+    """Merged experts whose scales have an unknown name must not be read as plain numbers."""
     model = tiny_model("mixtral")
     model.save_pretrained(tmp_path, save_original_format=False)
     (name,) = {
@@ -146,17 +146,17 @@ def test_codes_under_a_name_that_no_reader_knows(tmp_path: Path) -> None:
     assert error.code == "CHECKPOINT_QUANTIZED" and name in error.what and "float8_e4m3fn" in error.what
 
 
-def test_no_weight_is_read_to_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture_reads_no_weight_but_g_idx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmc.ir.weights import SafetensorsSource
 
     read: set[str] = set()
     original = SafetensorsSource.read
 
-    def watched(source: SafetensorsSource) -> Tensor:
+    def recording_read(source: SafetensorsSource) -> Tensor:
         read.add(source.name.rpartition(".")[2])
         return original(source)
 
     write(tmp_path, make(4, 16, 1), config())
-    monkeypatch.setattr(SafetensorsSource, "read", watched)
+    monkeypatch.setattr(SafetensorsSource, "read", recording_read)
     llmc.capture(tmp_path)
     assert read == {"g_idx"}
