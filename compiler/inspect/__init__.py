@@ -1,1 +1,1 @@
-"""Seeing a program: what the passes did to it, which of its layers are the same, and a page that shows both."""
+"""Inspection: record what the passes do to a program, find identical layers, plan a compilation, check a machine."""

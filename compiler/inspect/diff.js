@@ -1,6 +1,7 @@
-// Two texts side by side: rows [left, right] where null stands for no line.
+// Line diff of two texts, as rows [left, right]. In a row, null means that this side has no line.
 
-const FAR_TOO_LONG = 9e6; // cells of the table below; beyond it everything between the common ends counts as changed
+// Above this number of table cells, every line between the common start and the common end counts as changed.
+const MAX_CELLS = 9e6;
 
 function diffLines(before, after) {
   let start = 0, end = 0;
@@ -14,9 +15,9 @@ function diffLines(before, after) {
 }
 
 function diffMiddle(a, b) {
-  if (a.length * b.length > FAR_TOO_LONG) return pairUp(a, b);
+  if (a.length * b.length > MAX_CELLS) return pairUp(a, b);
   const width = b.length + 1;
-  const common = new Uint16Array((a.length + 1) * width); // of a[i:] and b[j:]
+  const common = new Uint16Array((a.length + 1) * width); // length of the longest common subsequence of a[i:] and b[j:]
   for (let i = a.length - 1; i >= 0; i--) {
     for (let j = b.length - 1; j >= 0; j--) {
       common[i * width + j] = a[i] === b[j]
@@ -40,7 +41,7 @@ function pairUp(a, b) {
   return Array.from({ length: Math.max(a.length, b.length) }, (_, i) => [a[i] ?? null, b[i] ?? null]);
 }
 
-// Runs of unchanged rows that are far from any change become {folded: rows}.
+// Replace each run of rows that are more than `keep` rows away from a change by {folded: rows}.
 function foldRows(rows, keep) {
   const near = new Uint8Array(rows.length);
   rows.forEach(([a, b], at) => {

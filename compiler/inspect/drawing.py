@@ -1,4 +1,4 @@
-"""The dataflow of a section as boxes and edges, ready to be laid out on a page."""
+"""The dataflow of a section as boxes and edges, for the layout on the page."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ...ir.program import layer_of, op_name, where
 from ...kernels.ops import op_of
 from .layers import OUTSIDE
 
-# What a box is coloured by: the first pattern that an op's name matches. Whether the op is of the dialect is said
-# besides, so that a captured `aten.linear` and the `llmc.linear` that it becomes have one colour.
+# The kind of a box decides its color: the first pattern that matches the op's name. A captured `aten.linear` and the
+# `llmc.linear` that replaces it have the same color; the page fills the boxes of dialect ops.
 _KINDS = {
     "attention": r"\w*attention",
     "linear": r"(quant_)?linear|moe|matmul|bmm|addmm|mm|einsum|conv1d",
@@ -27,16 +27,17 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Box:
-    """One call, or what comes in from elsewhere.
+    """One call of a section, or a value from outside the section.
 
     Attributes:
-        op: what it calls.
-        kind: of what sort that is; `input` for what comes from elsewhere, `layers` for all the layers in one.
-        dialect: whether the op is one of llmc's own.
-        value: dtype and shape of what it gives.
-        inputs: the boxes that it reads, by place; a box stands behind all that it reads.
-        weights: the names of the weights that it reads.
-        leaves: whether it goes out: of a layer to what follows, of the program as its output.
+        op: name of the called op.
+        kind: kind of the op, a key of `_KINDS`, `view` or `arithmetic`; `input` for a value from outside the section,
+            `layers` for the one box that stands for all layers.
+        dialect: True if the op belongs to llmc's dialect.
+        value: dtype and shape of the result.
+        inputs: indices of the boxes whose results it uses; always smaller than its own index.
+        weights: names of the weights that it uses.
+        leaves: True if its result is used outside the section, or is the program's output.
         name, where, text: the node, its module, and its line of Python.
     """
 
@@ -56,26 +57,32 @@ Drawing = tuple[Box, ...]
 
 
 def draw(layer: str, nodes: Sequence[fx.Node], lines: Mapping[fx.Node, str]) -> Drawing:
-    """The boxes of one section; arithmetic on sizes is left out."""
-    boxes: list[Box] = []
-    place: dict[fx.Node | str, int] = {}
+    """Draw one section as boxes. Arithmetic on sizes is left out.
 
-    def place_of(node: fx.Node) -> int:
-        """The box for a value that is read: a call of this section, or something from elsewhere."""
-        among_layers = layer == OUTSIDE and layer_of(node) != OUTSIDE
-        key: fx.Node | str = "layers" if among_layers else node
-        if key not in place:
-            place[key] = len(boxes)
-            boxes.append(_layers(place) if among_layers else _input(node, lines))
-        return place[key]
+    Args:
+        layer: name of the section.
+        nodes: calls of the section, in the program's order.
+        lines: line of Python of each node.
+    """
+    boxes: list[Box] = []
+    index: dict[fx.Node | str, int] = {}
+
+    def index_of(node: fx.Node) -> int:
+        """Index of the box for an operand. An operand from outside the section gets a box on its first use."""
+        in_a_layer = layer == OUTSIDE and layer_of(node) != OUTSIDE
+        key: fx.Node | str = "layers" if in_a_layer else node
+        if key not in index:
+            index[key] = len(boxes)
+            boxes.append(_layers(index) if in_a_layer else _input(node, lines))
+        return index[key]
 
     own = set(nodes)
     for node in nodes:
         if not _has_tensor(node):
             continue
-        read = [n for n in node.all_input_nodes if n.op != "get_attr" and _has_tensor(n)]
-        inputs = tuple(dict.fromkeys(place_of(n) for n in read))
-        place[node] = len(boxes)
+        operands = [n for n in node.all_input_nodes if n.op != "get_attr" and _has_tensor(n)]
+        inputs = tuple(dict.fromkeys(index_of(n) for n in operands))
+        index[node] = len(boxes)
         boxes.append(
             Box(
                 op=op_name(node),
@@ -93,10 +100,10 @@ def draw(layer: str, nodes: Sequence[fx.Node], lines: Mapping[fx.Node, str]) -> 
     return tuple(boxes)
 
 
-def _layers(place: Mapping[fx.Node | str, int]) -> Box:
-    """All layers as one box, which reads what any of them reads."""
-    read = (at for node, at in place.items() if isinstance(node, fx.Node) and any(map(layer_of, node.users)))
-    return Box("layers", "layers", False, "", tuple(read), (), False, "", "", "")
+def _layers(index: Mapping[fx.Node | str, int]) -> Box:
+    """Build the one box for all layers. Its inputs are all earlier boxes that a layer uses."""
+    inputs = (at for node, at in index.items() if isinstance(node, fx.Node) and any(map(layer_of, node.users)))
+    return Box("layers", "layers", False, "", tuple(inputs), (), False, "", "", "")
 
 
 def _input(node: fx.Node, lines: Mapping[fx.Node, str]) -> Box:
@@ -125,5 +132,5 @@ def _has_tensor(node: fx.Node) -> bool:
 
 
 def _value(line: str) -> str:
-    """The printer's note on dtype and shape."""
+    """Dtype and shape from the comment that the printer adds to a line, or ""."""
     return line.rpartition("  # ")[2] if "  # " in line else ""

@@ -1,7 +1,7 @@
-"""Which layers of a program are the same, so that a model of eighty reads like a model of two.
+"""Find identical layers of a program, so that a model of eighty layers is shown as compactly as one of two.
 
-Layers are the same when their calls are: the same ops on the same plain values, wired alike, on inputs and weights of
-the same shapes and dtypes. Weights may hold different values; what a layer and its neighbours are called doesn't count.
+Two layers are identical if their calls are: the same ops with the same constant arguments and the same connections,
+on inputs and weights of the same shapes and dtypes. Weight values and layer names may differ.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch import Tensor, fx
 
 from ...ir.program import Program, layer_of, op_name, where
 
-OUTSIDE = ""  # the name of what belongs to no layer
+OUTSIDE = ""  # name of the section of calls that belong to no layer
 
 
 def sections(program: Program) -> dict[str, list[fx.Node]]:
-    """The calls of each layer in the program's order, and under `OUTSIDE` those of none."""
-    found: dict[str, list[fx.Node]] = {}
+    """Group the program's calls by layer, in program order. `OUTSIDE` has the calls that belong to no layer."""
+    calls: dict[str, list[fx.Node]] = {}
     for node in program.nodes:
         if node.op == "call_function":
-            found.setdefault(layer_of(node), []).append(node)
-    return found
+            calls.setdefault(layer_of(node), []).append(node)
+    return calls
 
 
 def signature(layer: str, nodes: Iterable[fx.Node]) -> str:
-    """Equal for two layers exactly if their calls are the same."""
+    """Hash a layer's calls. Two layers have equal signatures exactly if they are identical (see above)."""
     inside: dict[fx.Node, str] = {}
     outside: dict[fx.Node, str] = {}
 
@@ -36,27 +36,31 @@ def signature(layer: str, nodes: Iterable[fx.Node]) -> str:
             return inside[value]
         if value.op == "get_attr":
             return _weight_role(layer, value)
-        return outside.setdefault(value, f"input {len(outside)}: {_meaning(value)}")
+        return outside.setdefault(value, f"input {len(outside)}: {_shapes(value)}")
 
     digest = hashlib.sha256()
-    for place, node in enumerate(nodes):
+    for index, node in enumerate(nodes):
         arguments = fx.map_arg((node.args, node.kwargs), show)
         digest.update(f"{where(node).removeprefix(layer)} {node.target} {arguments}\n".encode())
-        inside[node] = f"call {place}"
+        inside[node] = f"call {index}"
     return digest.hexdigest()
 
 
 def _weight_role(layer: str, node: fx.Node) -> str:
-    """A weight by its name within the layer; what only this layer reads needs no name, what several read keeps it."""
+    """Describe a weight for the signature.
+
+    A weight below the layer's name is described by its relative name, another weight that only this layer uses as
+    `own`, and a weight that several layers share by its full name.
+    """
     name = str(node.target)
     if layer and name.startswith(layer + "."):
         name = name.removeprefix(layer)
     elif all(layer_of(user) == layer for user in node.users):
         name = "own"
-    return f"weight {name}: {_meaning(node)}"
+    return f"weight {name}: {_shapes(node)}"
 
 
-def _meaning(node: fx.Node) -> str:
+def _shapes(node: fx.Node) -> str:
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return ", ".join(
@@ -65,15 +69,15 @@ def _meaning(node: fx.Node) -> str:
 
 
 def fold(kinds: Mapping[str, Hashable]) -> list[list[str]]:
-    """The layers of each kind together, in the order in which a kind first occurs."""
-    found: dict[Hashable, list[str]] = {}
+    """Group layers of equal kind, in the order in which each kind first occurs."""
+    groups: dict[Hashable, list[str]] = {}
     for layer, kind in kinds.items():
-        found.setdefault(kind, []).append(layer)
-    return list(found.values())
+        groups.setdefault(kind, []).append(layer)
+    return list(groups.values())
 
 
 def label(layers: Iterable[str]) -> str:
-    """Names of layers in short: `model.layers.0-4, 6-10`; what is outside of them is called so."""
+    """Shorten a list of layer names, such as `model.layers.0-4, 6-10` or, for `OUTSIDE`, `outside of the layers`."""
     parts = []
     for stem, group in groupby(layers, key=lambda layer: layer.rpartition(".")[0]):
         numbers = [int(layer.rpartition(".")[2]) for layer in group if layer != OUTSIDE]
@@ -89,7 +93,7 @@ def label(layers: Iterable[str]) -> str:
 
 
 def count_ops(nodes: Iterable[fx.Node]) -> dict[str, int]:
-    """How often each op occurs, in the order of first use."""
+    """Count the calls of each op, in the order of first use."""
     counts: dict[str, int] = {}
     for node in nodes:
         counts[op_name(node)] = counts.get(op_name(node), 0) + 1

@@ -1,12 +1,12 @@
-// Where the boxes of a dataflow go: ranks from top to bottom, few crossings, straight long edges.
+// Layered layout of a dataflow graph: ranks from top to bottom, few edge crossings, straight long edges.
 
 const GAP_X = 26, GAP_Y = 34, LINE_WIDTH = 14;
 
-// boxes: [{inputs: [place], width, height, given}]; a box stands behind all that it reads; what is given comes from
-// elsewhere.
-// Gives {width, height, at: [{x, y}] (centers), edges: [{from, to, points: [[x, y]]}]}.
+// boxes: [{inputs: [index], width, height, external}]. The inputs of a box come before it in the list. An external box
+// is a value from outside the section.
+// Returns {width, height, at: [{x, y}] (centers), edges: [{from, to, points: [[x, y]]}]}.
 function layout(boxes) {
-  const nodes = boxes.map((box, place) => ({ place, width: box.width, height: box.height, up: [], down: [] }));
+  const nodes = boxes.map((box) => ({ width: box.width, height: box.height, up: [], down: [] }));
   rank(boxes, nodes);
   const edges = [];
   const all = [...nodes];
@@ -42,15 +42,15 @@ function layout(boxes) {
   };
 }
 
-// A box lies below all that it reads. What comes in from elsewhere, and what hangs on weights alone, stands right above
-// its first reader.
+// A box is below all its inputs. External boxes, and boxes that depend only on weights, are directly above their first
+// user.
 function rank(boxes, nodes) {
-  boxes.forEach((box, place) => { nodes[place].rank = 1 + Math.max(-1, ...box.inputs.map((from) => nodes[from].rank)); });
-  const loose = [], first = nodes.map(() => Infinity);
-  for (const box of boxes) loose.push(!box.given && box.inputs.every((from) => loose[from]));
-  for (let place = boxes.length - 1; place >= 0; place--) {
-    if ((loose[place] || boxes[place].given) && first[place] !== Infinity) nodes[place].rank = first[place] - 1;
-    for (const from of boxes[place].inputs) first[from] = Math.min(first[from], nodes[place].rank);
+  boxes.forEach((box, at) => { nodes[at].rank = 1 + Math.max(-1, ...box.inputs.map((from) => nodes[from].rank)); });
+  const onlyWeights = [], firstUser = nodes.map(() => Infinity);
+  for (const box of boxes) onlyWeights.push(!box.external && box.inputs.every((from) => onlyWeights[from]));
+  for (let at = boxes.length - 1; at >= 0; at--) {
+    if ((onlyWeights[at] || boxes[at].external) && firstUser[at] !== Infinity) nodes[at].rank = firstUser[at] - 1;
+    for (const from of boxes[at].inputs) firstUser[from] = Math.min(firstUser[from], nodes[at].rank);
   }
 }
 
@@ -67,7 +67,7 @@ function order(ranks) {
   }
 }
 
-// Every row in turn goes where its neighbours pull it, in its order and without overlap.
+// Move each rank in turn towards the mean position of its neighbours, keeping its order and without overlap.
 function spread(ranks) {
   for (const row of ranks) {
     let x = 0;
@@ -86,14 +86,15 @@ function spread(ranks) {
   }
 }
 
-// The positions nearest to the wishes (least squares) that keep order and distance: pools of boxes that touch.
+// Find the positions nearest to the wished ones (least squares) that keep order and distance. Boxes that would overlap
+// are merged into pools that move together.
 function place(row) {
   let offset = 0;
   const pools = [];
   row.forEach((node, index) => {
     if (index) offset += (row[index - 1].width + node.width) / 2 + GAP_X;
     node.offset = offset;
-    const weight = node.bend ? 4 : 1; // long edges are kept straight before boxes are centered
+    const weight = node.bend ? 4 : 1; // straight long edges are more important than centered boxes
     pools.push({ nodes: [node], sum: weight * (node.wish - offset), weight });
     while (pools.length > 1 && pools.at(-2).sum / pools.at(-2).weight > pools.at(-1).sum / pools.at(-1).weight) {
       const last = pools.pop(), into = pools.at(-1);
@@ -105,7 +106,7 @@ function place(row) {
   for (const pool of pools) for (const node of pool.nodes) node.x = pool.sum / pool.weight + node.offset;
 }
 
-// A long edge goes straight down where its neighbours leave room: as near as can be to where it was.
+// Make a long edge vertical if its neighbours leave room, at the free position that moves its bends least.
 function straighten(bends, ranks) {
   const xs = bends.map((bend) => bend.x);
   const free = (bend, x) => [-1, 1].every((side) => {
@@ -113,8 +114,8 @@ function straighten(bends, ranks) {
     return !next || side * (next.x - x) >= (next.width + bend.width) / 2;
   });
   const moved = (x) => xs.reduce((sum, old) => sum + Math.abs(old - x), 0);
-  const roads = [...xs].sort((a, b) => moved(a) - moved(b)).filter((x) => bends.every((bend) => free(bend, x)));
-  if (roads.length) for (const bend of bends) bend.x = roads[0];
+  const candidates = [...xs].sort((a, b) => moved(a) - moved(b)).filter((x) => bends.every((bend) => free(bend, x)));
+  if (candidates.length) for (const bend of bends) bend.x = candidates[0];
 }
 
 function mean(values, otherwise) {

@@ -1,10 +1,10 @@
-// The page: a header, the passes at the left, and for the chosen one what it changed or what came out.
+// The page: a header, the list of passes on the left, and the changes or the graph of the selected pass.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const KINDS = ["attention", "linear", "norm", "rope", "embedding", "activation", "arithmetic", "view"];
 const state = { step: data.steps.length - 1, tab: "graph", q: "" };
 
-// Elements: make("div.class", {attribute: value}, children...); text is never parsed as markup.
+// Create an element: make("div.class", {attribute: value}, children...). Text is never parsed as markup.
 function make(kind, attributes = {}, ...children) {
   const [tag, ...classes] = kind.split(".");
   return fill(document.createElement(tag), classes, attributes, children);
@@ -32,14 +32,14 @@ const count = (n, one) => `${n.toLocaleString("en")} ${one}${n === 1 ? "" : one.
 
 function drawHeader() {
   const search = make("input", {
-    type: "search", placeholder: "op, weight, node or module", title: "Enter goes to the next hit", "aria-label": "Search", value: state.q,
+    type: "search", placeholder: "op, weight, node or module", title: "Press Enter for the next hit", "aria-label": "Search", value: state.q,
     onkeydown: (event) => { if (event.key === "Enter") goToHit(); },
     oninput: (event) => { state.q = event.target.value.trim(); lastHit = -1; show(); },
   });
   const found = make("span.soft", { id: "found", "aria-live": "polite" });
   const stages = ["captured", "canonical", "optimized"].map((stage) => {
     const at = data.steps.findIndex((step) => step.stage === stage);
-    return at < 0 ? make("span.stage", {}, stage) : make("button.stage", { onclick: () => go({ step: at, tab: "graph" }), title: "Show the program there" }, stage);
+    return at < 0 ? make("span.stage", {}, stage) : make("button.stage", { onclick: () => go({ step: at, tab: "graph" }), title: "Show the program at this stage" }, stage);
   });
   const facts = [["", data.dtype], ["", count(data.parameters, "parameter")], ["", count(data.layers, "layer")],
     ["up to ", `${data.max_seq_len.toLocaleString("en")} positions`], ["", count(data.steps[0].nodes, "node") + " captured"],
@@ -97,7 +97,7 @@ function show() {
     step.about ? make("p.about.mono", {}, step.about) : "",
     missed ? misses(step) : "",
     make("div.tabs", { role: "tablist" }, tab("graph", "Graph"), tab("changes", "Changes"),
-      state.tab === "graph" ? make("div.legend", {}, KINDS.map((kind) => make("span", { style: `--k:var(--${kind})` }, kind)), make("i", {}, "filled: an op of the dialect")) : null),
+      state.tab === "graph" ? make("div.legend", {}, KINDS.map((kind) => make("span", { style: `--k:var(--${kind})` }, kind)), make("i", {}, "filled: op of llmc's dialect")) : null),
     ...sections);
   const hits = document.querySelectorAll("main .hit, main .line-hit").length;
   document.getElementById("found").textContent = state.q ? count(hits, "hit") : "";
@@ -110,7 +110,7 @@ function misses(step) {
 
 // Searching -----------------------------------------------------------------------------------------------------------
 
-// A folded section is found by the names of all its layers, not only by those of the one that is shown.
+// Search a folded section under the names of all its layers, not only of the layer that is shown.
 function matches(section, text) {
   if (!state.q) return false;
   const wanted = state.q.toLowerCase();
@@ -185,12 +185,12 @@ function codeLine(section, line, kind = "") {
 
 // Sections ------------------------------------------------------------------------------------------------------------
 
-// The body is made when the section is first opened: a page of many layers stays quick.
+// Build the body when the section is first opened, so that a page with many layers loads fast.
 function sectionOf(section, open, notes, body) {
   const many = section.layers.length;
   const element = make("details.section", { open }, make("summary", {}, make("b", {}, section.name),
-    many > 1 ? make("span.soft", {}, `${many} layers, all the same`) : null, notes,
-    section.layers[0] ? make("span.star", {}, `* is ${many > 1 ? "each of them; shown is " : ""}${section.layers[0]}`) : null));
+    many > 1 ? make("span.soft", {}, `${many} identical layers`) : null, notes,
+    section.layers[0] ? make("span.star", {}, `* stands for ${many > 1 ? "each layer name; shown: " : ""}${section.layers[0]}`) : null));
   const build = () => { if (element.open && element.children.length === 1) element.append(body()); };
   element.addEventListener("toggle", build);
   build();
@@ -212,7 +212,7 @@ function drawGraph(section, boxes, hits) {
   const stem = section.layers[0] ? section.layers[0] + "." : "";
   const texts = boxes.map((box) => boxLines(box, stem));
   const sized = boxes.map((box, at) => ({
-    inputs: box.inputs, given: box.kind === "input",
+    inputs: box.inputs, external: box.kind === "input",
     width: Math.max(...texts[at].map(([kind, text]) => 22 + text.length * (kind === "op" ? 7.6 : 6.4)), 60), height: 12 + 15 * texts[at].length,
   }));
   const plan = layout(sized);
@@ -250,7 +250,7 @@ function boxLines(box, stem) {
   if (box.kind === "input" && box.text) shown[0][1] = `from ${shown[0][1]}`;
   if (box.value) shown.push(["value", box.value]);
   for (const weight of box.weights) shown.push(["weight", weight.startsWith(stem) ? weight.slice(stem.length).split(".").slice(-2).join(".") : weight]);
-  if (box.leaves) shown.push(["out", stem ? "▾ leaves the layer" : "▾ logits"]);
+  if (box.leaves) shown.push(["out", stem ? "▾ layer output" : "▾ logits"]);
   return shown;
 }
 
@@ -258,7 +258,7 @@ function card(box, stem, event) {
   const element = document.getElementById("card");
   element.hidden = !box || box.kind === "layers";
   if (element.hidden) return;
-  const rows = [["module", box.where || "the program"], ["gives", box.value], ...box.weights.map((weight) => ["weight", weight])].filter(([, text]) => text);
+  const rows = [["module", box.where || "the program"], ["value", box.value], ...box.weights.map((weight) => ["weight", weight])].filter(([, text]) => text);
   element.replaceChildren(make("div.mono", {}, box.text || box.name), make("dl", {}, rows.flatMap(([name, text]) => [make("dt", {}, name), make("dd.mono", {}, text)])));
   const near = event.currentTarget.getBoundingClientRect(), size = element.getBoundingClientRect();
   const below = near.bottom + size.height + 14 < innerHeight;
@@ -268,10 +268,10 @@ function card(box, stem, event) {
 
 // Start -----------------------------------------------------------------------------------------------------------------
 
-// An address with #step=7&tab=changes&q=rope opens the page there.
-const asked = new URLSearchParams(location.hash.slice(1));
-if (data.steps[asked.get("step")]) state.step = Number(asked.get("step"));
-if (asked.get("tab") === "changes") state.tab = "changes";
-state.q = asked.get("q") ?? "";
+// The URL's fragment selects what is shown: #step=7&tab=changes&q=rope.
+const fragment = new URLSearchParams(location.hash.slice(1));
+if (data.steps[fragment.get("step")]) state.step = Number(fragment.get("step"));
+if (fragment.get("tab") === "changes") state.tab = "changes";
+state.q = fragment.get("q") ?? "";
 drawHeader();
 show();

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of an inspection: its style, scripts and data are inside, and it asks no network."""
+"""Write an inspection as one self-contained HTML page: style, scripts and data are inline, and nothing is loaded."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .summary import group_misses
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("layout.js", "diff.js", "page.js")
-_CULPRITS = 12  # nodes named for each reason; the rest is a count
+_NODES_PER_REASON = 12  # nodes listed for each reason of a miss; the others are only counted
 
 
 def write_page(inspection: Inspection, path: Path) -> None:
-    """Write the page; `path` holds the whole of it or what it held before.
+    """Write the page. If writing fails, a file that existed at `path` is unchanged.
 
     Raises:
         LlmcError: ``OUTPUT_UNWRITABLE``.
     """
-    # One that hides itself: a script element ends at the first "</", wherever it stands.
+    # Escape "<": the first "</script" ends a script element, even inside a JSON string.
     data = json.dumps(page_data(inspection), separators=(",", ":")).replace("<", "\\u003c")
     page = (_HERE / "page.html").read_text()
     parts = {"style": _read("page.css"), "script": "\n".join(map(_read, _SCRIPTS)), "data": data}
@@ -38,25 +38,25 @@ def write_page(inspection: Inspection, path: Path) -> None:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise LlmcError(
-            "OUTPUT_UNWRITABLE", f"{path} can't be written: {error.strerror}.", "Give a place that can be written to."
+            "OUTPUT_UNWRITABLE", f"{path} can't be written: {error.strerror}.", "Pass a writable path to --html."
         ) from error
 
 
 def page_data(inspection: Inspection) -> dict[str, Any]:
-    """What the page shows, each distinct view of a section once."""
+    """Build the page's JSON data. Steps refer to views by index, so that each distinct view is stored once."""
     groups = [[OUTSIDE], *inspection.layers]
     views: list[dict[str, Any]] = []
-    place: dict[View, int] = {}
+    index: dict[View, int] = {}
 
-    def place_of(snapshot: Snapshot, layer: str) -> int | None:
+    def index_of(snapshot: Snapshot, layer: str) -> int | None:
         view = snapshot.views.get(layer)
-        if view is not None and view not in place:
-            place[view] = len(views)
+        if view is not None and view not in index:
+            index[view] = len(views)
             views.append({"text": view.text, "boxes": [asdict(box) for box in view.drawing]})
-        return None if view is None else place[view]
+        return None if view is None else index[view]
 
     def step(name: str, stage: str, snapshot: Snapshot, **more: Any) -> dict[str, Any]:
-        shown = [place_of(snapshot, group[0]) for group in groups]
+        shown = [index_of(snapshot, group[0]) for group in groups]
         return {"name": name, "stage": stage, "nodes": snapshot.nodes, "ops": snapshot.ops, "views": shown, **more}
 
     first = step("captured", "captured", inspection.captured, about="", matches=0, misses=[], ms=0)
@@ -67,7 +67,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
             s.after,
             about=s.about,
             matches=s.record.matches,
-            misses=group_misses(s.record.misses, _CULPRITS),
+            misses=group_misses(s.record.misses, _NODES_PER_REASON),
             ms=s.record.seconds * 1e3,
         )
         for s in inspection.steps

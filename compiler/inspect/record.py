@@ -1,4 +1,4 @@
-"""Watching the pipeline: the program before the first pass and after each, as plain data."""
+"""Record the program before the first pass and after each pass, as plain data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .layers import OUTSIDE, count_ops, fold, sections, signature
 
 @dataclass(frozen=True)
 class View:
-    """A section of a program: its Python, in which `*` stands for the layer's name, and its dataflow."""
+    """A section of a program: its Python text, with `*` in place of the layer's name, and its dataflow."""
 
     text: str
     drawing: Drawing
@@ -30,14 +30,14 @@ class View:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A program at one moment.
+    """Statistics of a program after one pass, and its sections' views.
 
     Attributes:
-        nodes, weights: how many it has.
-        ops: how often each op occurs.
-        kinds: the signature of each layer.
-        ops_of: the ops of each section.
-        views: each section to read and to look at, if that was asked for.
+        nodes, weights: number of nodes and of weights.
+        ops: number of calls of each op.
+        kinds: signature of each layer.
+        ops_of: number of calls of each op, per section.
+        views: text and drawing of each section; empty unless details were requested.
     """
 
     nodes: int
@@ -50,7 +50,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One pass: what it is for, what it says that it did, and what came out."""
+    """One pass: its docstring, its record of matches and misses, and the program after it."""
 
     about: str
     record: PassRecord
@@ -59,13 +59,15 @@ class RecordedStep:
 
 @dataclass
 class Inspection:
-    """A model's way through the pipeline.
+    """The record of a model's run through the pipeline.
 
     Attributes:
-        program: what came out; if refused, what the refusing pass left.
-        parameters: how many trained numbers it has, tied ones counted once.
-        captured: before the first pass.
-        refusal: why the pipeline stopped early.
+        program: the final program; if a pass refused it, the program as that pass left it.
+        dtype: the program's dtype.
+        parameters: number of trained values; a tied weight counts once.
+        captured: the program before the first pass.
+        steps: the passes that ran, in order.
+        refusal: the error that stopped the pipeline early, if any.
     """
 
     program: Program
@@ -77,25 +79,28 @@ class Inspection:
 
     @property
     def stage(self) -> Stage:
-        """The last stage whose promise the program kept."""
+        """The last stage that the program reached."""
         return self.steps[-1].record.stage if self.steps else Stage.CAPTURED
 
     @property
     def moments(self) -> dict[str, Snapshot]:
-        """The program as captured and at each stage that it reached; also as it is now, if it stands between two."""
-        found = {str(Stage.CAPTURED): self.captured}
+        """Snapshots of the captured program and of each stage that it reached.
+
+        If the last pass left the program between two stages, its snapshot is added under the name `now`.
+        """
+        snapshots = {str(Stage.CAPTURED): self.captured}
         stage = Stage.CAPTURED
         for step in self.steps:
             if step.record.stage > stage:
                 stage = step.record.stage
-                found[str(stage)] = step.after
-        if self.steps and self.steps[-1].after not in found.values():
-            found["now"] = self.steps[-1].after
-        return found
+                snapshots[str(stage)] = step.after
+        if self.steps and self.steps[-1].after not in snapshots.values():
+            snapshots["now"] = self.steps[-1].after
+        return snapshots
 
     @property
     def layers(self) -> list[list[str]]:
-        """The layers that are the same in every snapshot, together."""
+        """Groups of layers that are identical in every snapshot."""
         snapshots = [self.captured, *(step.after for step in self.steps)]
         return fold({layer: tuple(s.kinds.get(layer) for s in snapshots) for layer in self.captured.kinds})
 
@@ -110,12 +115,17 @@ def inspect_model(
     details: bool = False,
     watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
 ) -> Inspection:
-    """Bring a model up to a stage and keep what happened; no weight is read.
+    """Run a model through the passes up to a stage, and record each step. No weight is read.
 
-    A program that a pass refuses is not lost: what came before the refusal is there, and so is the refusal.
+    If a pass refuses the program, the inspection contains the steps before it and the refusal.
 
     Args:
-        details: keep views as well, for the page.
+        model: anything that `capture` accepts.
+        until: the stage to reach.
+        dtype: the program's dtype.
+        max_seq_len: as in `capture`.
+        dump_ir: folder for the program after each pass, as Python.
+        details: also record the views of all sections, for the page.
         watch: called after each pass.
     """
     program = capture(model, dtype=dtype, max_seq_len=max_seq_len, until=Stage.CAPTURED)
@@ -148,11 +158,11 @@ def _snapshot(program: Program, details: bool) -> Snapshot:
 
 
 def _view(layer: str, nodes: Sequence[fx.Node], lines: Mapping[fx.Node, str]) -> View:
-    text, place = [], None
+    text, path = [], None
     for node in nodes:
-        if where(node) != place:
-            place = where(node)
-            text.append(f"# {_within(layer, place) or 'the program'}")
+        if where(node) != path:
+            path = where(node)
+            text.append(f"# {_within(layer, path) or 'the program'}")
         text.append(_shorten(layer, lines[node]))
     return View("\n".join(text), draw(layer, nodes, lines))
 

@@ -1,4 +1,4 @@
-"""An inspection as one JSON document; what the command line prints is made from it."""
+"""Summarize an inspection as one JSON document, from which the command line prints its tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .record import Inspection
 
 
 def summarise(inspection: Inspection) -> dict[str, Any]:
-    """Everything but the graph: passes, misses, ops by stage, and which layers are the same."""
+    """Build the document: passes, misses, ops by stage, and groups of identical layers. It has no graph."""
     program, error = inspection.program, inspection.refusal
     return {
         "model": program.source,
@@ -40,7 +40,12 @@ def summarise(inspection: Inspection) -> dict[str, Any]:
 
 
 def group_misses(misses: Iterable[Miss], limit: int | None = None) -> list[dict[str, Any]]:
-    """Misses by reason, the most frequent first, each with the nodes at fault, `limit` of them at most."""
+    """Group misses by reason, the most frequent first, each with its count and its nodes.
+
+    Args:
+        misses: the misses of a pass.
+        limit: number of nodes to list for each reason; None lists all.
+    """
     by_reason: dict[str, list[Miss]] = {}
     for miss in misses:
         by_reason.setdefault(miss.reason, []).append(miss)
@@ -48,15 +53,15 @@ def group_misses(misses: Iterable[Miss], limit: int | None = None) -> list[dict[
     return [
         {
             "reason": reason,
-            "count": len(found),
-            "at": [f"{m.node} in {m.where}" if m.where else m.node for m in found[:limit]],
+            "count": len(group),
+            "at": [f"{m.node} in {m.where}" if m.where else m.node for m in group[:limit]],
         }
-        for reason, found in groups
+        for reason, group in groups
     ]
 
 
 def _layers(inspection: Inspection) -> list[dict[str, Any]]:
-    """Layers that are the same by now, with their ops; the rest of the program comes last."""
+    """Groups of layers that are identical in the final program, with their ops. The last group is `OUTSIDE`."""
     snapshot = inspection.steps[-1].after if inspection.steps else inspection.captured
     groups = [*fold(snapshot.kinds), [OUTSIDE]]
     return [

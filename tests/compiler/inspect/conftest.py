@@ -1,4 +1,4 @@
-"""Makes `stack` importable for the tests of this folder."""
+"""Make `stack` and `browser` importable for the tests of this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model of layers, some of which are the same."""
+"""A small model of layers, some of which are identical."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """One layer for each (eps, activation)."""
+    """A model with one layer for each (eps, activation)."""
 
     def __init__(self, *kinds: tuple[float, str]) -> None:
         super().__init__()

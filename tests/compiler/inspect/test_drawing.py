@@ -1,4 +1,4 @@
-"""A drawing holds what a section computes, in an order in which it can be laid out."""
+"""Boxes of a section: their contents, and an order in which inputs come first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def only(boxes: Drawing, op: str) -> Box:
     return box
 
 
-def test_a_layer_reads_what_comes_in_and_says_what_leaves(program: Program) -> None:
+def test_a_layer_has_a_box_for_its_input_and_marks_its_output(program: Program) -> None:
     boxes = drawing(program, "layers.1")
     assert [box.kind for box in boxes] == ["input", "norm", "linear", "activation", "arithmetic"]
     norm, linear, add = only(boxes, "llmc.rms_norm"), only(boxes, "aten.linear"), boxes[-1]
@@ -48,34 +48,34 @@ def test_a_layer_reads_what_comes_in_and_says_what_leaves(program: Program) -> N
     assert linear.text.startswith("linear_1 = aten.linear.default(")
 
 
-def test_outside_all_layers_are_one_box_between_what_they_read_and_what_reads_them(program: Program) -> None:
+def test_outside_of_the_layers_all_layers_are_one_box(program: Program) -> None:
     boxes = drawing(program, OUTSIDE)
     assert [box.op for box in boxes] == ["tokens", "aten.embedding", "layers", "aten.linear", "aten.view"]
     assert [box.inputs for box in boxes] == [(), (0,), (1,), (2,), (3,)]
     assert [box.leaves for box in boxes] == [False, False, False, False, True]
 
 
-def test_a_box_stands_behind_all_that_it_reads() -> None:
+def test_a_box_comes_after_its_inputs() -> None:
     program = capture(Stack(USUAL, (1e-6, "gelu")))
     for layer in sections(program):
-        for place, box in enumerate(drawing(program, layer)):
-            assert all(read < place for read in box.inputs)
+        for index, box in enumerate(drawing(program, layer)):
+            assert all(source < index for source in box.inputs)
 
 
 def test_arithmetic_on_sizes_is_not_drawn() -> None:
-    class Turned(Stack):
+    class Reshapes(Stack):
         def forward(self, tokens: Tensor) -> Tensor:
             x = self.embed(tokens)
             return self.head(x.view(x.shape[0] * x.shape[1], -1).sin()).view(*tokens.shape, -1)
 
-    program = capture(Turned())
-    assert program.ops()["mul"] == 1  # or the test says nothing
+    program = capture(Reshapes())
+    assert program.ops()["mul"] == 1  # otherwise the test checks nothing
     boxes = drawing(program, OUTSIDE)
     assert not {"mul", "aten.sym_size"} & {box.op for box in boxes}
     assert {box.op: box.kind for box in boxes}["aten.view"] == "view"
 
 
-def test_every_op_of_the_dialect_that_a_program_may_call_has_a_colour() -> None:
+def test_every_op_of_the_dialect_has_a_kind() -> None:
     graph = fx.Graph()
     for name in SPEC[Stage.CAPTURED].dialect | SPEC[Stage.CACHED].dialect:
         graph.call_function(all_ops()[name].overload).meta["val"] = torch.empty(0)

@@ -1,4 +1,4 @@
-"""Layers are folded exactly if their calls are the same."""
+"""Layers are grouped exactly if their calls are identical."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def kinds(module: nn.Module) -> list[list[str]]:
     return fold({layer: signature(layer, nodes) for layer, nodes in parts.items() if layer != OUTSIDE})
 
 
-def test_layers_with_other_weights_and_neighbours_are_the_same() -> None:
+def test_layers_that_differ_in_weight_values_are_identical() -> None:
     assert kinds(Stack(USUAL, USUAL, USUAL)) == [["layers.0", "layers.1", "layers.2"]]
 
 
 @pytest.mark.parametrize("other", [(1e-6, "silu"), (1e-5, "gelu")], ids=["a number", "an op"])
-def test_a_layer_that_computes_something_else_stands_alone(other: tuple[float, str]) -> None:
+def test_a_layer_with_another_computation_is_not_identical(other: tuple[float, str]) -> None:
     assert kinds(Stack(USUAL, other, USUAL)) == [["layers.0", "layers.2"], ["layers.1"]]
 
 
-def test_a_layer_of_another_width_stands_alone() -> None:
+def test_layers_of_different_widths_are_not_identical() -> None:
     class Wide(Stack):
         def __init__(self) -> None:
             super().__init__(USUAL, USUAL)
@@ -39,25 +39,25 @@ def test_a_layer_of_another_width_stands_alone() -> None:
     assert kinds(Wide()) == [["layers.0"], ["layers.1"]]
 
 
-def test_layers_that_are_wired_otherwise_are_not_the_same() -> None:
+def test_layers_with_different_connections_are_not_identical() -> None:
     class Layer(nn.Module):
-        def __init__(self, turned: bool) -> None:
+        def __init__(self, swapped: bool) -> None:
             super().__init__()
-            self.turned = turned
+            self.swapped = swapped
 
         def forward(self, x: Tensor) -> Tensor:
             y, z = x.sin(), x.cos()
-            return z - y if self.turned else y - z
+            return z - y if self.swapped else y - z
 
     class Model(Stack):
         def __init__(self) -> None:
             super().__init__()
-            self.layers.extend(Layer(turned) for turned in (False, True, False))
+            self.layers.extend(Layer(swapped) for swapped in (False, True, False))
 
     assert kinds(Model()) == [["layers.0", "layers.2"], ["layers.1"]]
 
 
-def test_a_weight_that_layers_share_is_told_from_one_of_their_own() -> None:
+def test_a_layer_with_a_shared_weight_is_not_identical_to_one_without() -> None:
     class Tied(Stack):
         def __init__(self) -> None:
             super().__init__(USUAL, USUAL, USUAL)
@@ -66,7 +66,7 @@ def test_a_weight_that_layers_share_is_told_from_one_of_their_own() -> None:
     assert kinds(Tied()) == [["layers.0", "layers.1"], ["layers.2"]]
 
 
-def test_sections_hold_every_call_once_and_in_order() -> None:
+def test_sections_contain_every_call_once_and_in_order() -> None:
     program = capture(Stack(USUAL, USUAL))
     parts = sections(program)
     assert list(parts) == [OUTSIDE, "layers.0", "layers.1"]

@@ -1,4 +1,4 @@
-"""What a plan foretells of an artifact's size is what rounding gives."""
+"""Predicted weight sizes equal the sizes after quantization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, analyse
 
 
 class Model(nn.Module):
-    """An embedding of 10 rows, a layer and a head of 50 with a bias, all of 128 inputs."""
+    """An embedding of 10 tokens, a linear layer, and an LM head with a bias for 50 tokens; hidden size 128."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class Model(nn.Module):
 
 
 def size_of(program: Program) -> int:
-    """Bytes of what is left to read, floats as float32."""
+    """Bytes of the program's weights, with floats as float32."""
     return sum(weight.nbytes for weight in program.weights.values() if not weight.is_constant)
 
 
-def test_each_scheme_has_the_parts_of_its_grid() -> None:
+def test_the_size_of_each_scheme_is_the_sum_of_its_parts() -> None:
     layer, wide, bias = 128 * 128, 60 * 128, 50
     by_128 = wide + 60 * 4 + bias * 4
-    low = by_128 + layer // 2 + 128 * 4 + 128 * 4 + 128 * 4  # codes, scales, a multiple and a zero point a group
+    low = by_128 + layer // 2 + 128 * 4 + 128 * 4 + 128 * 4  # per group: codes, a scale, a multiple and a zero point
     program = llmc.capture(Model(), until=Stage.CANONICAL)
     assert output_bytes(program) == {
         "fp32": 4 * (layer + wide + bias),
@@ -51,10 +51,10 @@ def test_each_scheme_has_the_parts_of_its_grid() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2"])
-@pytest.mark.parametrize(("scheme", "row"), [("int8", "int8"), ("int4", "int4 --raise 0")])
-def test_a_model_comes_to_what_was_foretold(name: str, scheme: str, row: str) -> None:
+@pytest.mark.parametrize(("scheme", "entry"), [("int8", "int8"), ("int4", "int4 --raise 0")])
+def test_a_quantized_model_has_the_predicted_size(name: str, scheme: str, entry: str) -> None:
     program = llmc.capture(tiny_model(name), until=Stage.CANONICAL)
-    foretold = output_bytes(program)[row]
+    predicted = output_bytes(program)[entry]
     run_pipeline(program, Stage.OPTIMIZED)
     Quantize(analyse(program, SCHEMES_BY_NAME[scheme]))(program)
-    assert size_of(program) == foretold
+    assert size_of(program) == predicted

@@ -1,4 +1,4 @@
-"""The page is one file that needs nothing else, holds all data, and works in a browser."""
+"""The page is one self-contained file with all data, and works in a browser."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ USUAL = (1e-5, "silu")
 
 @pytest.fixture(scope="module")
 def inspection() -> Inspection:
-    done = inspect_model(Stack(USUAL, USUAL, (1e-6, "gelu")), until=Stage.CANONICAL, details=True)
-    last = done.steps[-1]
-    # Names that would end the data's script element early, and misses that the model itself has none of.
+    recorded = inspect_model(Stack(USUAL, USUAL, (1e-6, "gelu")), until=Stage.CANONICAL, details=True)
+    last = recorded.steps[-1]
+    # A reason that would end the data's script element early, and misses that this model does not cause.
     misses = (Miss("</script><b>a reason & more", "node_1", "layers.0"), *[Miss("another", f"n{i}") for i in range(30)])
     object.__setattr__(last, "record", PassRecord("Reach(canonical)", 0, misses, 0.5, Stage.CANONICAL))
-    done.refusal = LlmcError("IR_INVALID", "It was refused <i>here</i>.", "Mend it.")
-    return done
+    recorded.refusal = LlmcError("IR_INVALID", "It was refused <i>here</i>.", "Fix it.")
+    return recorded
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def page(inspection: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 class Parsed(html.parser.HTMLParser):
-    """The attributes of all elements, and the text of each script."""
+    """Parse a document into the attributes of all elements and the text of each script."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -66,30 +66,30 @@ class Parsed(html.parser.HTMLParser):
             self.scripts[-1] += data
 
 
-def test_everything_is_inside(page: Path, inspection: Inspection) -> None:
+def test_all_parts_and_data_are_inline(page: Path, inspection: Inspection) -> None:
     parsed = Parsed(page.read_text())
     assert parsed.open == []
     assert json.loads(parsed.scripts[0]) == json.loads(json.dumps(page_data(inspection)))
     assert len(parsed.scripts) == 2
-    assert not re.search(r"/\*\{\w+\}\*/", page.read_text()), "a part was not merged"
+    assert not re.search(r"/\*\{\w+\}\*/", page.read_text()), "a placeholder was not replaced"
 
 
-def test_nothing_is_fetched(page: Path) -> None:
+def test_nothing_is_loaded_from_elsewhere(page: Path) -> None:
     text = page.read_text()
     assert not [a for a in Parsed(text).attributes if a[1] in ("src", "href", "srcset", "action")]
     urls = set(re.findall(r"\w+://[^\s\"'<)]*", text))
-    assert urls == {"http://www.w3.org/2000/svg"}, "the name of a namespace, and no address"
+    assert urls == {"http://www.w3.org/2000/svg"}, "only the name of the SVG namespace is allowed"
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|import\(", text)
 
 
-def test_data_says_each_view_once_and_every_step(inspection: Inspection) -> None:
+def test_data_has_every_step_and_each_distinct_view_once(inspection: Inspection) -> None:
     data: dict[str, Any] = page_data(inspection)
     assert [section["layers"] for section in data["sections"]] == [[""], ["layers.0", "layers.1"], ["layers.2"]]
     assert [step["name"] for step in data["steps"]] == ["captured", *(s.record.name for s in inspection.steps)]
     assert len({json.dumps(view) for view in data["views"]}) == len(data["views"])
     for step, snapshot in zip(data["steps"], [inspection.captured, *(s.after for s in inspection.steps)], strict=True):
-        for section, place in zip(data["sections"], step["views"], strict=True):
-            assert data["views"][place]["text"] == snapshot.views[section["layers"][0]].text
+        for section, index in zip(data["sections"], step["views"], strict=True):
+            assert data["views"][index]["text"] == snapshot.views[section["layers"][0]].text
     misses = data["steps"][-1]["misses"]
     assert [(m["reason"], m["count"], len(m["at"])) for m in misses] == [
         ("another", 30, 12),
@@ -97,7 +97,7 @@ def test_data_says_each_view_once_and_every_step(inspection: Inspection) -> None
     ]
 
 
-def test_a_page_that_cannot_be_written_leaves_what_was_there(
+def test_a_failed_write_keeps_the_existing_file(
     inspection: Inspection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "page.html"
@@ -119,12 +119,12 @@ def test_a_page_that_cannot_be_written_leaves_what_was_there(
 
 
 def inside(document: str, tag: str) -> str:
-    """The text between the first and the last `tag`."""
+    """Return the text between the first and the last `tag`."""
     return document[document.index(f"<{tag}") : document.rindex(f"</{tag}>")]
 
 
 def assert_clean(document: str) -> None:
-    """No value that was missing is shown as a word."""
+    """Check that the page shows no missing value as `undefined` or the like."""
     shown = inside(document, "header") + inside(document, "nav") + inside(document, "main")
     assert not re.search(r"\b(NaN|Infinity|null|undefined)\b", shown)
 
@@ -139,22 +139,22 @@ def test_a_page_of_a_model_that_was_not_refused(inspection: Inspection, tmp_path
 
 
 @needs_browser
-def test_it_opens_at_the_last_step_with_a_graph(page: Path, tmp_path: Path, inspection: Inspection) -> None:
+def test_it_opens_at_the_graph_of_the_last_step(page: Path, tmp_path: Path, inspection: Inspection) -> None:
     document = visit(page, tmp_path)
-    assert "<b>IR_INVALID</b> It was refused &lt;i&gt;here&lt;/i&gt;. Mend it." in document
+    assert "<b>IR_INVALID</b> It was refused &lt;i&gt;here&lt;/i&gt;. Fix it." in document
     nav, main = inside(document, "nav"), inside(document, "main")
     assert nav.count('class="step') == 1 + len(inspection.steps)
     assert re.findall(r'aria-current="(\w+)"', nav) == ["false"] * len(inspection.steps) + ["true"]
     assert "30× another" in main
     assert "1× &lt;/script&gt;&lt;b&gt;a reason &amp; more" in main
-    assert "2 layers, all the same" in main
+    assert "2 identical layers" in main
     assert_clean(document)
     drawn = sum(len(inspection.steps[-1].after.views[layer].drawing) for layer in ("", "layers.0", "layers.2"))
     assert main.count('class="box') == drawn
 
 
 @needs_browser
-def test_an_address_opens_a_pass_and_shows_what_it_changed(page: Path, tmp_path: Path, inspection: Inspection) -> None:
+def test_a_url_fragment_opens_the_changes_of_a_pass(page: Path, tmp_path: Path, inspection: Inspection) -> None:
     step = 1 + next(i for i, s in enumerate(inspection.steps) if s.record.name == "MatchRmsNorm")
     main = inside(visit(page, tmp_path, f"#step={step}&tab=changes"), "main")
     assert "<h2>MatchRmsNorm</h2>" in main

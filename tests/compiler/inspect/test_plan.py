@@ -1,4 +1,4 @@
-"""A plan's numbers are those of the model, and no weight is read for them."""
+"""The numbers of a plan agree with the model, and planning reads no weight."""
 
 from __future__ import annotations
 
@@ -35,58 +35,58 @@ def no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_parameters_and_bytes(tmp_path: Path) -> None:
     model = save("llama", tmp_path)
-    made = plan(tmp_path, dtype="bf16")
+    result = plan(tmp_path, dtype="bf16")
     count = sum(p.numel() for p in model.parameters())
-    assert made.total.parameters == count
-    assert made.total.bytes == 2 * count
+    assert result.total.parameters == count
+    assert result.total.bytes == 2 * count
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert made.total.disk_bytes == sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
+        assert result.total.disk_bytes == sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
     layers = {name: p.numel() for name, p in model.named_parameters()}
-    assert {name: group.parameters for name, group in made.groups.items()} == {
+    assert {name: group.parameters for name, group in result.groups.items()} == {
         "embedding": layers["model.embed_tokens.weight"],
         "attention": sum(n for name, n in layers.items() if "self_attn" in name),
         "mlp": sum(n for name, n in layers.items() if ".mlp." in name),
         "norms": sum(n for name, n in layers.items() if "norm" in name),
         "head": layers["lm_head.weight"],
     }
-    assert made.groups["attention"].tensors == 8
-    assert made.coverage.dialect["llmc.linear"] == 2 * 7 + 1
-    assert made.coverage.fallbacks == ()
+    assert result.groups["attention"].tensors == 8
+    assert result.coverage.dialect["llmc.linear"] == 2 * 7 + 1
+    assert result.coverage.fallbacks == ()
 
 
 def test_a_tied_head_is_counted_once(tmp_path: Path) -> None:
     model = save("gemma3_text", tmp_path)
-    made = plan(tmp_path)
-    assert made.total.parameters == sum(p.numel() for p in model.parameters())
-    assert "head" not in made.groups
+    result = plan(tmp_path)
+    assert result.total.parameters == sum(p.numel() for p in model.parameters())
+    assert "head" not in result.groups
 
 
-def test_experts_are_a_group_of_their_own(tmp_path: Path) -> None:
+def test_experts_have_their_own_group(tmp_path: Path) -> None:
     model = save("mixtral", tmp_path)
-    made = plan(tmp_path)
+    result = plan(tmp_path)
     experts = {n: p.numel() for n, p in model.named_parameters() if "experts" in n}
-    assert made.groups["experts"].parameters == sum(experts.values())
-    # The checkpoint holds each expert by itself; the bytes are the same.
-    assert made.total.disk_bytes == made.total.bytes == 4 * made.total.parameters
+    assert result.groups["experts"].parameters == sum(experts.values())
+    # The checkpoint has one tensor per expert; the number of bytes is the same.
+    assert result.total.disk_bytes == result.total.bytes == 4 * result.total.parameters
 
 
 def test_a_window_limits_the_cache_of_its_layer(tmp_path: Path) -> None:
     config = save("gemma3_text", tmp_path).config
-    made = plan(tmp_path, max_seq_len=100, max_batch_size=3)
+    result = plan(tmp_path, max_seq_len=100, max_batch_size=3)
     token = config.num_key_value_heads * 2 * config.head_dim * 4
-    assert [layer.bytes_per_token for layer in made.kv_cache] == [token, token]
-    assert [layer.limit for layer in made.kv_cache] == [config.sliding_window, None]
-    assert made.kv_bytes_per_token == 2 * token
-    assert made.kv_bytes == 3 * token * (config.sliding_window + 100)
+    assert [layer.bytes_per_token for layer in result.kv_cache] == [token, token]
+    assert [layer.limit for layer in result.kv_cache] == [config.sliding_window, None]
+    assert result.kv_bytes_per_token == 2 * token
+    assert result.kv_bytes == 3 * token * (config.sliding_window + 100)
 
 
 @pytest.mark.parametrize("codes", ["int8", "fp8"])
-def test_rounded_keys_and_values_have_scales(tmp_path: Path, codes: str) -> None:
+def test_quantized_keys_and_values_have_scales(tmp_path: Path, codes: str) -> None:
     config = save("gemma3_text", tmp_path).config
-    made = plan(tmp_path, max_seq_len=100, kv_cache_dtype=codes)
+    result = plan(tmp_path, max_seq_len=100, kv_cache_dtype=codes)
     token = config.num_key_value_heads * 2 * (config.head_dim + 4)
-    assert [layer.bytes_per_token for layer in made.kv_cache] == [token, token]
-    assert made.kv_bytes == token * (config.sliding_window + 100) and "scale" in made.formulas["kv cache"]
+    assert [layer.bytes_per_token for layer in result.kv_cache] == [token, token]
+    assert result.kv_bytes == token * (config.sliding_window + 100) and "scale" in result.formulas["kv cache"]
 
 
 def test_an_unknown_cache_dtype_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_attentions_that_share_keys_and_values_share_a_cache() -> None:
                 x = x + F.scaled_dot_product_attention(q, k, k, is_causal=True).transpose(1, 2).flatten(2)
             return self.head(x)
 
-    made = plan(Model())
-    assert made.coverage.dialect["llmc.attention"] == 2
-    assert [layer.bytes_per_token for layer in made.kv_cache] == [2 * (4 + 4) * 4]
+    result = plan(Model())
+    assert result.coverage.dialect["llmc.attention"] == 2
+    assert [layer.bytes_per_token for layer in result.kv_cache] == [2 * (4 + 4) * 4]
 
 
 def test_estimates_follow_their_formulas() -> None:
@@ -133,15 +133,15 @@ def test_estimates_follow_their_formulas() -> None:
         def forward(self, tokens: Tensor) -> Tensor:
             return self.head(self.embed(tokens))
 
-    made = plan(Model())
-    assert set(made.output_bytes) == {"fp32", "bf16", "int8", "int4", "int4 --raise 0"}
-    assert (made.largest_tensor, made.largest_tensor_bytes) == ("head.weight", 4 * 5000)
-    assert made.peak_bytes > 2 * 4 * 5000 + (50 << 20)  # torch alone takes more than that
-    assert set(made.groups) == {"embedding", "head"}
-    assert made.kv_bytes == 0
+    result = plan(Model())
+    assert set(result.output_bytes) == {"fp32", "bf16", "int8", "int4", "int4 --raise 0"}
+    assert (result.largest_tensor, result.largest_tensor_bytes) == ("head.weight", 4 * 5000)
+    assert result.peak_bytes > 2 * 4 * 5000 + (50 << 20)  # the estimate includes the memory of torch itself
+    assert set(result.groups) == {"embedding", "head"}
+    assert result.kv_bytes == 0
 
 
-def test_what_a_pass_left_plain_is_a_fallback() -> None:
+def test_a_miss_that_leaves_plain_ops_is_a_fallback() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -165,7 +165,7 @@ def test_a_model_that_is_refused_has_no_plan(tmp_path: Path) -> None:
         plan(tmp_path)
 
 
-def test_a_missing_weight_is_found_without_reading_one(tmp_path: Path) -> None:
+def test_a_missing_weight_is_found_without_reading_weights(tmp_path: Path) -> None:
     save("llama", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))

@@ -1,4 +1,4 @@
-"""What an inspection keeps of a model's way through the pipeline."""
+"""The steps, snapshots and views that an inspection records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inspection() -> Inspection:
     return inspect_model(Stack(USUAL, USUAL, (1e-6, "gelu")), until=Stage.CANONICAL, details=True)
 
 
-def test_a_step_for_each_pass(inspection: Inspection) -> None:
+def test_each_pass_is_one_step(inspection: Inspection) -> None:
     ran = PIPELINE[: 1 + next(i for i, p in enumerate(PIPELINE) if isinstance(p, Reach))]
     assert [step.record.name for step in inspection.steps] == [p.name for p in ran]
     (norms,) = (step for step in inspection.steps if step.record.name == "MatchRmsNorm")
@@ -39,7 +39,7 @@ def test_a_step_for_each_pass(inspection: Inspection) -> None:
     assert list(inspection.moments) == ["captured", "canonical"]
 
 
-def test_snapshots_are_of_their_moment(inspection: Inspection) -> None:
+def test_snapshots_show_the_program_at_their_step(inspection: Inspection) -> None:
     assert inspection.captured.ops["aten.rsqrt"] == 3
     assert "aten.rsqrt" not in inspection.steps[-1].after.ops
     assert "aten.rsqrt" in inspection.captured.views["layers.0"].text
@@ -47,21 +47,21 @@ def test_snapshots_are_of_their_moment(inspection: Inspection) -> None:
     assert inspection.steps[-1].after.ops == dict(inspection.program.ops())
 
 
-def test_a_view_is_free_of_the_layers_name(inspection: Inspection) -> None:
+def test_a_view_does_not_contain_the_layers_name(inspection: Inspection) -> None:
     text = inspection.steps[-1].after.views["layers.1"].text
     assert text.splitlines()[0] == "# *"
     assert 'weights["*.up.weight"]' in text
     assert "layers.1" not in text
 
 
-def test_layers_are_folded_by_their_whole_history() -> None:
-    class Spelled(Layer):
+def test_layers_are_grouped_by_all_snapshots() -> None:
+    class OtherSpelling(Layer):
         def forward(self, x: Tensor) -> Tensor:
             normed = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps) * self.scale
             return x + F.silu(self.up(normed))
 
     model = Stack(USUAL, USUAL)
-    model.layers.append(Spelled(*USUAL, 2))
+    model.layers.append(OtherSpelling(*USUAL, 2))
     inspection = inspect_model(model, until=Stage.CANONICAL)
     assert len(set(inspection.steps[-1].after.kinds.values())) == 1
     assert inspection.layers == [["layers.0", "layers.1"], ["layers.2"]]
@@ -72,7 +72,7 @@ def test_ops_are_counted_by_section(inspection: Inspection) -> None:
     assert sum(sum(ops.values()) for ops in after.ops_of.values()) == sum(after.ops.values())
 
 
-def test_parameters_are_counted_once() -> None:
+def test_tied_parameters_are_counted_once() -> None:
     model = Stack(USUAL)
     model.head.weight = model.embed.weight
     inspection = inspect_model(model, until=Stage.CANONICAL)
@@ -80,7 +80,7 @@ def test_parameters_are_counted_once() -> None:
     assert inspection.captured.views == {}
 
 
-def test_what_came_before_a_refusal_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_before_a_refusal_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "PIPELINE", [RemoveNoOps(), MatchRmsNorm(), *STAGES])
     inspection = inspect_model(Stack(USUAL))
     assert inspection.refusal is not None
@@ -90,7 +90,7 @@ def test_what_came_before_a_refusal_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(inspection.moments) == ["captured", "now"]
 
 
-def test_a_model_that_cannot_be_captured_is_refused_at_once() -> None:
+def test_a_model_that_does_not_exist_is_refused() -> None:
     with pytest.raises(LlmcError, match="MODEL_NOT_FOUND"):
         inspect_model("no such model")
 

@@ -1,4 +1,4 @@
-"""The page's two algorithms, held to their promises in a browser on random cases."""
+"""The page's diff and layout algorithms on random cases, in a browser."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import llmc
 
 SCRIPTS = Path(llmc.__file__).parent / "compiler" / "inspect"
 
-# A small generator of its own, so that a failure can be repeated.
+# A seeded generator, so that failures are reproducible.
 RANDOM = "let seed = 7; const random = (n) => (seed = (seed * 16807) % 2147483647) % n;"
 
 
 def run(name: str, check: str, folder: Path) -> None:
-    """Load a script, run `check`, and want it to end."""
+    """Load a script, run `check`, and assert that it finishes."""
     page = folder / "check.html"
     page.write_text(
         f"<body><script>{(SCRIPTS / name).read_text()}</script><script>{RANDOM}\n"
@@ -26,7 +26,7 @@ def run(name: str, check: str, folder: Path) -> None:
 
 
 @needs_browser
-def test_diff_rows_hold_both_texts_and_as_few_changes_as_can_be(tmp_path: Path) -> None:
+def test_a_diff_contains_both_texts_with_the_fewest_changes(tmp_path: Path) -> None:
     check = """
     const plain = (rows, side) => rows.map((row) => row[side]).filter((line) => line !== null).join("");
     function longestCommon(a, b) {
@@ -37,7 +37,7 @@ def test_diff_rows_hold_both_texts_and_as_few_changes_as_can_be(tmp_path: Path) 
     for (let i = 0; i < 400; i++) {
       const [a, b] = [0, 1].map(() => Array.from({ length: random(8) }, () => "abcd"[random(4)]));
       const rows = diffLines(a, b);
-      check(plain(rows, 0) === a.join("") && plain(rows, 1) === b.join(""), `${a} ${b}: a side is not whole`);
+      check(plain(rows, 0) === a.join("") && plain(rows, 1) === b.join(""), `${a} ${b}: a side is incomplete`);
       const same = rows.filter(([x, y]) => x === y).length;
       check(same === longestCommon(a, b), `${a} ${b}: ${same} kept`);
       const unfolded = foldRows(rows, 1).flatMap((row) => row.folded ?? [row]);
@@ -55,8 +55,8 @@ def test_boxes_do_not_overlap_and_edges_go_down(tmp_path: Path) -> None:
     for (let i = 0; i < 60; i++) {
       const boxes = Array.from({ length: 1 + random(40) }, (_, at) => {
         const inputs = at ? [...new Set(Array.from({ length: random(4) }, () => random(at)))] : [];
-        const given = inputs.length === 0 && random(2) === 0;
-        return { inputs, given, width: 40 + random(200), height: 20 + random(60) };
+        const external = inputs.length === 0 && random(2) === 0;
+        return { inputs, external, width: 40 + random(200), height: 20 + random(60) };
       });
       const plan = layout(boxes);
       const sides = boxes.map((box, at) => ({ left: plan.at[at].x - box.width / 2, right: plan.at[at].x + box.width / 2,

@@ -1,4 +1,4 @@
-"""An inspection as a document."""
+"""The JSON document of an inspection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmc.ir.stages import Stage
 USUAL = (1e-5, "silu")
 
 
-def test_misses_are_grouped_by_reason_the_most_frequent_first() -> None:
+def test_misses_are_grouped_by_reason_in_order_of_frequency() -> None:
     misses = [Miss("rare", "a"), Miss("often", "b", "layers.0"), Miss("often", "c"), Miss("often", "d")]
     assert group_misses(misses, 2) == [
         {"reason": "often", "count": 3, "at": ["b in layers.0", "c"]},
@@ -23,7 +23,7 @@ def test_misses_are_grouped_by_reason_the_most_frequent_first() -> None:
     assert group_misses(misses)[0]["at"] == ["b in layers.0", "c", "d"]
 
 
-def test_the_document_says_what_the_passes_did() -> None:
+def test_the_document_describes_passes_stages_and_layers() -> None:
     inspection = inspect_model(Stack(USUAL, (1e-6, "gelu"), USUAL), until=Stage.CANONICAL)
     document = summarise(inspection)
     assert json.loads(json.dumps(document)) == document
