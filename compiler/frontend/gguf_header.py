@@ -1,4 +1,4 @@
-"""The header of a GGUF file: its metadata and where its tensors lie."""
+"""The header of a GGUF file: its metadata, and the type, shape and offset of each tensor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STRING, ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufTensorInfo:
-    """One tensor of the file: its shape in torch's order, how and where it is stored."""
+    """The entry of one tensor: its shape in torch's order, its type, and its place in the file in bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,43 +44,43 @@ class GgufTensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says before its first tensor."""
+    """All that a GGUF file holds before the data of its first tensor."""
 
     path: Path
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensorInfo]
     spans: dict[str, tuple[int, int]]
-    """Where each metadata entry, key included, lies in the file."""
+    """The first byte of each metadata entry, its key included, and the byte after its last."""
 
     @cached_property
     def architecture(self) -> str:
-        """The family's name in GGUF's own spelling, such as ``llama``."""
+        """The model family as GGUF spells it, such as ``llama``."""
         name = self.metadata.get("general.architecture")
         if not isinstance(name, str):
-            raise corrupt(self.path, "the metadata names no general.architecture")
+            raise corrupt(self.path, "the metadata has no general.architecture")
         return name
 
 
 def corrupt(path: Path, what: str) -> LlmcError:
-    """The refusal of a file whose bytes aren't what the format says."""
+    """Return the error for a file whose bytes violate the format."""
     return LlmcError("GGUF_CORRUPT", f"{path}: {what}.", "Fetch or convert the file again.")
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Parse the header of ``path`` and check that all it points at is in the file.
+    """Parse the header of ``path`` and check that the file contains every tensor completely.
 
-    The ``gguf`` package's reader makes an array view per vocabulary entry, which takes seconds for a vocabulary
-    of 50,000 and tens of seconds for a large one; this takes a tenth of a second.
+    The reader of the ``gguf`` package creates an array view for each vocabulary entry. That takes seconds for 50,000
+    entries and tens of seconds for large vocabularies. This function takes a tenth of a second.
 
     Raises:
         LlmcError: ``MODEL_NOT_FOUND``, ``GGUF_CORRUPT``, ``GGUF_VERSION`` (another version or byte order),
-            ``GGUF_SPLIT`` (one shard of several) or ``GGUF_TYPE`` (a tensor type that can't be read).
+            ``GGUF_SPLIT`` (one shard of several) or ``GGUF_TYPE`` (a tensor type that llmc can't read).
     """
     try:
         with path.open("rb") as file:
             if path.stat().st_size < _PREAMBLE.size:
-                raise corrupt(path, f"only {path.stat().st_size} bytes, shorter than any GGUF header")
+                raise corrupt(path, f"it has only {path.stat().st_size} bytes, fewer than any GGUF header")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return _parse(path, view)
     except OSError as error:
@@ -88,7 +88,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _Cursor:
-    """A place in the header. A read that would leave the file is refused, naming what was being read."""
+    """A position in the header. Reading beyond the end of the file is an error that names what was read."""
 
     def __init__(self, path: Path, view: mmap.mmap, position: int) -> None:
         self.path, self.view, self.position, self.end = path, view, position, len(view)
@@ -96,9 +96,7 @@ class _Cursor:
     def take(self, size: int, what: str) -> int:
         start = self.position
         if size > self.end - start:
-            raise corrupt(
-                self.path, f"{what} at byte {start} needs {size} bytes and the file ends {self.end - start} bytes on"
-            )
+            raise corrupt(self.path, f"{what} at byte {start} needs {size} bytes, but only {self.end - start} are left")
         self.position = start + size
         return start
 
@@ -123,23 +121,29 @@ class _Cursor:
         if kind in _SCALARS:
             return self.scalars(_SCALARS[kind], 1, what)[0]
         if kind != ARRAY:
-            raise corrupt(self.path, f"{what} at byte {self.position} is of value type {kind}, which GGUF doesn't have")
+            raise corrupt(
+                self.path, f"{what} at byte {self.position} has the value type {kind}, which GGUF does not define"
+            )
         item, count = self.number(_U32, what), self.number(_U64, what)
         if item in _SCALARS:
             return self.scalars(_SCALARS[item], count, what)
         if item == STRING:
             return [self.string(what) for _ in range(count)]
-        raise corrupt(self.path, f"{what} at byte {self.position} is an array of value type {item}")
+        raise corrupt(
+            self.path, f"{what} at byte {self.position} is an array of value type {item}, which llmc can't read"
+        )
 
 
 def _parse(path: Path, view: mmap.mmap) -> GgufHeader:
     magic, version, tensor_count, entry_count = _PREAMBLE.unpack_from(view)
     if magic != MAGIC:
-        raise corrupt(path, f"not a GGUF file: it begins with {magic!r}")
+        raise corrupt(path, f"it is not a GGUF file, for it begins with {magic!r}")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
-        what = "is big-endian" if swapped else f"is of GGUF version {version}"
-        raise LlmcError("GGUF_VERSION", f"{path} {what}; versions 2 and 3, little-endian, can be read.", "Convert it.")
+        what = "is big-endian" if swapped else f"has GGUF version {version}"
+        raise LlmcError(
+            "GGUF_VERSION", f"{path} {what}; llmc reads the little-endian versions 2 and 3.", "Convert the file."
+        )
 
     cursor = _Cursor(path, view, _PREAMBLE.size)
     metadata: dict[str, Any] = {}
@@ -148,7 +152,7 @@ def _parse(path: Path, view: mmap.mmap) -> GgufHeader:
         start = cursor.position
         key = cursor.string(f"the key of metadata entry {index}")
         if key in metadata:
-            raise corrupt(path, f"metadata entry {key} at byte {start} is there twice")
+            raise corrupt(path, f"metadata entry {key} occurs again at byte {start}")
         metadata[key] = cursor.value(cursor.number(_U32, f"metadata entry {key}"), f"metadata entry {key}")
         spans[key] = (start, cursor.position)
     if metadata.get("split.count", 0) not in (0, 1):
@@ -167,7 +171,7 @@ def _parse(path: Path, view: mmap.mmap) -> GgufHeader:
     tensors: dict[str, GgufTensorInfo] = {}
     for name, shape, type_id, offset in entries:
         if name in tensors:
-            raise corrupt(path, f"tensor {name} is there twice")
+            raise corrupt(path, f"tensor {name} occurs twice")
         tensors[name] = _tensor_info(path, name, shape, type_id, data_start + offset, cursor.end)
     return GgufHeader(path, version, metadata, tensors, spans)
 
@@ -177,8 +181,8 @@ def _tensor_entry(cursor: _Cursor, index: int) -> tuple[str, tuple[int, ...], in
     what = f"the entry of tensor {name}"
     dims = cursor.number(_U32, what)
     if dims > MAX_DIMS:
-        raise corrupt(cursor.path, f"tensor {name} claims {dims} dimensions, and GGUF allows {MAX_DIMS}")
-    # GGUF lists the dimension that varies fastest first.
+        raise corrupt(cursor.path, f"tensor {name} has {dims} dimensions, but GGUF allows {MAX_DIMS}")
+    # GGUF lists the fastest-varying dimension first.
     shape = tuple(cursor.number(_U64, what) for _ in range(dims))[::-1]
     return name, shape, cursor.number(_U32, what), cursor.number(_U64, what)
 
@@ -189,14 +193,18 @@ def _tensor_info(path: Path, name: str, shape: tuple[int, ...], type_id: int, of
         spelled = GGMLQuantizationType(type_id).name if known else f"number {type_id}"
         readable = ", ".join(sorted(kind.name for kind in SUPPORTED_TYPES))
         raise LlmcError(
-            "GGUF_TYPE", f"{path}: tensor {name} is of ggml type {spelled}, which llmc can't read.", f"Use {readable}."
+            "GGUF_TYPE",
+            f"{path}: tensor {name} has the ggml type {spelled}, which llmc can't read.",
+            f"Use one of {readable}.",
         )
     kind = GGMLQuantizationType(type_id)
     block, block_bytes = GGML_QUANT_SIZES[kind]
-    row = shape[-1] if shape else 1
-    if row % block:
-        raise corrupt(path, f"tensor {name} has rows of {row} values, which blocks of {block} ({kind.name}) don't fill")
+    length = shape[-1] if shape else 1
+    if length % block:
+        raise corrupt(
+            path, f"the last dimension of tensor {name} is {length}, no multiple of the {block} of a {kind.name} block"
+        )
     nbytes = prod(shape) // block * block_bytes
     if offset + nbytes > end:
-        raise corrupt(path, f"tensor {name} lies at bytes {offset} to {offset + nbytes} and the file ends at {end}")
+        raise corrupt(path, f"tensor {name} occupies bytes {offset} to {offset + nbytes}, but the file ends at {end}")
     return GgufTensorInfo(name, shape, kind, offset, nbytes)

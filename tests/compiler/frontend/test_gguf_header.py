@@ -1,3 +1,5 @@
+"""GGUF headers are parsed completely, and damaged or unsupported ones are errors with a place and a reason."""
+
 from __future__ import annotations
 
 import struct
@@ -67,14 +69,14 @@ def parse(tmp_path: Path) -> Any:
     return parse
 
 
-def refusal(parse: Any, raw: bytes) -> LlmcError:
+def error_of(parse: Any, raw: bytes) -> LlmcError:
     with pytest.raises(LlmcError) as caught:
         parse(raw)
     assert "m.gguf" in caught.value.what
     return caught.value
 
 
-def test_values_come_back_as_python_values(parse: Any) -> None:
+def test_metadata_has_python_values(parse: Any) -> None:
     header = parse(blob())
     assert header.architecture == "llama"
     assert header.metadata == {
@@ -89,7 +91,7 @@ def test_values_come_back_as_python_values(parse: Any) -> None:
     assert type(header.metadata["tokenizer.add"]) is bool
 
 
-def test_tensors_have_torch_shapes_and_absolute_places(parse: Any) -> None:
+def test_tensors_have_torch_shapes_and_absolute_offsets(parse: Any) -> None:
     raw = blob()
     tensors = parse(raw).tensors
     data = len(raw) - len(DATA)
@@ -99,29 +101,29 @@ def test_tensors_have_torch_shapes_and_absolute_places(parse: Any) -> None:
     ]
 
 
-def test_spans_cover_each_entry_with_its_key(parse: Any) -> None:
+def test_spans_include_the_keys(parse: Any) -> None:
     raw = blob()
     spans = parse(raw).spans
     assert [raw[start:end] for start, end in spans.values()] == ENTRIES
 
 
-def test_alignment_is_the_files_own(parse: Any) -> None:
+def test_the_alignment_of_the_file_is_used(parse: Any) -> None:
     entries = [*ENTRIES, entry("general.alignment", U32, struct.pack("<I", 128))]
     raw = blob(entries, alignment=128)
     assert parse(raw).tensors["w"].offset == len(raw) - len(DATA)
 
 
-def test_every_truncation_is_refused_with_the_place(parse: Any) -> None:
+def test_every_truncated_file_is_an_error(parse: Any) -> None:
     raw = blob()
     for size in range(len(raw)):
-        error = refusal(parse, raw[:size])
+        error = error_of(parse, raw[:size])
         assert error.code == "GGUF_CORRUPT", size
         assert error.hint
-    assert "tokenizer.tokens" in refusal(parse, raw[: raw.index(b"tokenizer.tokens") + 40]).what
-    assert "tensor n lies at bytes" in refusal(parse, raw[:-1]).what
+    assert "tokenizer.tokens" in error_of(parse, raw[: raw.index(b"tokenizer.tokens") + 40]).what
+    assert "tensor n occupies bytes" in error_of(parse, raw[:-1]).what
 
 
-def test_a_damaged_byte_is_refused_or_harmless(parse: Any) -> None:
+def test_a_damaged_byte_is_an_error_or_harmless(parse: Any) -> None:
     raw = blob()
     for index in range(len(raw) - len(DATA)):
         for value in (0x00, 0xFF, raw[index] ^ 0x80, raw[index] ^ 0x01):
@@ -133,31 +135,31 @@ def test_a_damaged_byte_is_refused_or_harmless(parse: Any) -> None:
                 assert error.code.startswith("GGUF_")
 
 
-def test_what_is_not_gguf_is_refused(parse: Any) -> None:
-    error = refusal(parse, blob(magic=b"PK\x03\x04"))
+def test_another_format_is_an_error(parse: Any) -> None:
+    error = error_of(parse, blob(magic=b"PK\x03\x04"))
     assert error.code == "GGUF_CORRUPT" and "not a GGUF file" in error.what
 
 
 @pytest.mark.parametrize(
-    ("version", "said"), [(struct.pack("<I", 1), "version 1"), (struct.pack(">I", 3), "big-endian")]
+    ("version", "message"), [(struct.pack("<I", 1), "version 1"), (struct.pack(">I", 3), "big-endian")]
 )
-def test_other_versions_are_refused(parse: Any, version: bytes, said: str) -> None:
-    error = refusal(parse, blob(version=version))
-    assert error.code == "GGUF_VERSION" and said in error.what
+def test_another_version_is_an_error(parse: Any, version: bytes, message: str) -> None:
+    error = error_of(parse, blob(version=version))
+    assert error.code == "GGUF_VERSION" and message in error.what
 
 
-@pytest.mark.parametrize(("kind", "said"), [(TYPE_IQ1_S, "IQ1_S"), (TYPE_UNKNOWN, "number 999")])
-def test_an_unsupported_type_is_refused_by_tensor_and_type(parse: Any, kind: int, said: str) -> None:
-    error = refusal(parse, blob(tensors=[tensor("blk.0.w", (256,), kind, 0)], data=bytes(1024)))
-    assert error.code == "GGUF_TYPE" and "blk.0.w" in error.what and said in error.what and "Q4_K" in error.hint
+@pytest.mark.parametrize(("kind", "type_name"), [(TYPE_IQ1_S, "IQ1_S"), (TYPE_UNKNOWN, "number 999")])
+def test_an_unsupported_type_is_an_error_that_names_the_tensor(parse: Any, kind: int, type_name: str) -> None:
+    error = error_of(parse, blob(tensors=[tensor("blk.0.w", (256,), kind, 0)], data=bytes(1024)))
+    assert error.code == "GGUF_TYPE" and "blk.0.w" in error.what and type_name in error.what and "Q4_K" in error.hint
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"entries": [*ENTRIES, ARCH]}, "general.architecture at byte"),
-        ({"tensors": [TENSORS[1], TENSORS[1]]}, "tensor n is there twice"),
-        ({"tensors": [tensor("w", (40,), TYPE_Q4_0, 0)]}, "blocks of 32"),
+        ({"entries": [*ENTRIES, ARCH]}, "general.architecture occurs again at byte"),
+        ({"tensors": [TENSORS[1], TENSORS[1]]}, "tensor n occurs twice"),
+        ({"tensors": [tensor("w", (40,), TYPE_Q4_0, 0)]}, "is 40, no multiple of the 32 of a Q4_0 block"),
         ({"tensors": [tensor("w", (1, 1, 1, 1, 1), TYPE_F32, 0)]}, "5 dimensions"),
         ({"entries": [entry("general.alignment", U32, struct.pack("<I", 24))]}, "general.alignment"),
         ({"entries": [entry("x", 13, b"")]}, "value type 13, which"),
@@ -165,24 +167,24 @@ def test_an_unsupported_type_is_refused_by_tensor_and_type(parse: Any, kind: int
         ({"entries": [entry("x", STRING, struct.pack("<Q", 2) + b"\xff\xfe")]}, "not UTF-8"),
     ],
 )
-def test_contradictions_are_refused_by_name(parse: Any, change: dict[str, Any], said: str) -> None:
-    error = refusal(parse, blob(**change))
-    assert error.code == "GGUF_CORRUPT" and said in error.what
+def test_an_invalid_entry_is_an_error_that_names_it(parse: Any, change: dict[str, Any], message: str) -> None:
+    error = error_of(parse, blob(**change))
+    assert error.code == "GGUF_CORRUPT" and message in error.what
 
 
-def test_one_shard_of_several_is_refused(parse: Any) -> None:
-    error = refusal(parse, blob([*ENTRIES, entry("split.count", U32, struct.pack("<I", 3))]))
+def test_one_shard_of_several_is_an_error(parse: Any) -> None:
+    error = error_of(parse, blob([*ENTRIES, entry("split.count", U32, struct.pack("<I", 3))]))
     assert error.code == "GGUF_SPLIT" and "3 shards" in error.what
     assert parse(blob([*ENTRIES, entry("split.count", U32, struct.pack("<I", 1))])).tensors
 
 
-def test_a_file_without_architecture_can_be_inspected_but_has_none(parse: Any) -> None:
+def test_a_missing_architecture_is_an_error_when_it_is_used(parse: Any) -> None:
     header = parse(blob(ENTRIES[1:]))
     with pytest.raises(LlmcError, match=r"GGUF_CORRUPT.*general\.architecture"):
         _ = header.architecture
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match=r"MODEL_NOT_FOUND.*none\.gguf"):
         read_header(tmp_path / "none.gguf")
     with pytest.raises(LlmcError, match="MODEL_NOT_FOUND"):

@@ -1,3 +1,5 @@
+"""Rope divisors of a GGUF file become the llama3 scaling that they come from, or an error."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -29,26 +31,26 @@ def frequencies(config: LlamaConfig) -> torch.Tensor:
 
 
 def divisors(config: LlamaConfig) -> torch.Tensor:
-    """What a converter writes for ``config``."""
+    """Return the tensor that a converter writes for ``config``."""
     return 500000.0 ** (-torch.arange(64) / 64) / frequencies(config)
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_divisors_become_the_llama3_scaling_that_made_them(factor: float) -> None:
+def test_divisors_become_the_llama3_scaling_that_they_come_from(factor: float) -> None:
     scaled = llama(**LLAMA3, factor=factor)
     config = restore_rope_scaling(PATH, plain(), {"general.architecture": "llama"}, divisors(scaled))
     assert config.rope_parameters["factor"] == pytest.approx(factor, rel=1e-6)
     torch.testing.assert_close(frequencies(config), frequencies(scaled), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("nothing", [None, torch.ones(64)])
-def test_nothing_to_divide_by_leaves_the_config(nothing: torch.Tensor | None) -> None:
-    config = restore_rope_scaling(PATH, plain(), {"general.architecture": "llama"}, nothing)
+@pytest.mark.parametrize("divisors", [None, torch.ones(64)])
+def test_divisors_of_one_change_nothing(divisors: torch.Tensor | None) -> None:
+    config = restore_rope_scaling(PATH, plain(), {"general.architecture": "llama"}, divisors)
     assert config.rope_parameters == plain().rope_parameters
 
 
 @pytest.mark.parametrize(
-    ("config", "metadata", "given", "said"),
+    ("config", "metadata", "divisors", "message"),
     [
         (plain(), {}, torch.linspace(1, 8, 64), "not those of the llama3"),
         (plain(), {}, torch.linspace(1, 8, 32), "not those of the llama3"),
@@ -58,11 +60,11 @@ def test_nothing_to_divide_by_leaves_the_config(nothing: torch.Tensor | None) ->
         (llama(**LLAMA3, factor=8.0), {}, torch.full((64,), 2.0), "already llama3"),
     ],
 )
-def test_what_cannot_be_restored_is_refused(
-    config: Any, metadata: dict[str, Any], given: torch.Tensor | None, said: str
+def test_a_scaling_that_can_not_be_restored_is_an_error(
+    config: Any, metadata: dict[str, Any], divisors: torch.Tensor | None, message: str
 ) -> None:
-    with pytest.raises(LlmcError, match=f"GGUF_ROPE.*{said}"):
-        restore_rope_scaling(PATH, config, {"general.architecture": "llama", **metadata}, given)
+    with pytest.raises(LlmcError, match=f"GGUF_ROPE.*{message}"):
+        restore_rope_scaling(PATH, config, {"general.architecture": "llama", **metadata}, divisors)
 
 
 def per_layer() -> Gemma3TextConfig:
@@ -76,6 +78,6 @@ def per_layer() -> Gemma3TextConfig:
     [llama(rope_type="yarn", factor=4.0, rope_theta=1e4, original_max_position_embeddings=8192), per_layer()],
     ids=["whole", "per layer"],
 )
-def test_a_declared_scaling_that_the_config_has_is_accepted(config: Any) -> None:
+def test_a_declared_scaling_that_transformers_reads_is_accepted(config: Any) -> None:
     metadata = {"general.architecture": "llama", "llama.rope.scaling.type": "as declared"}
     assert restore_rope_scaling(PATH, config, metadata, None) is config
