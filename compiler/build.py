@@ -15,6 +15,7 @@ from ..passes.quantize.quantize import Quantize
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter
 from ..runtimes.measure.selfcheck import LIMITS, limits_row
+from .compress.dequantized import describe_dequantized
 from .compress.pruning import Pruning
 from .compress.quantization import Quantization
 from .config import CompileConfig
@@ -83,8 +84,9 @@ class Build:
                 watch=lambda name: self.phases.watch("write", next(names, 0), len(program.weights)),
             )
             save_companions(self.source, program, self.writer.folder)
+            quantization = rounding.as_dict() if rounding else describe_dequantized(self.program, self.config.dtype)
             manifest = describe(
-                self.source, self.module, program, self.config, rounding, self.pruning, graphs, self.identity
+                self.source, self.module, program, self.config, quantization, self.pruning, graphs, self.identity
             )
         held_to = rounded[-1] if rounded else None
         if held_to is not None and codes is not None:

@@ -19,7 +19,6 @@ from ..ir.program import Program, layer_of
 from ..runtimes.artifact.hashing import sha256_all
 from ..runtimes.artifact.manifest import FORMAT, GraphSpec, Manifest, ModelSpec
 from .compress.pruning import Pruning
-from .compress.quantization import Quantization
 from .config import CompileConfig
 from .frontend.sources import ModelSource
 from .targets.onnx.build import cache_specs
@@ -56,7 +55,7 @@ def describe(
     module: nn.Module,
     program: Program,
     config: CompileConfig,
-    rounding: Quantization | None,
+    quantization: dict[str, Any] | None,
     pruning: Pruning,
     graphs: dict[str, GraphSpec],
     known: str,
@@ -76,7 +75,7 @@ def describe(
         max_seq_len=program.max_seq_len,
         graphs=graphs,
         caches=cache_specs(program),
-        quantization=rounding.as_dict() if rounding else None,
+        quantization=quantization,
         built_with={name: metadata.version(name) for name in ("torch", "transformers", "onnx")} | {"llmc": __version__},
         requires=_REQUIRES,
         pruning=pruning.as_dict(),

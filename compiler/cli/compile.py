@@ -103,7 +103,7 @@ def _document(artifact: Artifact) -> dict[str, Any]:
 def _show(artifact: Artifact, verified: bool) -> None:
     manifest, report = artifact.manifest, artifact.report
     rounding = manifest.quantization or {}
-    scheme, max_kl = rounding.get("scheme", "not quantized"), rounding.get("max_kl")
+    scheme, max_kl = rounding.get("scheme") or "not quantized", rounding.get("max_kl")
     seconds = report["seconds"]
     phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
     files = manifest.files.values()

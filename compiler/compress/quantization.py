@@ -23,6 +23,7 @@ from .bit_allocation import Candidate, by_worth, spare_until
 from .cache import Shelf
 from .calibrate import ALGORITHMS, Calibration, calibrate
 from .calibration_text import calibration_tokens
+from .dequantized import why_dequantized_weights
 from .finite import check_finite
 from .sensitivity import Foretold, sensitivity
 
@@ -95,24 +96,15 @@ class Quantization:
     def as_dict(self) -> dict[str, Any]:
         """What the manifest says of it."""
         counts = Counter(_words(choice) for choice in self._plan.weights.values())
+        lost = why_dequantized_weights(self.plan.weights.values())
         return {
             "scheme": self.plan.scheme,
             "precision": self.precision,
             "algorithm": self.algorithm,
-            "why": "; ".join(filter(None, (self.why, self._lost))),
+            "why": "; ".join(filter(None, (self.why, lost))),
             "weights": dict(sorted(counts.items())),
             "exact_in_prompts": len(self.exact),
         } | ({"max_kl": self.measured} if self.measured else {})
-
-    @property
-    def _lost(self) -> str:
-        """What became of codes that the checkpoint held and no kernel takes."""
-        lost = [choice for choice in self.plan.weights.values() if choice.not_as_stored]
-        if not lost:
-            return ""
-        anew = sum(choice.grid is not None for choice in lost)
-        then = f"{anew} of them rounded anew" if anew else "and stay so"
-        return f"the checkpoint's codes of {len(lost)} weights are turned to numbers, {then}: {lost[0].not_as_stored}"
 
     @property
     def _plan(self) -> RoundingPlan:
@@ -136,8 +128,8 @@ def quantize(
         shelf: where results of calibration lie until the artifact is written.
     """
     plan = analyse(program, config.scheme or AS_STORED, config.overrides, exact=config.group_size is not None)
-    if not any(choice.grid or choice.not_as_stored for choice in plan.weights.values()):
-        return None
+    if not any(choice.grid for choice in plan.weights.values()):
+        return None  # also if codes were dequantized: see `describe_dequantized`
     check_finite(program)
     if config.scheme is None:
         return Quantization(plan, "as stored")

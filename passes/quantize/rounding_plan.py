@@ -11,6 +11,7 @@ from torch import fx
 from ...errors import LlmcError
 from ...ir.program import Program, where
 from ...ir.stored import StoredCodes, stored_codes, why_dequantized
+from ...ir.weights import Weight
 from ...kernels.ops import embedding, linear
 from ...kernels.ops.quantized import ACTIVATIONS, SCHEMES
 from ..queries import is_op
@@ -88,6 +89,8 @@ class Scheme:
         """The scheme for a model with so many numbers in the matrices of its layers."""
         return replace(self, linears=self.small, small=None) if self.small and numbers < SMALL else self
 
+
+_OTHER_OP = "neither a linear nor an embedding reads it"
 
 # What a checkpoint that is quantized already holds as codes, and nothing else.
 AS_STORED = Scheme("stored", None, None)
@@ -180,15 +183,21 @@ def analyse(
                 f"No weight that can be rounded fits {override.pattern!r}.",
                 f"Their names are such as {', '.join(list(weights)[:3])}; `llmc inspect` shows them all.",
             )
+    for name, weight in program.weights.items():
+        # Weights of other ops stay numbers. If they were codes in the checkpoint, that is reported.
+        if name not in weights and (lost := _why_not_as_stored(weight, _OTHER_OP)):
+            weights[name] = Choice(None, _OTHER_OP, not_as_stored=lost)
     return RoundingPlan(scheme.name, weights)
 
 
 def _choose(program: Program, node: fx.Node, scheme: Scheme, overrides: list[Override]) -> Choice:
     if others := [user for user in node.users if not (is_op(user, linear) or is_op(user, embedding))]:
-        return Choice(None, f"{others[0].name} reads it too")
+        why = f"{others[0].name} reads it too"
+        return Choice(None, why, not_as_stored=_why_not_as_stored(program.weights[str(node.target)], why))
     is_table = any(is_op(user, embedding) for user in node.users)
     if any(is_op(user, embedding) and user.args[0] is not program.inputs[0] for user in node.users):
-        return Choice(None, "it is looked up by something else than tokens")
+        why = "it is looked up by something else than tokens"
+        return Choice(None, why, not_as_stored=_why_not_as_stored(program.weights[str(node.target)], why))
     is_wide = is_table or any(is_head(program, user) for user in node.users)
     weight = program.weights[str(node.target)]
     stored, lost = stored_codes(weight), why_dequantized(weight)
@@ -213,6 +222,11 @@ def _chosen(grid: Grid, why: str, columns: int, is_wide: bool) -> Choice:
     if is_wide:
         grid = replace(grid, activation="none", static=False)
     return Choice(grid, why, group_size, is_wide)
+
+
+def _why_not_as_stored(weight: Weight, why_kept_whole: str) -> str | None:
+    """Return why codes of the checkpoint are not kept for a weight that can't be quantized; None if it had none."""
+    return why_kept_whole if stored_codes(weight) else why_dequantized(weight)
 
 
 def _as_stored(codes: StoredCodes, is_wide: bool) -> Choice | None:

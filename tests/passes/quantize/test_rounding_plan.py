@@ -13,11 +13,20 @@ from torch import Tensor, nn
 from llmc.errors import LlmcError
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
-from llmc.ir.stored import StoredCodes
+from llmc.ir.stored import OnlyNumbers, StoredCodes
 from llmc.ir.weights import constant, parameter
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, Choice, Grid, Override, RoundingPlan, Scheme, analyse
+from llmc.passes.quantize.rounding_plan import (
+    AS_STORED,
+    SCHEMES_BY_NAME,
+    Choice,
+    Grid,
+    Override,
+    RoundingPlan,
+    Scheme,
+    analyse,
+)
 from llmc.passes.queries import is_op
 
 WIDTH, INNER = 192, 48
@@ -179,7 +188,35 @@ LEFT: dict[str, tuple[Any, str, str]] = {
 def test_what_stays_has_a_reason(name: str) -> None:
     compute, weight, reason = LEFT[name]
     choice = analyse(model(compute), SCHEMES_BY_NAME["int8"]).weights[weight]
-    assert choice.grid is None and reason in choice.why
+    assert choice.grid is None and reason in choice.why and choice.not_as_stored is None
+
+
+def multiplied(m: Model, x: Tensor, positions: Tensor) -> Tensor:
+    return x @ m.head.T
+
+
+@pytest.mark.parametrize(
+    ("compute", "weight", "reason"),
+    [
+        (added, "head", "reads it too"),
+        (looked_up_by_position, "places", "by something else than tokens"),
+        (multiplied, "head", "neither a linear nor an embedding reads it"),
+    ],
+    ids=["something else reads it", "learned positions", "another op reads it"],
+)
+@pytest.mark.parametrize("scheme", [AS_STORED, SCHEMES_BY_NAME["int8"]], ids=lambda scheme: scheme.name)
+def test_codes_that_are_lost_with_a_weight_that_stays_are_reported(
+    compute: Any, weight: str, reason: str, scheme: Scheme
+) -> None:
+    program = model(compute)
+    outputs, inputs = program.weights[weight].shape
+    scales = parameter(torch.rand(outputs, inputs // 16), "scales")
+    codes = constant(torch.ones(outputs, inputs, dtype=torch.int8), "codes")
+    held = StoredCodes(codes, scales, None, "int8", 16)
+    for value, wanted in ((held, reason), (OnlyNumbers(held, "of its format"), "of its format")):
+        program.weights[weight] = value
+        choice = analyse(program, scheme).weights[weight]
+        assert choice.grid is None and wanted in (choice.not_as_stored or "")
 
 
 def test_tables_of_the_architecture_are_not_in_the_plan() -> None:

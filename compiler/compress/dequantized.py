@@ -1,0 +1,44 @@
+"""Reports about codes of a quantized checkpoint that were not kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from ...ir.program import Program
+from ...passes.quantize.rounding_plan import AS_STORED, Choice, analyse
+
+
+def describe_dequantized(program: Program, dtype: str) -> dict[str, Any] | None:
+    """Return the manifest entry for a model whose weights all have the type ``dtype``.
+
+    None if the checkpoint was not quantized. Else the entry says which codes were dequantized, and why.
+
+    Args:
+        program: an optimized program of which no weight will be quantized.
+    """
+    choices = analyse(program, AS_STORED).weights.values()
+    if not (why := why_dequantized_weights(choices)):
+        return None
+    return {
+        "scheme": None,
+        "precision": dtype,
+        "algorithm": "dequantized",
+        "why": why,
+        "weights": {dtype: len(choices)},
+        "exact_in_prompts": 0,
+    }
+
+
+def why_dequantized_weights(choices: Iterable[Choice]) -> str:
+    """Say how many weights of a checkpoint lost their codes, and for which reasons; "" if none did."""
+    lost = [choice for choice in choices if choice.not_as_stored]
+    if not lost:
+        return ""
+    again = sum(choice.grid is not None for choice in lost)
+    then = f", and {'all' if again == len(lost) else again} of them are quantized again" if again else ""
+    noun = "weight" if len(lost) == 1 else "weights"
+    reasons = Counter(choice.not_as_stored for choice in lost).most_common()
+    listed = [f"{count} because {reason}" if len(reasons) > 1 else str(reason) for reason, count in reasons]
+    return f"the checkpoint's codes of {len(lost)} {noun} are not kept{then}: {', '.join(listed)}"
