@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ...errors import LlmcError
-from ...ir.weights import Leaf, Weight, parameter
+from ...ir.weights import Weight, parameter
 from .checkpoint import check_complete, match_checkpoint, open_safetensors
 from .demo import demo_path
 from .gguf import GgufFile
@@ -108,9 +108,9 @@ def _from_gguf(path: Path, name: str) -> ModelSource:
     config = file.config()
 
     def weights(model: Any) -> Mapping[str, Weight]:
-        matched = {key: Leaf(source) for key, source in file.hf_tensors(model).items()}
-        check_complete(model, matched, name)
-        return matched
+        found = file.hf_weights(model)
+        check_complete(model, found, name)
+        return found
 
     return ModelSource(name, config, lambda dtype: _skeleton(config, dtype, False), weights, file.tokenizer, (path,))
 

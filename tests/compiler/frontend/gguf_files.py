@@ -1,16 +1,18 @@
-"""GGUF files as a converter writes them, small enough for a test."""
+"""Small GGUF files for tests, written as a converter writes them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType, quants
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from llmc.compiler.frontend.gguf import GgufFile
+from llmc.ir.stored import stored_codes, why_dequantized
 
 Tensors = dict[str, np.ndarray]
 T = GGMLQuantizationType
@@ -20,8 +22,20 @@ SPELLED = list(bytes_to_unicode().values())
 VOCABULARY = ["<|pad|>", "<|im_start|>", "<|im_end|>", *SPELLED, "he", "ll", "Ġw"]
 
 
-def write(path: Path, arch: str, metadata: dict[str, float], tensors: Tensors, stored: T = T.F32) -> GgufFile:
-    """A GGUF file whose matrices are ``stored`` as F32, F16 or BF16; vectors stay what they are."""
+def write(
+    path: Path,
+    arch: str,
+    metadata: dict[str, float],
+    tensors: Tensors,
+    stored: T = T.F32,
+    types: Mapping[str, T] | None = None,
+) -> GgufFile:
+    """Write and open a GGUF file.
+
+    Args:
+        stored: the type of matrices. Vectors keep the dtype of their array.
+        types: other types of single matrices, by GGUF name.
+    """
     writer = GGUFWriter(path, arch)
     writer.add_name("Tiny")
     for key, value in metadata.items():
@@ -35,12 +49,13 @@ def write(path: Path, arch: str, metadata: dict[str, float], tensors: Tensors, s
     writer.add_pad_token_id(0)
     writer.add_chat_template(TEMPLATE)
     for name, value in tensors.items():
-        if value.ndim == 1 or stored == T.F32:
+        kind = (types or {}).get(name, stored)
+        if value.ndim == 1 or kind == T.F32:
             writer.add_tensor(name, value)
-        elif stored == T.F16:
+        elif kind == T.F16:
             writer.add_tensor(name, value.astype(np.float16))
         else:
-            writer.add_tensor(name, (value.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8), raw_dtype=T.BF16)
+            writer.add_tensor(name, _encoded(value, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -48,8 +63,21 @@ def write(path: Path, arch: str, metadata: dict[str, float], tensors: Tensors, s
     return GgufFile(path)
 
 
+def _encoded(value: np.ndarray, kind: T) -> np.ndarray:
+    if kind == T.BF16:
+        return (value.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    try:
+        return quants.quantize(value, kind)
+    except NotImplementedError:  # the package only decodes this type
+        block, size = GGML_QUANT_SIZES[kind]
+        # Every byte pair is a finite float16, for some types hold scales there.
+        count = value.size // block * size
+        blocks = np.random.default_rng(0).integers(0, 0x30, count, np.uint8)
+        return blocks.reshape(*value.shape[:-1], -1)
+
+
 def rope_rows(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The halves of each head interleaved, as llama's q and k are stored."""
+    """Interleave the halves of each head along the output channels, as llama's q and k are stored."""
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -119,6 +147,17 @@ def llama_tensors(weights: Tensors) -> Tensors:
 
 def without(tensors: Tensors, name: str) -> Tensors:
     return {key: value for key, value in tensors.items() if key != name}
+
+
+def check_codes(file: GgufFile, model: PreTrainedModel) -> dict[str, str | None]:
+    """Check the values of kept codes. Return the scheme of each matrix, or why its codes are not kept."""
+    sources, found = file.hf_tensors(model), {}
+    for name, weight in file.hf_weights(model).items():
+        if (stored := stored_codes(weight)) is not None:
+            assert torch.equal(stored.evaluate(), sources[name].read()), name
+        if weight.numel > weight.shape[-1]:
+            found[name] = stored.scheme if stored else why_dequantized(weight)
+    return found
 
 
 def check_read_back(file: GgufFile, model: PreTrainedModel) -> PreTrainedConfig:

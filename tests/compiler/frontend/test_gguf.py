@@ -1,3 +1,5 @@
+"""A GGUF file is read as the config, tokenizer and parameters that transformers makes of it."""
+
 from __future__ import annotations
 
 import struct
@@ -29,7 +31,7 @@ from .gguf_files import (
 )
 
 
-def test_a_file_that_shrinks_after_opening_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_after_opening_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     file = write(path, "llama", {}, {"w": np.ones((4, 4), np.float32)})
     path.write_bytes(path.read_bytes()[: file.tensors["w"].offset + 60])
@@ -38,7 +40,7 @@ def test_a_file_that_shrinks_after_opening_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", [T.F32, T.F16, T.BF16], ids=lambda kind: kind.name)
-def test_llama_comes_back_with_its_heads_in_order(stored: T, tmp_path: Path) -> None:
+def test_llama_is_read_back_with_its_heads_in_order(stored: T, tmp_path: Path) -> None:
     model, weights = random_model(LLAMA)
     file = write(tmp_path / "m.gguf", "llama", LLAMA_METADATA, llama_tensors(weights), stored)
     config = check_read_back(file, model)
@@ -52,21 +54,21 @@ def test_llama_comes_back_with_its_heads_in_order(stored: T, tmp_path: Path) -> 
     assert (source.key, source.nbytes) == ("m.gguf:blk.1.attn_k.weight", 16 * 32 * width)
 
 
-def test_llama_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
+def test_llama_equals_the_model_that_transformers_loads(tmp_path: Path) -> None:
     _, weights = random_model(LLAMA)
     file = write(tmp_path / "m.gguf", "llama", LLAMA_METADATA, llama_tensors(weights))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf")
     sources = file.hf_tensors(theirs)
     assert all(torch.equal(sources[name].read(), value) for name, value in theirs.state_dict().items())
     config = AutoConfig.from_pretrained(tmp_path, gguf_file="m.gguf").to_dict()
-    # Where it was, and the file's name for itself, which is no place to load from.
+    # These are the path of the file and the name in its metadata. A model can't be loaded from either.
     del config["_model_name_or_path"], config["_name_or_path"]
     ours = file.config().to_dict()
     assert ours.pop("_name_or_path") == ""
     assert ours == config
 
 
-def test_the_rope_divisors_of_a_file_reach_its_config(tmp_path: Path) -> None:
+def test_rope_divisors_are_checked_when_the_config_is_read(tmp_path: Path) -> None:
     _, weights = random_model(LLAMA)
     tensors = llama_tensors(weights) | {"rope_freqs.weight": np.array([1, 2, 3, 4], np.float32)}
     with pytest.raises(LlmcError, match=r"GGUF_ROPE.*rope_freqs\.weight"):
@@ -78,34 +80,40 @@ def test_the_rope_divisors_of_a_file_reach_its_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: without(t, "blk.1.ffn_up.weight"), "no tensor holds parameter model.layers.1.mlp.up_proj.weight"),
-        (lambda t: t | {"blk.1.ffn_gate_exps.weight": t["blk.1.ffn_gate.weight"]}, "ffn_gate_exps.weight has no place"),
+        (
+            lambda t: t | {"blk.1.ffn_gate_exps.weight": t["blk.1.ffn_gate.weight"]},
+            "LlamaForCausalLM has no parameter for tensor blk.1.ffn_gate_exps.weight",
+        ),
         (lambda t: t | {"blk.1.ffn_up.weight": np.ones((64, 31), np.float32)}, "holds 1984 values"),
-        (lambda t: t | {"blk.0.attn_norm.bias": np.ones(32, np.float32)}, "attn_norm.bias has no place"),
+        (
+            lambda t: t | {"blk.0.attn_norm.bias": np.ones(32, np.float32)},
+            "no parameter for tensor blk.0.attn_norm.bias",
+        ),
     ],
     ids=["missing", "experts of another family", "size", "bias"],
 )
-def test_a_file_that_does_not_fill_the_model_is_refused(
-    change: Callable[[Tensors], Tensors], said: str, tmp_path: Path
+def test_missing_and_extra_tensors_are_errors(
+    change: Callable[[Tensors], Tensors], message: str, tmp_path: Path
 ) -> None:
     model, weights = random_model(LLAMA)
     file = write(tmp_path / "m.gguf", "llama", LLAMA_METADATA, change(llama_tensors(weights)))
-    with pytest.raises(LlmcError, match=f"GGUF_TENSORS.*{said}"):
+    with pytest.raises(LlmcError, match=f"GGUF_TENSORS.*{message}"):
         file.hf_tensors(model)
 
 
-def test_a_shape_of_the_right_size_is_refused_when_it_is_read(tmp_path: Path) -> None:
+def test_a_wrong_shape_of_the_right_size_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     model, weights = random_model(LLAMA)
     tensors = llama_tensors(weights)
     tensors["blk.1.ffn_up.weight"] = tensors["blk.1.ffn_up.weight"].T.copy()
     source = write(tmp_path / "m.gguf", "llama", LLAMA_METADATA, tensors).hf_tensors(model)
-    with pytest.raises(LlmcError, match=r"GGUF_TENSORS.*becomes \[32, 64\]"):
+    with pytest.raises(LlmcError, match=r"GGUF_TENSORS.*has the shape \[32, 64\]"):
         source["model.layers.1.mlp.up_proj.weight"].read()
 
 
-def test_an_architecture_without_a_table_is_refused(tmp_path: Path) -> None:
+def test_an_architecture_without_a_table_is_an_error(tmp_path: Path) -> None:
     file = write(tmp_path / "m.gguf", "plamo", {}, {})
     with pytest.raises(LlmcError, match=r"GGUF_ARCH.*plamo"):
         file.config()
@@ -113,9 +121,9 @@ def test_an_architecture_without_a_table_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "n.gguf", "nosuch", {}, {}).hf_tensors(AutoModelForCausalLM.from_config(LLAMA))
 
 
-def test_the_tokenizer_is_the_files_own(tmp_path: Path) -> None:
+def test_the_tokenizer_comes_from_the_file_alone(tmp_path: Path) -> None:
     file = write(tmp_path / "m.gguf", "llama", LLAMA_METADATA, {})
-    # What lies beside the file is somebody else's.
+    # Files in the same folder may belong to another model.
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "y", "add_bos_token": true}')
     tokenizer = file.tokenizer()
     ids = tokenizer("hell world<|im_end|>").input_ids
@@ -127,7 +135,7 @@ def test_the_tokenizer_is_the_files_own(tmp_path: Path) -> None:
     assert [VOCABULARY[i] for i in chat] == ["<|im_start|>", "he", "<|im_end|>"]
 
 
-def test_a_saved_tokenizer_says_nothing_of_where_it_was_made(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_holds_no_path(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", "llama", LLAMA_METADATA, {}).tokenizer().save_pretrained(tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         assert "tmp" not in path.read_text(), path.name
@@ -136,7 +144,7 @@ def test_a_saved_tokenizer_says_nothing_of_where_it_was_made(tmp_path: Path) -> 
     assert loaded.chat_template == TEMPLATE
 
 
-def test_a_file_without_a_sound_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_tokenizer_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     writer = GGUFWriter(path, "llama")
     writer.write_header_to_file()
@@ -160,7 +168,7 @@ def demo() -> GgufFile:
     return GgufFile(demo_path())
 
 
-def test_the_demo_is_what_transformers_makes_of_it(demo: GgufFile) -> None:
+def test_the_demo_equals_the_model_that_transformers_loads(demo: GgufFile) -> None:
     folder, name = demo.path.parent, demo.path.name
     config = demo.config()
     with torch.device("meta"):

@@ -1,3 +1,5 @@
+"""Block types are decoded by their definition, written here one value at a time."""
+
 from __future__ import annotations
 
 import struct
@@ -14,7 +16,7 @@ from llmc.compiler.frontend.gguf_header import SUPPORTED_TYPES
 
 T = GGMLQuantizationType
 
-# The block formats, from their definition: value i of a block, one at a time.
+# Definitions of the block types. Each function returns value i of one block.
 
 
 def half(raw: bytes, at: int) -> float:
@@ -26,7 +28,7 @@ def signed(byte: int) -> int:
 
 
 def nibble32(raw: bytes, i: int) -> int:
-    """Value i of 16 bytes that hold values 0..15 below and 16..31 above."""
+    """Return value i of 16 bytes that hold values 0..15 in their low halves and 16..31 in their high halves."""
     return raw[i % 16] >> 4 * (i // 16) & 15
 
 
@@ -35,7 +37,7 @@ def bit(raw: bytes, i: int) -> int:
 
 
 def six_bit_pair(raw: bytes, k: int) -> tuple[int, int]:
-    """Scale and minimum k of eight, six bits each, packed into 12 bytes."""
+    """Return scale k and minimum k. Eight of each, of six bits, are packed into 12 bytes."""
     if k < 4:
         return raw[k] & 63, raw[k + 4] & 63
     return raw[k + 4] & 15 | raw[k - 4] >> 6 << 4, raw[k + 4] >> 4 | raw[k] >> 6 << 4
@@ -92,7 +94,7 @@ def q6_k(b: bytes, i: int) -> float:
     return half(b, 208) * signed(b[192 + i // 16]) * ((low | high << 4) - 32)
 
 
-# Each type's definition, and where in a block its half precision scales are.
+# The definition of each type, and the byte offsets of its float16 scales in a block.
 BLOCKS: dict[T, tuple[Callable[[bytes, int], float], tuple[int, ...]]] = {
     T.Q4_0: (q4_0, (0,)),
     T.Q4_1: (q4_1, (0, 2)),
@@ -108,14 +110,14 @@ BLOCKS: dict[T, tuple[Callable[[bytes, int], float], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
-def test_blocks_are_dequantized_as_their_definition_says(kind: T, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_dequantized_by_their_definition(kind: T, monkeypatch: pytest.MonkeyPatch) -> None:
     define, scales = BLOCKS[kind]
     block, size = GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(kind.value)
     blocks = rng.integers(0, 256, (12, size), np.uint8)
     for at in scales:
         blocks[:, at : at + 2] = rng.normal(size=(12, 1)).astype(np.float16).view(np.uint8)
-    # Five blocks at a time: the last chunk of twelve is a short one.
+    # Chunks of five blocks: the last of twelve blocks is a shorter chunk.
     monkeypatch.setattr(gguf_blocks, "_CHUNK", 5 * block)
     value = values_of(blocks.reshape(-1), kind)
     expected = [define(b.tobytes(), i) for b in blocks for i in range(block)]
@@ -124,11 +126,11 @@ def test_blocks_are_dequantized_as_their_definition_says(kind: T, monkeypatch: p
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(T.F32, torch.float32), (T.F16, torch.float16), (T.BF16, torch.bfloat16)])
-def test_plain_types_keep_their_dtype(kind: T, dtype: torch.dtype) -> None:
+def test_float_types_keep_their_dtype(kind: T, dtype: torch.dtype) -> None:
     value = torch.randn(15, generator=torch.Generator().manual_seed(0)).to(dtype)
     read = values_of(value.view(torch.uint8).numpy(), kind)
     assert read.dtype == value_dtype(kind) == dtype and torch.equal(read, value)
 
 
-def test_every_type_that_a_header_may_name_is_covered_here() -> None:
+def test_every_supported_type_is_tested_here() -> None:
     assert set(BLOCKS) | {T.F32, T.F16, T.BF16} == SUPPORTED_TYPES

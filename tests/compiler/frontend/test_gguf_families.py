@@ -1,3 +1,5 @@
+"""The layouts of model families other than llama are undone, for values and for codes."""
+
 from __future__ import annotations
 
 import re
@@ -7,12 +9,17 @@ import numpy as np
 import torch
 from transformers import BloomConfig, Gemma2Config, GPT2Config, Qwen3MoeConfig
 
+import llmc
+from llmc.ir.stages import Stage
+from llmc.passes.quantize.rounding_plan import AS_STORED, analyse
+
 from .gguf_files import (
     LAYER,
     LLAMA_METADATA,
     VOCABULARY,
     T,
     Tensors,
+    check_codes,
     check_read_back,
     gguf_name,
     random_model,
@@ -21,7 +28,7 @@ from .gguf_files import (
 )
 
 
-def test_gemma_norms_lose_their_one_and_tied_weights_share_a_source(tmp_path: Path) -> None:
+def test_one_is_subtracted_from_gemma_norms_and_tied_weights_share_a_source(tmp_path: Path) -> None:
     model, weights = random_model(
         Gemma2Config(
             vocab_size=len(VOCABULARY),
@@ -39,7 +46,7 @@ def test_gemma_norms_lose_their_one_and_tied_weights_share_a_source(tmp_path: Pa
         "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     }
-    # Eighths are exact in float32, so that adding one and taking it away loses nothing.
+    # Multiples of 1/8 are exact in float32, so adding and subtracting one changes nothing.
     tensors = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -88,8 +95,17 @@ def test_experts_are_merged_when_they_are_read(tmp_path: Path) -> None:
     assert merged.key == "m.gguf:blk.0.ffn_gate_exps.weight+blk.0.ffn_up_exps.weight"
     assert merged.nbytes == 4 * 1536 * 32 * 4
 
+    quantized = write(tmp_path / "q.gguf", "qwen3moe", metadata, tensors, T.Q8_0)
+    reasons = check_codes(quantized, model)
+    experts = {name: reason for name, reason in reasons.items() if ".experts." in name}
+    assert len(experts) == 4 and set(experts.values()) == {"its Q8_0 codes are not those of one matrix"}
+    assert reasons["model.layers.0.self_attn.q_proj.weight"] == "int8"
+    plan = analyse(llmc.capture(quantized.path, until=Stage.OPTIMIZED), AS_STORED)
+    reported = [choice.not_as_stored for choice in plan.weights.values() if choice.not_as_stored]
+    assert reported == ["its Q8_0 codes are not those of one matrix"] * 4
 
-def test_gpt2_matrices_are_transposed_and_its_head_is_placed(tmp_path: Path) -> None:
+
+def test_gpt2_matrices_are_transposed(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=len(VOCABULARY), n_embd=32, n_layer=2, n_head=4, n_ctx=99, n_positions=1024)
     config.tie_word_embeddings = False
     model, weights = random_model(config)
@@ -107,9 +123,13 @@ def test_gpt2_matrices_are_transposed_and_its_head_is_placed(tmp_path: Path) -> 
             tensors[f"blk.{index}.{layer[inner]}.{kind}"] = moved
     metadata = {"block_count": 2, "context_length": 99, "embedding_length": 32, "attention.head_count": 4}
     check_read_back(write(tmp_path / "m.gguf", "gpt2", metadata, tensors), model)
+    # One of the matrices is square, so its shape does not show that it is transposed.
+    reasons = check_codes(write(tmp_path / "q.gguf", "gpt2", metadata, tensors, T.Q8_0), model)
+    layers = {reason for name, reason in reasons.items() if ".h." in name}
+    assert layers == {"the model family stores its Q8_0 codes in another layout"}
 
 
-def test_blooms_fused_heads_are_regrouped(tmp_path: Path) -> None:
+def test_fused_heads_of_bloom_are_regrouped(tmp_path: Path) -> None:
     heads, width = 4, 32
     model, weights = random_model(
         BloomConfig(vocab_size=len(VOCABULARY), hidden_size=width, n_layer=2, n_head=heads, layer_norm_epsilon=0.5)
@@ -131,3 +151,6 @@ def test_blooms_fused_heads_are_regrouped(tmp_path: Path) -> None:
     metadata = {"block_count": 2, "embedding_length": width, "attention.head_count": heads}
     metadata |= {"attention.layer_norm_epsilon": 0.5}
     check_read_back(write(tmp_path / "m.gguf", "bloom", metadata, tensors), model)
+    # The regrouping only permutes output channels, so the codes are kept.
+    schemes = check_codes(write(tmp_path / "q.gguf", "bloom", metadata, tensors, T.Q8_0), model)
+    assert len(schemes) == 10 and set(schemes.values()) == {"int8"}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from zoo.tiny import tiny_model
 
 from llmc import LlmcError
-from llmc.compiler.frontend.gguf import GgufSource
+from llmc.compiler.frontend.gguf_weights import GgufSource
 from llmc.compiler.inspect.plan import plan
 from llmc.ir.weights import SafetensorsSource
 
