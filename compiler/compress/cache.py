@@ -14,7 +14,7 @@ from torch import Tensor
 from ...ir.weights import Leaf, SafetensorsSource
 
 # Raised whenever calibration would find something else for the same model, plan and text.
-_VERSION = 2
+_VERSION = 3
 
 
 class Shelf:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx
 
 from ...ir.program import Program
-from ...ir.weights import constant
 from ...kernels.ops import linear
 from ...kernels.ops.quantized import FLOAT8
 from ...kernels.ops.rounding import GridScales, codes_of, packed, plain_steps
@@ -58,12 +57,10 @@ class Calibration:
     Attributes:
         scales: for MoveScales, by the name of a weight.
         rounded: for Quantize, by the name of a weight.
-        errors: of each linear's output, relative to its size, by the name of its weight.
     """
 
     scales: dict[str, Tensor] = field(default_factory=dict)
     rounded: dict[str, Rounded] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
 
 
 def calibrate(
@@ -141,9 +138,7 @@ class _Calibrator:
                 self._move(place, choice)
         if choice.is_wide or name in self.found.rounded:
             return  # the head is the last: nothing behind it could make its errors good
-        parts = self.shelf.keep(name, lambda: self._rounded(name, value, choice))
-        self.found.errors[name] = float(parts.pop("error").evaluate())
-        rounded = Rounded(**parts)
+        rounded = Rounded(**self.shelf.keep(name, lambda: self._rounded(name, value, choice)))
         self.found.rounded[name] = rounded
         self.stream.use(name, rounded.value(choice))
 
@@ -183,7 +178,7 @@ class _Calibrator:
         return choice.group_size if choice.grid.scheme in ("int8", "int4") else None
 
     def _rounded(self, name: str, value: fx.Node, choice: Choice) -> dict[str, Tensor]:
-        """A weight in the parts of `Rounded`, and the error of its linear."""
+        """A weight in the parts of `Rounded`."""
         assert choice.grid is not None
         grid, inputs = choice.grid, self.stream.inputs(value)
         weight = self.program.weights[name].evaluate().float()
@@ -196,10 +191,6 @@ class _Calibrator:
             largest = torch.stack([batch.abs().amax() for batch in inputs]).amax()
             end = 127.0 if grid.activation == "int8" else torch.finfo(FLOAT8[grid.activation]).max
             made["x_scale"] = largest / end
-        became = Rounded(**{key: constant(part, key) for key, part in made.items()}).value(choice)
-        sample = Inputs.of(inputs).sample
-        wanted = (sample @ weight.T).square().sum()
-        made["error"] = (sample @ (became - weight).T).square().sum() / wanted
         return made
 
     def _codes(self, value: fx.Node, inputs: list[Tensor], weight: Tensor, choice: Choice) -> tuple[GridScales, Tensor]:

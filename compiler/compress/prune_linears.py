@@ -1,6 +1,6 @@
-"""Pruning each linear by what flows into it, in the order in which a text flows through the model.
+"""Prune each linear by its inputs, in the order in which a text passes through the model.
 
-What a linear reads has passed the pruned linears before it, so SparseGPT makes good what it can of their zeros too.
+The inputs of a linear are computed with the pruned linears before it, so SparseGPT also compensates for their zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from ...kernels.ops import linear
 from ...passes.quantize.prune import prunable
 from ...passes.queries import arguments, is_op
 from .cache import Shelf
-from .channel_scales import Inputs
 from .sparsegpt import sparsegpt
 from .sparsity import Sparsity, wanda
 from .stream import Stream
@@ -28,17 +27,15 @@ PRUNE_ALGOS = ("sparsegpt", "wanda")
 
 @dataclass
 class Pruned:
-    """What pruning found.
+    """Pruned weights of a program.
 
     Attributes:
-        weights: with zeros, by the name of what they replace.
-        errors: of each linear's output, relative to its size, by the name of its weight.
-        zeros, numbers: how many in all these weights.
-        whole: the other linears' weights by name, and why each stays.
+        weights: the pruned weights, by the name of the weight that each replaces.
+        zeros, numbers: how many zeros and how many numbers all these weights have.
+        whole: why each of the other linears' weights is not pruned, by its name.
     """
 
     weights: dict[str, Leaf] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
     zeros: int = 0
     numbers: int = 0
     whole: dict[str, str] = field(default_factory=dict)
@@ -52,21 +49,21 @@ def prune(
     shelf: Shelf,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pruned:
-    """Find pruned weights for the linears of an optimized program, which is left as it was.
+    """Compute pruned weights for the linears of an optimized program, which is not changed.
 
     Args:
         algorithm: "sparsegpt" or "wanda".
         tokens: texts of one length, [texts, length].
-        shelf: where the weights lie; what is there already is not computed again.
-        watch: called with the linears that are done and all of them.
+        shelf: stores the weights; those that are stored already are not computed again.
+        watch: called with the number of linears that are done and the number of all.
     """
     reasons = prunable(program, sparsity.group)
-    found = Pruned(whole={name: why for name, why in reasons.items() if why})
-    linears = [node for node in program.nodes if is_op(node, linear) and reasons.get(_name(node)) == ""]
+    pruned = Pruned(whole={name: why for name, why in reasons.items() if why})
+    linears = [node for node in program.nodes if is_op(node, linear) and reasons.get(_weight_name(node)) == ""]
     if not linears:
-        return found
+        return pruned
     stream, done = Stream(program, tokens), 0
-    squares = _Squares(stream)
+    inputs = _Inputs(stream)
 
     def before(node: fx.Node) -> None:
         nonlocal done
@@ -74,52 +71,50 @@ def prune(
             return
         watch(done, len(linears))
         done += 1
-        name, value = _name(node), arguments(node)["x"]
-        if name in found.weights:
-            return  # several linears read it, and the first has decided
-        parts = shelf.keep(f"{name} pruned", lambda: _pruned(program, name, value, squares, sparsity, algorithm))
-        found.weights[name] = parts["weight"]
-        found.errors[name] = float(parts["error"].evaluate())
-        found.zeros += int(parts["zeros"].evaluate())
-        found.numbers += parts["weight"].numel
+        name, value = _weight_name(node), arguments(node)["x"]
+        if name in pruned.weights:
+            return  # several linears share this weight; it is pruned by the inputs of the first
+        parts = shelf.keep(f"{name} pruned", lambda: _prune_weight(program, name, value, inputs, sparsity, algorithm))
+        pruned.weights[name] = parts["weight"]
+        pruned.zeros += int(parts["zeros"].evaluate())
+        pruned.numbers += parts["weight"].numel
         stream.use(name, parts["weight"].evaluate())
 
     stream.run(before, until=linears[-1])
     watch(done, len(linears))
-    return found
+    return pruned
 
 
-def _name(node: fx.Node) -> str:
+def _weight_name(node: fx.Node) -> str:
     return str(getattr(node.args[1], "target", ""))
 
 
-def _pruned(
-    program: Program, name: str, value: fx.Node, squares: _Squares, sparsity: Sparsity, algorithm: str
+def _prune_weight(
+    program: Program, name: str, value: fx.Node, inputs: _Inputs, sparsity: Sparsity, algorithm: str
 ) -> dict[str, Tensor]:
-    """A weight with zeros, how many, and the error of its linear."""
+    """Return a pruned weight, and the number of its zeros."""
     stored = program.weights[name].evaluate()
-    weight = stored.float()
     if algorithm == "wanda":
-        made = wanda(weight, squares.by_channel(value), sparsity)
+        weight = wanda(stored.float(), inputs.squared_norms(value), sparsity)
     else:
-        made = sparsegpt(weight, squares.of(value), sparsity)
-    made = made.to(stored.dtype)
-    sample = Inputs.of(squares.stream.inputs(value)).sample.float()
-    error = (sample @ (made.float() - weight).T).square().sum() / (sample @ weight.T).square().sum()
-    return {"weight": made, "error": error, "zeros": (made == 0).sum()}
+        weight = sparsegpt(stored.float(), inputs.gram_matrix(value), sparsity)
+    weight = weight.to(stored.dtype)
+    return {"weight": weight, "zeros": (weight == 0).sum()}
 
 
-class _Squares:
-    """X'X of a value, which several linears may read, or its diagonal."""
+class _Inputs:
+    """Statistics of the values that linears read."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self._last: tuple[fx.Node, Tensor] | None = None
 
-    def of(self, value: fx.Node) -> Tensor:
+    def gram_matrix(self, value: fx.Node) -> Tensor:
+        """X'X of a value. The last result is kept, since several linears may read the value."""
         if self._last is None or self._last[0] is not value:
             self._last = value, torch.stack([batch.T @ batch for batch in self.stream.inputs(value)]).sum(0)
         return self._last[1]
 
-    def by_channel(self, value: fx.Node) -> Tensor:
+    def squared_norms(self, value: fx.Node) -> Tensor:
+        """The sum of squares of each channel, the diagonal of X'X."""
         return torch.stack([batch.square().sum(0) for batch in self.stream.inputs(value)]).sum(0)

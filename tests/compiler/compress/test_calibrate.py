@@ -74,7 +74,6 @@ def test_only_what_the_plan_names(program: Program) -> None:
     plan = analyse(program, INT4, [Override("*down_proj*", None)])
     found = calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, shelf(), many_rows=False)
     assert names and not set(names) & set(found.rounded) and len(found.rounded) > 2
-    assert set(found.errors) == set(found.rounded)
 
 
 def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,13 +99,15 @@ def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pyte
     for name, parts in whole.rounded.items():
         assert torch.equal(found.rounded[name].codes.evaluate(), parts.codes.evaluate())
         assert torch.equal(found.rounded[name].scales.evaluate(), parts.scales.evaluate())
-    assert found.errors == whole.errors and set(found.scales) == set(whole.scales)
+    assert set(found.scales) == set(whole.scales)
 
 
 def test_progress(program: Program) -> None:
     seen: list[tuple[int, int]] = []
     plan = analyse(program, INT4)
-    calibrate(program, plan, ALGORITHMS["awq"], TOKENS, shelf(), many_rows=False, watch=lambda *step: seen.append(step))
+    calibrate(
+        program, plan, ALGORITHMS["awq"], TOKENS, shelf(), many_rows=False, watch=lambda *step: seen.append(step)
+    )
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == list(range(len(seen)))
 
 
