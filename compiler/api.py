@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter, check_output
 from ..runtimes.measure.selfcheck import GateReport
 from .build import Build
-from .compress.cache import Shelf
+from .compress.cache import CalibrationCache
 from .compress.calibration_text import CalibrationText
 from .compress.max_kl import keep_under
 from .compress.pruning import choose_layers, choose_weights
@@ -140,31 +141,32 @@ def compile(
     output = Path(output)
     check_output(output)
     phases = Phases(watch)
-    with ArtifactWriter(output) as writer:
+    with ArtifactWriter(output) as writer, ExitStack() as stack:
         with phases("capture"):
             source = find_source(model, trust_remote_code=trust_remote_code)
             module = source.build(DTYPES[dtype])
             program = _captured(source, module, max_seq_len)
         build = Build(source, module, program, config, writer, phases, Dump(Path(dump_ir)) if dump_ir else None)
-        shelf = Shelf.of(cache_dir(), build.identity, config, program.max_seq_len, text and text.sha256)
+        depends_on = build.identity, config, program.max_seq_len, text and text.sha256
+        cache = stack.enter_context(CalibrationCache.of(cache_dir(), *depends_on))
         if config.drop_layers:
             with phases("weigh layers"):
-                build.pruning = choose_layers(source, program, config, text, shelf, watch)
+                build.pruning = choose_layers(source, program, config, text, cache, watch)
         with phases("passes"):
             run_passes(program, build.pruning.optimizing, dump=build.dump)
         if config.prune is not None:
             with phases("prune"):
-                build.pruning = choose_weights(build.pruning, source, program, config, text, shelf, watch)
+                build.pruning = choose_weights(build.pruning, source, program, config, text, cache, watch)
                 run_passes(program, build.pruning.passes, dump=build.dump)
         with phases("quantize"):
-            rounding = choose_rounding(source, program, config, text, shelf, watch)
+            rounding = choose_rounding(source, program, config, text, cache, watch)
         if rounding and max_kl is not None:
             rounding = keep_under(max_kl, rounding, build)
         written = build.write(rounding)
         if verify:
             build.check(written, lambda: _captured(source, module, max_seq_len))
         manifest = writer.commit(written.manifest)
-    shelf.clear()
+        cache.clear()
     return Artifact(output, manifest, {"seconds": phases.seconds, "peak_rss_bytes": phases.peak})
 
 

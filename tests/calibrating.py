@@ -1,4 +1,4 @@
-"""What tests of calibration share: a model whose channels differ, and places for results."""
+"""Helpers for tests of calibration: a model whose channels differ, and caches for results."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.compress.cache import Shelf
+from llmc.compiler.compress.cache import CalibrationCache
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 
 _HOME, _NUMBERS = tempfile.TemporaryDirectory(prefix="calibrating-"), itertools.count()
 
 
-def shelf() -> Shelf:
-    """An empty one that lasts as long as the tests."""
-    return Shelf(Path(_HOME.name) / str(next(_NUMBERS)))
+def new_cache() -> CalibrationCache:
+    """Return an empty cache whose folder lasts as long as the tests."""
+    return CalibrationCache(Path(_HOME.name) / str(next(_NUMBERS)))
 
 
 @functools.cache
 def uneven_program() -> Program:
-    """A tiny model whose channels differ as those of trained models do; who changes it works on a copy."""
+    """A tiny model whose channels differ as those of trained models do; callers change a copy only."""
     model = tiny_model("llama")
     with torch.no_grad():
         for layer in model.model.layers:

@@ -19,7 +19,7 @@ from ...passes.quantize.move_scales import ScaleSite, divide_rows, find_site, mo
 from ...passes.quantize.quantize import Rounded
 from ...passes.quantize.rounding_plan import Choice, RoundingPlan
 from ...passes.queries import arguments, is_op
-from .cache import Shelf
+from .cache import CalibrationCache
 from .channel_scales import AWQ, SMOOTHQUANT, Inputs, search_scales
 from .clipping import best_steps
 from .gptq import gptq
@@ -68,7 +68,7 @@ def calibrate(
     plan: RoundingPlan,
     algorithm: Algorithm,
     tokens: Tensor,
-    shelf: Shelf,
+    cache: CalibrationCache,
     *,
     many_rows: bool,
     keep_zeros: bool = False,
@@ -79,12 +79,12 @@ def calibrate(
     Args:
         program: is left as it was.
         tokens: texts of one length, [texts, length].
-        shelf: where the results lie; what is there already is not computed again.
+        cache: stores the results; those that are stored already are not computed again.
         many_rows: whether inputs of int4 linears are rounded by rows when there are many.
         keep_zeros: whether what is zero stays so, for a program that is pruned.
         watch: called with the linears that are done and all of them.
     """
-    calibrator = _Calibrator(program.copy(), plan, algorithm, tokens, shelf, many_rows, keep_zeros)
+    calibrator = _Calibrator(program.copy(), plan, algorithm, tokens, cache, many_rows, keep_zeros)
     calibrator.run(watch)
     return calibrator.found
 
@@ -96,12 +96,12 @@ class _Calibrator:
         plan: RoundingPlan,
         algorithm: Algorithm,
         tokens: Tensor,
-        shelf: Shelf,
+        cache: CalibrationCache,
         many_rows: bool,
         keep_zeros: bool,
     ) -> None:
         self.program, self.plan, self.algorithm = program, plan, algorithm
-        self.stream, self.shelf, self.many_rows = Stream(program, tokens), shelf, many_rows
+        self.stream, self.cache, self.many_rows = Stream(program, tokens), cache, many_rows
         self.keep_zeros = keep_zeros
         self.found = Calibration()
         self._seen: set[fx.Node] = set()
@@ -138,7 +138,7 @@ class _Calibrator:
                 self._move(place, choice)
         if choice.is_wide or name in self.found.rounded:
             return  # the head is the last: nothing behind it could make its errors good
-        rounded = Rounded(**self.shelf.keep(name, lambda: self._rounded(name, value, choice)))
+        rounded = Rounded(**self.cache.keep(name, lambda: self._rounded(name, value, choice)))
         self.found.rounded[name] = rounded
         self.stream.use(name, rounded.value(choice))
 
@@ -150,7 +150,7 @@ class _Calibrator:
 
     def _move(self, place: ScaleSite, choice: Choice) -> None:
         """Find scales of the channels that a place can take, and move them."""
-        kept = self.shelf.keep(f"{place.weights[0]} channels", lambda: self._search(place, choice))
+        kept = self.cache.keep(f"{place.weights[0]} channels", lambda: self._search(place, choice))
         scales = kept["scales"].evaluate()
         if not len(scales):
             return

@@ -16,7 +16,7 @@ from ...ir.weights import Leaf
 from ...kernels.ops import linear
 from ...passes.quantize.prune import prunable
 from ...passes.queries import arguments, is_op
-from .cache import Shelf
+from .cache import CalibrationCache
 from .sparsegpt import sparsegpt
 from .sparsity import Sparsity, wanda
 from .stream import Stream
@@ -46,7 +46,7 @@ def prune(
     sparsity: Sparsity,
     algorithm: str,
     tokens: Tensor,
-    shelf: Shelf,
+    cache: CalibrationCache,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pruned:
     """Compute pruned weights for the linears of an optimized program, which is not changed.
@@ -54,7 +54,7 @@ def prune(
     Args:
         algorithm: "sparsegpt" or "wanda".
         tokens: texts of one length, [texts, length].
-        shelf: stores the weights; those that are stored already are not computed again.
+        cache: stores the weights; those that are stored already are not computed again.
         watch: called with the number of linears that are done and the number of all.
     """
     reasons = prunable(program, sparsity.group)
@@ -74,7 +74,7 @@ def prune(
         name, value = _weight_name(node), arguments(node)["x"]
         if name in pruned.weights:
             return  # several linears share this weight; it is pruned by the inputs of the first
-        parts = shelf.keep(f"{name} pruned", lambda: _prune_weight(program, name, value, inputs, sparsity, algorithm))
+        parts = cache.keep(f"{name} pruned", lambda: _prune_weight(program, name, value, inputs, sparsity, algorithm))
         pruned.weights[name] = parts["weight"]
         pruned.zeros += int(parts["zeros"].evaluate())
         pruned.numbers += parts["weight"].numel

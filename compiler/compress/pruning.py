@@ -20,7 +20,7 @@ from ...runtimes.measure.texts import Text
 from ..config import CompileConfig
 from ..frontend.sources import ModelSource
 from ..phases import Watch
-from .cache import Shelf
+from .cache import CalibrationCache
 from .calibration_text import calibration_tokens
 from .finite import check_finite
 from .layer_importance import importance
@@ -76,13 +76,18 @@ class Pruning:
 
 
 def choose_layers(
-    source: ModelSource, program: Program, config: CompileConfig, text: Text | None, shelf: Shelf, watch: Watch
+    source: ModelSource,
+    program: Program,
+    config: CompileConfig,
+    text: Text | None,
+    cache: CalibrationCache,
+    watch: Watch,
 ) -> Pruning:
     """Weigh the layers of a captured program, which is left as it was, and drop those that do least.
 
     Args:
         text: what to weigh them on.
-        shelf: where results lie until the artifact is written.
+        cache: stores the results until the artifact is written.
 
     Raises:
         LlmcError: LAYERS_NOT_A_CHAIN; LAYERS_TOO_FEW where none would be left.
@@ -96,7 +101,7 @@ def choose_layers(
             f"Drop {len(layers) - 1} or fewer: --drop-layers.",
         )
     tokens = _tokens(source, program, config, text)
-    kept = shelf.keep(
+    kept = cache.keep(
         "importance of layers",
         lambda: {
             "importance": importance(program, layers, tokens, lambda done, total: watch("weigh layers", done, total))
@@ -113,7 +118,7 @@ def choose_weights(
     program: Program,
     config: CompileConfig,
     text: Text | None,
-    shelf: Shelf,
+    cache: CalibrationCache,
     watch: Watch,
 ) -> Pruning:
     """Prune the weights of an optimized program, which is left as it was; arguments as of `choose_layers`.
@@ -125,7 +130,7 @@ def choose_weights(
     check_finite(program)
     tokens = _tokens(source, program, config, text)
     algorithm = config.prune_algorithm
-    found = prune(program, config.sparsity, algorithm, tokens, shelf, lambda done, total: watch("prune", done, total))
+    found = prune(program, config.sparsity, algorithm, tokens, cache, lambda done, total: watch("prune", done, total))
     if not found.weights:
         why = ", ".join(dict.fromkeys(found.whole.values())) or "it has no linears"
         raise LlmcError("PRUNE_NOTHING", f"No weight of this model can be pruned: {why}.", "Leave out --prune.")

@@ -20,7 +20,7 @@ from ...runtimes.measure.texts import Text
 from ..config import CompileConfig
 from ..frontend.sources import ModelSource
 from .bit_allocation import Candidate, by_worth, spare_until
-from .cache import Shelf
+from .cache import CalibrationCache
 from .calibrate import ALGORITHMS, Calibration, calibrate
 from .calibration_text import calibration_tokens
 from .dequantized import why_dequantized_weights
@@ -116,7 +116,7 @@ def quantize(
     program: Program,
     config: CompileConfig,
     text: Text | None,
-    shelf: Shelf,
+    cache: CalibrationCache,
     watch: Watch = lambda phase, done, total: None,
 ) -> Quantization | None:
     """Decide what an optimized program's weights become; None where all of them stay.
@@ -125,7 +125,7 @@ def quantize(
 
     Args:
         text: what to calibrate on, where the config asks for that.
-        shelf: where results of calibration lie until the artifact is written.
+        cache: stores results of calibration until the artifact is written.
     """
     plan = analyse(program, config.scheme or AS_STORED, config.overrides, exact=config.group_size is not None)
     if not any(choice.grid for choice in plan.weights.values()):
@@ -142,7 +142,7 @@ def quantize(
         plan,
         ALGORITHMS[config.algorithm],
         tokens,
-        shelf,
+        cache,
         many_rows=config.rounds_prefill,
         keep_zeros=config.prune is not None,
         watch=lambda done, total: watch("calibrate", done, total),
@@ -150,7 +150,7 @@ def quantize(
     result = Quantization(plan, config.algorithm, "", found)
     if not (config.raises or config.rounds_prefill):
         return result
-    foretold = _foretold(program, result, tokens, shelf, watch)
+    foretold = _foretold(program, result, tokens, cache, watch)
     numbers = {name: program.weights[name].numel for name in foretold.weights}
     if config.rounds_prefill:
         exact = spare_until(by_worth(foretold.inputs, numbers), EXACT_TARGET, EXACT_SHARE)
@@ -175,7 +175,7 @@ def _tokens(source: ModelSource, program: Program, config: CompileConfig, text: 
         raise
 
 
-def _foretold(program: Program, found: Quantization, tokens: Tensor, shelf: Shelf, watch: Watch) -> Foretold:
+def _foretold(program: Program, found: Quantization, tokens: Tensor, cache: CalibrationCache, watch: Watch) -> Foretold:
     """What the rounding of each weight on 4 bits costs, and that of its inputs."""
     moved = program.copy()
     MoveScales(found.calibration.scales)(moved)
@@ -195,7 +195,7 @@ def _foretold(program: Program, found: Quantization, tokens: Tensor, shelf: Shel
             for part, losses in vars(scores).items()
         }
 
-    kept = {part: losses.evaluate().tolist() for part, losses in shelf.keep("foretold", measure).items()}
+    kept = {part: losses.evaluate().tolist() for part, losses in cache.keep("foretold", measure).items()}
     return Foretold(**{part: dict(zip(names, losses, strict=True)) for part, losses in kept.items()})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from calibrating import shelf, uneven_program
+from calibrating import new_cache, uneven_program
 from check_pass import inputs
 from torch import Tensor
 
@@ -32,7 +32,7 @@ TOKENS = inputs(24, 30)[0]
 
 def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple[RoundingPlan, Calibration]:
     plan = analyse(program, scheme)
-    return plan, calibrate(program, plan, ALGORITHMS[algorithm], TOKENS, shelf(), many_rows=False)
+    return plan, calibrate(program, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), many_rows=False)
 
 
 def divergence(program: Program, plan: RoundingPlan, found: Calibration | None, tokens: Tensor) -> float:
@@ -72,12 +72,12 @@ def test_the_program_is_left_as_it_was(program: Program) -> None:
 def test_only_what_the_plan_names(program: Program) -> None:
     names = [name for name in program.weights if "down_proj" in name]
     plan = analyse(program, INT4, [Override("*down_proj*", None)])
-    found = calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, shelf(), many_rows=False)
+    found = calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, new_cache(), many_rows=False)
     assert names and not set(names) & set(found.rounded) and len(found.rounded) > 2
 
 
 def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, place, calls = analyse(program, INT4), shelf(), 0
+    plan, place, calls = analyse(program, INT4), new_cache(), 0
     _, whole = calibrated(program, "gptq")
     plainly = module.gptq
 
@@ -106,7 +106,7 @@ def test_progress(program: Program) -> None:
     seen: list[tuple[int, int]] = []
     plan = analyse(program, INT4)
     calibrate(
-        program, plan, ALGORITHMS["awq"], TOKENS, shelf(), many_rows=False, watch=lambda *step: seen.append(step)
+        program, plan, ALGORITHMS["awq"], TOKENS, new_cache(), many_rows=False, watch=lambda *step: seen.append(step)
     )
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == list(range(len(seen)))
 

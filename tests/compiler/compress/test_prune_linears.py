@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from calibrating import shelf, uneven_program
+from calibrating import new_cache, uneven_program
 from check_pass import inputs
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def applied(program: Program, found: Pruned) -> Program:
 
 def by_magnitude(program: Program, sparsity: Sparsity) -> Program:
     made = program.copy()
-    names = prune(program, sparsity, "wanda", TOKENS, shelf()).weights
+    names = prune(program, sparsity, "wanda", TOKENS, new_cache()).weights
     values = {name: program.weights[name].evaluate() for name in names}
     zeroed = {name: value.masked_fill(sparsity.lowest(value.abs()), 0) for name, value in values.items()}
     Prune({name: parameter(value, name) for name, value in zeroed.items()})(made)
@@ -56,7 +56,7 @@ def divergence(program: Program, other: Program, tokens: Tensor) -> float:
 def test_each_is_better_than_the_one_before(program: Program, sparsity: Sparsity) -> None:
     other = inputs(9, 17)[0]
     made = [by_magnitude(program, sparsity)]
-    made += [applied(program, prune(program, sparsity, name, TOKENS, shelf())) for name in ("wanda", "sparsegpt")]
+    made += [applied(program, prune(program, sparsity, name, TOKENS, new_cache())) for name in ("wanda", "sparsegpt")]
     for tokens in (TOKENS, other):
         by_size, by_inputs, compensated = (divergence(program, one, tokens) for one in made)
         assert by_inputs < 0.95 * by_size and compensated < 0.95 * by_inputs
@@ -65,7 +65,7 @@ def test_each_is_better_than_the_one_before(program: Program, sparsity: Sparsity
 @pytest.mark.parametrize("algorithm", PRUNE_ALGOS)
 def test_exactly_half_of_all_but_the_head(program: Program, algorithm: str) -> None:
     before = {name: weight.key for name, weight in program.weights.items()}
-    found = prune(program, TWO_OF_FOUR, algorithm, TOKENS, shelf())
+    found = prune(program, TWO_OF_FOUR, algorithm, TOKENS, new_cache())
     assert {name: weight.key for name, weight in program.weights.items()} == before
     assert 2 * found.zeros == found.numbers == sum(weight.numel for weight in found.weights.values())
     for name, weight in found.weights.items():
@@ -78,7 +78,7 @@ def test_exactly_half_of_all_but_the_head(program: Program, algorithm: str) -> N
 
 def test_inputs_are_those_of_the_pruned_program(program: Program) -> None:
     """The first linear is pruned by the model's own values, the last by those that the other zeros lead to."""
-    found = prune(program, HALF, "wanda", TOKENS, shelf())
+    found = prune(program, HALF, "wanda", TOKENS, new_cache())
     first, *_, last = found.weights
     others = program.copy()
     Prune({name: weight for name, weight in found.weights.items() if name != last})(others)
@@ -119,8 +119,8 @@ def inputs_of(program: Program, name: str) -> Tensor:
 
 
 def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, calls = shelf(), 0
-    whole = prune(program, HALF, "sparsegpt", TOKENS, shelf())
+    place, calls = new_cache(), 0
+    whole = prune(program, HALF, "sparsegpt", TOKENS, new_cache())
     plainly = module.sparsegpt
 
     def interrupted(*args: Any) -> Tensor:
@@ -154,14 +154,14 @@ GRIDS = [
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_rounding_keeps_zeros(program: Program, grid: Grid) -> None:
-    pruned = applied(program, prune(program, TWO_OF_FOUR, "sparsegpt", TOKENS, shelf()))
+    pruned = applied(program, prune(program, TWO_OF_FOUR, "sparsegpt", TOKENS, new_cache()))
     gone = {name: pruned.weights[name].evaluate() == 0 for name in program.weights if "proj" in name}
     plan = analyse(pruned, Scheme("test", grid))
     for name, zeros in gone.items():
         value = round_plainly(pruned.weights[name], plan.weights[name]).value(plan.weights[name])
         assert (value[zeros] == 0).all() and (value[~zeros] != 0).float().mean() > 0.5
     for algorithm in ("smoothquant", "awq", "gptq"):
-        found = calibrate(pruned, plan, ALGORITHMS[algorithm], TOKENS, shelf(), many_rows=False, keep_zeros=True)
+        found = calibrate(pruned, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), many_rows=False, keep_zeros=True)
         assert found.rounded.keys() == gone.keys()
         for name, parts in found.rounded.items():
             assert (parts.value(plan.weights[name])[gone[name]] == 0).all(), (algorithm, name)
@@ -169,10 +169,10 @@ def test_rounding_keeps_zeros(program: Program, grid: Grid) -> None:
 
 def test_gptq_makes_good_what_it_may(program: Program) -> None:
     """Rounding a pruned program column by column is still better than each number to the nearest."""
-    pruned = applied(program, prune(program, HALF, "sparsegpt", TOKENS, shelf()))
+    pruned = applied(program, prune(program, HALF, "sparsegpt", TOKENS, new_cache()))
     plan = analyse(pruned, Scheme("test", Grid("int4", 16)))
     algorithm = replace(ALGORITHMS["gptq"], scales=None)
-    found = calibrate(pruned, plan, algorithm, TOKENS, shelf(), many_rows=False, keep_zeros=True)
+    found = calibrate(pruned, plan, algorithm, TOKENS, new_cache(), many_rows=False, keep_zeros=True)
     made, plainly = pruned.copy(), pruned.copy()
     MoveScales(found.scales)(made)
     Quantize(plan, found.rounded)(made)

@@ -15,7 +15,7 @@ from compiled import speaking_model
 import llmc
 from llmc import LlmcError
 from llmc.compiler.compress import pruning
-from llmc.compiler.compress.cache import Shelf
+from llmc.compiler.compress.cache import CalibrationCache
 from llmc.compiler.compress.calibration_text import CalibrationText
 from llmc.compiler.compress.quantization import quantize
 from llmc.compiler.config import CompileConfig
@@ -101,16 +101,16 @@ def test_rounding_comes_behind_and_keeps_zeros(tmp_path: Path, algo: str | None)
     (tmp_path / "text.txt").write_text(TEXT)
     calibration = CalibrationText(str(tmp_path / "text.txt"), 3, 40)
     config = CompileConfig(prune="2:4", quantize="int4", algo=algo, group_size=16, calibration=calibration)
-    source, shelf = find_source(speaking_model()), Shelf(tmp_path / "shelf")
+    source, cache = find_source(speaking_model()), CalibrationCache(tmp_path / "cache")
     program = llmc.capture(speaking_model(), until=Stage.OPTIMIZED)
 
     def watch(phase: str, done: int, total: int) -> None: ...
 
-    found = pruning.choose_weights(pruning.Pruning(), source, program, config, config.calibration.read(), shelf, watch)
+    found = pruning.choose_weights(pruning.Pruning(), source, program, config, config.calibration.read(), cache, watch)
     for subject in found.passes:
         subject(program)
     gone = {name: program.weights[name].evaluate() == 0 for name in found.pruned.weights}
-    rounding = quantize(source, program, config, config.calibration.read(), shelf)
+    rounding = quantize(source, program, config, config.calibration.read(), cache)
     assert rounding is not None and rounding.algorithm == (algo or "gptq")
     assert set(rounding.calibration.rounded) == (set(gone) if algo is None else set())
     for name, zeros in gone.items():

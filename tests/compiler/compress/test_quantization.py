@@ -10,7 +10,7 @@ from compiled import speaking_model
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.compress.cache import Shelf
+from llmc.compiler.compress.cache import CalibrationCache
 from llmc.compiler.compress.quantization import Quantization, quantize
 from llmc.compiler.config import CompileConfig
 from llmc.compiler.frontend.sources import find_source
@@ -28,7 +28,7 @@ def decided(tmp_path: Path, model: Any = None, **options: Any) -> Quantization |
     source = find_source(model or speaking_model())
     program = llmc.capture(model or speaking_model(), until=Stage.OPTIMIZED)
     config = CompileConfig(**options)
-    return quantize(source, program, config, TEXT if config.calibrates else None, Shelf(tmp_path))
+    return quantize(source, program, config, TEXT if config.calibrates else None, CalibrationCache(tmp_path / "cache"))
 
 
 def test_nothing_asked_for(tmp_path: Path) -> None:
