@@ -1,4 +1,4 @@
-"""`llmc bench`: how fast an artifact runs on this machine."""
+"""`llmc bench`: measure the speed of an artifact on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ...runtimes.artifact.manifest import Manifest
 
 
-@click.command(cls=Verb, short_help="Prefill and decode speed, latency and memory of an artifact.")
+@click.command(cls=Verb, short_help="Measure prefill and decode speed, latency and memory of an artifact.")
 @artifact_argument
 @click.option(
     "-p", "--prompt", type=click.IntRange(min=0), default=512, show_default=True, help="Tokens to prefill; 0: none."
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     type=click.Choice(["md", "csv", "json"]),
     default="md",
     show_default=True,
-    help="How to print the result.",
+    help="Format of the result.",
 )
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the result as SVG, too."
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also draw the rates as SVG."
 )
 def bench(
     artifact: Path,
@@ -49,12 +49,12 @@ def bench(
     output_format: str,
     plot: Path | None,
 ) -> None:
-    """Measure the artifact in DIR, as llama-bench does: random tokens, each test warmed up once."""
+    """Measure the artifact in DIR as llama-bench does: with random tokens, each test warmed up once."""
     if not prompt and not tokens:
-        raise click.UsageError("There is nothing to measure: give -p or -n more than 0.")
+        raise click.UsageError("There is nothing to measure. Set -p or -n to more than 0.")
     if plot and not plot.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
-    with steps(f"Loading {artifact}") as watch:
+    with steps(f"load {artifact}") as watch:
         from ...runtimes.artifact.open import read_manifest
         from ...runtimes.engines.load import load
         from ...runtimes.measure.bench import bench as measure

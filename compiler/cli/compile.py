@@ -78,7 +78,7 @@ def compile_(
     chosen = choices(given)
     warn_of_zeros(chosen)
     warn_of_float8(chosen)
-    with steps(f"Capturing {model}") as watch:
+    with steps("import libraries") as watch:
         from ..api import compile
 
         artifact = compile(

@@ -83,7 +83,7 @@ def evaluate(
         raise click.UsageError("--per-position, --per-layer and --plot compare: give a --reference, too.")
     if plot and not plot.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
-    with steps(f"Reading {source}") as watch:
+    with steps(f"read {source}") as watch:
         from ...runtimes.artifact.open import read_manifest
         from ...runtimes.engines.load import load
         from ...runtimes.generate.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ def evaluate(
         windows = cut_windows(tokens, manifest.max_seq_len, window, stride, opening(tokenizer))
         # Before the engine is there: both are large.
         other = _reference(reference, windows, int(manifest.model["vocab_size"]), watch) if reference else None
-        watch(f"Loading {artifact}", 0, 0)
+        watch(f"load {artifact}", 0, 0)
         result = measure(load(artifact, threads=threads), windows, other, watch)
         other = None
         layers = _layers(artifact, watched, reference, windows, threads, watch) if watched and reference else None

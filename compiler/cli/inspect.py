@@ -62,14 +62,14 @@ def inspect(
         return
     if html and not html.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(html.parent)!r}.", param_hint="--html")
-    with progress(f"Capturing {model}") as now:
+    with progress(f"capture {model}") as now:
         from ...ir.stages import Stage
         from ..inspect.page import write_page
         from ..inspect.record import inspect_model
         from ..inspect.summary import summarise
 
         def watch(subject: Pass, result: PassResult) -> None:
-            now(f"After {subject.name}: {result.matches} matches")
+            now("passes", f"After {subject.name}: {result.matches} matches")
 
         inspection = inspect_model(
             model,
@@ -81,7 +81,7 @@ def inspect(
             watch=watch,
         )
         if html:
-            now("Writing the page")
+            now("write the page", "")
             write_page(inspection, html)
     summary = summarise(inspection)
     if as_json:

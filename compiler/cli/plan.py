@@ -47,11 +47,11 @@ def plan(
     as_json: bool,
 ) -> None:
     """Say what compiling MODEL would take, before any weight is read: coverage, memory, disk."""
-    with progress(f"Capturing {model}") as now:
+    with progress(f"capture {model}") as now:
         from ..inspect.plan import plan as make_plan
 
         def watch(subject: Pass, result: PassResult) -> None:
-            now(f"After {subject.name}: {result.matches} matches")
+            now("passes", f"After {subject.name}: {result.matches} matches")
 
         made = make_plan(
             model,

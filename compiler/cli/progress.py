@@ -1,8 +1,9 @@
-"""What is being done and for how long, on stderr, for somebody who watches."""
+"""Show on stderr which phase runs and for how long: drawn on a terminal, one line a phase in a log."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,26 +13,39 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress(phase: str) -> Iterator[Callable[[str], None]]:
-    """A spinner with the phase and its time if stderr is a terminal, else nothing; call it to name the next phase."""
+def progress(phase: str) -> Iterator[Callable[[str, str], None]]:
+    """Show a phase without steps: a spinner with its time on a terminal.
+
+    Call the result with the name of the phase that runs now, and a detail of it that only a terminal shows.
+    """
     if not sys.stderr.isatty():
-        yield lambda phase: None
+        with _phase_lines(phase) as begin:
+
+            def begin_phase(phase: str, detail: str) -> None:
+                begin(phase)
+
+            yield begin_phase
         return
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     with _on_stderr(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
         task = bar.add_task(phase)
-        yield lambda phase: bar.reset(task, description=phase)
+
+        def show(phase: str, detail: str) -> None:
+            bar.reset(task, description=detail or phase)
+
+        yield show
 
 
 @contextmanager
 def steps(phase: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the phase, its steps, the time left and the peak of memory, on a terminal only.
+    """Show phases with steps: a bar with the time left and the peak of memory on a terminal.
 
-    Call it with a phase, the steps that are done, and all of them; a phase of 0 steps shows what time it took.
+    Call the result with a phase, the number of steps that are done and of all; 0 of 0 for a phase without steps.
     """
     if not sys.stderr.isatty():
-        yield lambda phase, done, total: None
+        with _phase_lines(phase) as begin:
+            yield lambda phase, done, total: begin(phase)
         return
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -52,11 +66,35 @@ def steps(phase: str) -> Iterator[Callable[[str, int, int], None]]:
         yield watch
 
 
+@contextmanager
+def _phase_lines(phase: str) -> Iterator[Callable[[str], None]]:
+    """Write a line for each phase, `llmc: capture ... 8.5 s`: the name when it begins, the seconds when it ends."""
+    # Bound to this stderr: capture redirects what libraries write there.
+    stderr, current, began = sys.stderr, phase, time.perf_counter()
+
+    def write(text: str) -> None:
+        stderr.write(text)
+        stderr.flush()
+
+    def begin(phase: str) -> None:
+        nonlocal current, began
+        if phase != current:
+            now = time.perf_counter()
+            write(f" {now - began:.1f} s\nllmc: {phase} ...")
+            current, began = phase, now
+
+    write(f"llmc: {phase} ...")
+    try:
+        yield begin
+    finally:
+        write(f" {time.perf_counter() - began:.1f} s\n")
+
+
 def _on_stderr(*columns: ProgressColumn) -> Progress:
     from rich.console import Console
     from rich.progress import Progress
 
-    # Bound to this stderr: capture sends what libraries write there elsewhere.
+    # Bound to this stderr: capture redirects what libraries write there.
     console = Console(file=sys.stderr)
     return Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
 

@@ -25,7 +25,7 @@ def verify(ctx: click.Context, artifact: Path, model: str | None, as_json: bool)
 
     Exit status 1 if a check fails.
     """
-    with progress(f"Verifying {artifact}"):
+    with progress(f"verify {artifact}"):
         from ..gate.verify import verify as compare
 
         report = compare(artifact, model)

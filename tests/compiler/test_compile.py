@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from compiled import artifact, speaking_model
+from progress_lines import rest
 from zoo.tiny import tiny_model
 
 import llmc
@@ -253,5 +254,5 @@ def test_what_is_wrong_is_one_paragraph(tmp_path: Path, verb: str, damage: Calla
     damage(folder)
     result = CliRunner().invoke(main, [verb, str(folder), *(["Hello"] if verb == "run" else [])])
     assert (result.exit_code, result.stdout) == (3, "")
-    assert " ".join(result.stderr.split()).startswith(f"{code}: ")
+    assert " ".join(rest(result.stderr).split()).startswith(f"{code}: ")
     assert "\n\n" not in result.stderr and "Traceback" not in result.stderr

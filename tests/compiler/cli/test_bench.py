@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from progress_lines import phases, rest
 from speaking import stand_in_load, write_speaking
 
 from llmc.compiler.cli.main import main
@@ -38,7 +39,8 @@ SHORT = ["-p", "8", "-n", "4", "-r", "2"]
 
 def test_the_document(loaded: types.ModuleType, artifact: Path) -> None:
     result = bench(artifact, *SHORT, "--output-format", "json", "--concurrency", "2", "--threads", "3")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert phases(result.stderr) == [f"load {artifact}", "pp8", "tg4"]
     document = json.loads(result.stdout)
     assert [r["test"] for r in document["results"]] == ["pp8", "tg4"]
     assert document["results"][0]["tokens_per_s"]["median"] > 0
@@ -70,4 +72,4 @@ def test_a_refusal_is_a_document_too(loaded: types.ModuleType, artifact: Path, t
     result = bench(artifact, "-p", "65", "--output-format", "json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["error"]["code"] == "BENCH_TOO_LONG"
-    assert bench(tmp_path / "absent").stderr.startswith("ARTIFACT_NOT_FOUND")
+    assert rest(bench(tmp_path / "absent").stderr).startswith("ARTIFACT_NOT_FOUND")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from progress_lines import phases, rest
 from speaking import WORDS, Counting, stand_in_load, write_speaking
 
 from llmc.compiler.cli.main import main
@@ -73,7 +74,8 @@ def probability(logit: float) -> float:
 
 def test_the_document(loaded: types.ModuleType, artifact: Path, text: str) -> None:
     result = evaluate(artifact, "--text", text, "--json", "--threads", "2", "--max-tokens", "19", "--window", "8")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert phases(result.stderr) == [f"read {text}", f"load {artifact}", "evaluate"]
     document = json.loads(result.stdout)
     assert document["perplexity"]["value"] == pytest.approx(1 / probability(1))
     assert (document["tokens"], document["windows"], document["kld"]) == (18, 4, None)
@@ -159,4 +161,4 @@ def test_what_can_not_be_measured_is_refused_before_any_work(
         assert result.exit_code == 3
         assert json.loads(result.stdout)["error"]["code"] == code
     assert not hasattr(loaded, "asked") and not hasattr(ruler, "asked")
-    assert evaluate(tmp_path / "absent").stderr.startswith("ARTIFACT_NOT_FOUND")
+    assert rest(evaluate(tmp_path / "absent").stderr).startswith("ARTIFACT_NOT_FOUND")

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from compiled import artifact, speaking_model
+from progress_lines import phases, rest
 
 from llmc.compiler.cli.main import main
 
@@ -32,7 +33,8 @@ def test_the_document(text: str, kind: str) -> None:
     reference = speaking_model() if kind == "model" else artifact("speaking")
     rounded = artifact("speaking", quantize="int4", algo="rtn")
     result = evaluate(rounded, "--reference", reference, "--per-layer", "--text", text, *OPTIONS, "--json")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert phases(result.stderr)[-3:] == ["evaluate", "reference, layers", "layers"]
     document = json.loads(result.stdout)
     assert document["windows"] > 4
     found = document["per_layer"]

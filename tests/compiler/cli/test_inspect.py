@@ -9,6 +9,7 @@ from subprocess import CompletedProcess
 
 import pytest
 from click.testing import CliRunner, Result
+from progress_lines import phases, rest
 
 from llmc.compiler.cli.main import main
 from llmc.ir.printer import from_python
@@ -20,7 +21,8 @@ def inspect(*arguments: str | Path, **environment: str) -> Result:
 
 def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]], llama: str) -> None:
     done = llmc("inspect", llama, "--json", "--print", "--max-seq-len", "64")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, rest(done.stderr)) == (0, "")
+    assert phases(done.stderr) == [f"capture {llama}", "passes"]
     document = json.loads(done.stdout)
     assert document["model"] == llama
     assert document["stage"] == "optimized"
@@ -32,7 +34,7 @@ def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]]
 
 def test_the_report_reads_well_in_a_log(llama: str) -> None:
     result = inspect(llama, "--until", "canonical")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
     lines = result.stdout.splitlines()
     assert "stage        canonical" in lines
     assert result.stdout.isascii()
@@ -72,7 +74,7 @@ def test_fuel_bounds_the_matches(llama: str) -> None:
     assert sum(p["matches"] for p in json.loads(result.stdout)["passes"]) == 3
     wrong = inspect(llama, LLMC_FUEL="many")
     assert wrong.exit_code == 3
-    assert wrong.stderr.startswith("FUEL_INVALID")
+    assert rest(wrong.stderr).startswith("FUEL_INVALID")
 
 
 def test_what_the_passes_did_before_a_refusal_is_shown(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +85,7 @@ def test_what_the_passes_did_before_a_refusal_is_shown(llama: str, monkeypatch: 
     result = inspect(llama)
     assert result.exit_code == 3
     assert "MatchRmsNorm" in result.stdout
-    assert result.stderr.startswith("IR_INVALID")
+    assert rest(result.stderr).startswith("IR_INVALID")
     document = json.loads(inspect(llama, "--json").stdout)
     assert document["error"]["code"] == "IR_INVALID"
     assert document["stage"] == "captured"
@@ -92,4 +94,4 @@ def test_what_the_passes_did_before_a_refusal_is_shown(llama: str, monkeypatch: 
 def test_a_model_that_capture_refuses(llmc: Callable[..., CompletedProcess[str]], mamba: str) -> None:
     done = llmc("inspect", mamba)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith("CAPTURE_SPECIALIZED")
+    assert rest(done.stderr).startswith("CAPTURE_SPECIALIZED")

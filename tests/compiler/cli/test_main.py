@@ -10,6 +10,7 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from progress_lines import rest
 
 from llmc import LlmcError, __version__
 from llmc.compiler.cli.command import Verb, json_option
@@ -58,6 +59,7 @@ def test_wrong_usage_exits_2_and_helps(arguments: list[str], said: str) -> None:
 def test_a_refusal_is_one_paragraph_on_stderr() -> None:
     code, out, err = run("inspect", "no such model", "--until", "canonical")
     assert (code, out) == (3, "")
+    err = rest(err)
     assert err.startswith("MODEL_NOT_FOUND: There is no model at 'no such model'.")
     assert " ".join(err.split()).endswith("a hub id such as org/name, or demo.")
     assert max(map(len, err.splitlines())) <= 100
@@ -70,7 +72,7 @@ def test_a_refusal_is_a_document_too_with_json() -> None:
     code, out, err = run("plan", "no such model", "--json")
     assert code == 3
     assert json.loads(out)["error"]["code"] == "MODEL_NOT_FOUND"
-    assert err.startswith("MODEL_NOT_FOUND")
+    assert rest(err).startswith("MODEL_NOT_FOUND")
 
 
 @click.command(cls=Verb)
@@ -135,4 +137,4 @@ def test_ctrl_c_while_capturing_exits_130_with_one_line(llama: str) -> None:
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert (process.returncode, out, err) == (130, "", "Interrupted.\n")
+    assert (process.returncode, out, rest(err)) == (130, "", "Interrupted.\n")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from subprocess import CompletedProcess
 
 from click.testing import CliRunner, Result
+from progress_lines import phases, rest
 
 from llmc.compiler.cli.main import main
 
@@ -17,7 +18,8 @@ def plan(*arguments: str) -> Result:
 
 def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]], llama: str) -> None:
     done = llmc("plan", llama, "--json", "--max-seq-len", "32", "--max-batch-size", "4", "--dtype", "bf16")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, rest(done.stderr)) == (0, "")
+    assert phases(done.stderr) == [f"capture {llama}", "passes"]
     document = json.loads(done.stdout)
     # Two layers of 2 kv heads, keys and values of 16, 2 bytes each.
     assert document["kv_bytes_per_token"] == 2 * 2 * (16 + 16) * 2
@@ -28,7 +30,7 @@ def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]]
 
 def test_the_report_names_everything_that_is_asked_of_a_plan(llama: str) -> None:
     result = plan(llama, "--max-seq-len", "32", "--max-batch-size", "4")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
     assert result.stdout.isascii()
     assert "positions    32 in 4 sequences" in result.stdout
     for line in ("rms_norm 5", "embedding ", "attention ", "mlp ", "norms ", "head ", "total "):
@@ -43,7 +45,7 @@ def test_the_report_names_everything_that_is_asked_of_a_plan(llama: str) -> None
 
 def test_keys_and_values_in_8_bits(llama: str) -> None:
     result = plan(llama, "--max-seq-len", "32", "--max-batch-size", "4", "--kv-cache-dtype", "int8")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
     assert "kept as              int8 with scales" in result.stdout
     assert "full                 20.5 kB for 4 x 32 positions" in result.stdout  # 2 x 2 heads x (16 + 16 + 2 x 4) each
 
@@ -52,4 +54,4 @@ def test_a_refused_model(mamba: str) -> None:
     result = plan(mamba, "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["error"]["code"] == "CAPTURE_SPECIALIZED"
-    assert result.stderr.startswith("CAPTURE_SPECIALIZED: MambaForCausalLM computes with a fixed")
+    assert rest(result.stderr).startswith("CAPTURE_SPECIALIZED: MambaForCausalLM computes with a fixed")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from progress_lines import phases, rest
 
 from llmc.compiler.cli.main import main
 from llmc.runtimes.measure.selfcheck import Check, GateReport
@@ -37,7 +38,8 @@ def verify(*arguments: str) -> Result:
 
 def test_what_was_measured_is_a_table(asked: dict[str, object]) -> None:
     result = verify("out")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert phases(result.stderr) == ["verify out"]
     assert result.stdout.splitlines() == [
         "check           measured  limit   ok",
         "prefill: error  1.25e-06  0.0001  yes",
