@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--concurrency", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Sequences at a time."
 )
+@click.option("--profile", is_flag=True, help="Run each test once more and print its time by kernel, too.")
 @threads_option
 @click.option(
     "--output-format",
@@ -45,6 +46,7 @@ def bench(
     tokens: int,
     repeats: int,
     concurrency: int,
+    profile: bool,
     threads: int | None,
     output_format: str,
     plot: Path | None,
@@ -64,7 +66,7 @@ def bench(
         began = time.perf_counter()
         engine = load(artifact, threads=threads, slots=concurrency)
         load_s = time.perf_counter() - began
-        result = measure(engine, prompt, tokens, repeats, concurrency, watch=watch)
+        result = measure(engine, prompt, tokens, repeats, concurrency, profile=profile, watch=watch)
     result = replace(result, load_s=load_s, threads=getattr(engine, "threads", threads))
     if plot:
         plot.write_text(svg(result, name), encoding="utf-8")

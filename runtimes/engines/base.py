@@ -1,8 +1,10 @@
-"""What every runtime is to the layers above it: tokens in, logits out, and a cache that is addressed by position."""
+"""The interface of an engine: tokens in, logits out, and a cache that is addressed by position."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,14 +14,15 @@ from ...errors import LlmcError
 class Engine(Protocol):
     """A compiled model with its caches.
 
-    A cache slot holds one sequence. It has no length of its own: each call says how many positions of it count,
-    so that going back is a smaller start, and a new sequence a start of 0. What lies behind a start is overwritten.
-    Layers that keep a window only can go back by one; an engine with such layers refuses more, `ROLLBACK_TOO_FAR`.
+    A cache slot holds one sequence. It stores no length: each call says how many of its positions count. A smaller
+    start goes back to an earlier position, and a start of 0 begins a new sequence. The positions after a start are
+    overwritten. Layers that keep only a window can go back by one position; an engine with such layers refuses more
+    (`ROLLBACK_TOO_FAR`).
 
     Attributes:
-        vocab_size: the width of the logits.
-        max_seq_len: the positions that a slot has room for.
-        slots: how many sequences the caches are open for.
+        vocab_size: the number of logits of a token.
+        max_seq_len: the number of positions of a slot.
+        slots: the number of sequences that the caches are open for.
     """
 
     vocab_size: int
@@ -27,30 +30,60 @@ class Engine(Protocol):
     slots: int
 
     def open_slots(self, count: int) -> None:
-        """Make room for `count` sequences; what the caches held is lost."""
+        """Make room for `count` sequences; the former content of the caches is lost."""
 
     def forward(
         self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
     ) -> np.ndarray:
-        """Run tokens behind what their slots hold.
+        """Run tokens after those that their slots hold.
 
         Args:
             tokens: int64 [B, S].
-            starts: int64 [B], the positions that each row already holds.
-            slots: int64 [B], the cache slot of each row, no two the same; 0 to B-1 where none are given.
-            last_only: give the logits of the last token of each row only.
+            starts: int64 [B], the number of positions that each sequence already holds.
+            slots: int64 [B], the cache slot of each sequence, each at most once; by default 0 to B-1.
+            last_only: return the logits of each sequence's last token only.
 
         Returns:
-            Logits, float32 [B, S, V] or [B, 1, V], good until the next call.
+            Logits, float32 [B, S, V] or [B, 1, V], valid until the next call.
 
         Raises:
-            LlmcError: `SEQUENCE_TOO_LONG`, where a row would pass `max_seq_len`.
+            LlmcError: `SEQUENCE_TOO_LONG` if a sequence would be longer than `max_seq_len`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """Time that one kernel took, over all its calls.
+
+    Attributes:
+        kernel: the runtime's name for it, such as an ONNX op type.
+    """
+
+    kernel: str
+    calls: int
+    ms: float
+
+
+@runtime_checkable
+class Profiles(Protocol):
+    """An engine that can measure the time of its calls by kernel; not every engine can."""
+
+    def profile(self, work: Callable[[], object], warm_up: Callable[[], object]) -> Sequence[KernelTime]:
+        """Return the time by kernel of the `forward` calls that `work` makes, the longest first.
+
+        Args:
+            work: makes the calls that are measured.
+            warm_up: makes calls that are not measured, before `work`.
+
+        Raises:
+            LlmcError: `PROFILE_TOO_LONG` if the runtime can't record that many calls.
         """
         ...
 
 
 def check_fits(starts: np.ndarray, length: int, max_seq_len: int) -> None:
-    """Refuse a forward call of `length` tokens a row that would pass the end of a slot."""
+    """Refuse a forward call of `length` tokens a sequence that would pass the end of a slot."""
     end = int(starts.max()) + length
     if end > max_seq_len:
         raise LlmcError(

@@ -1,4 +1,4 @@
-"""How fast an engine is: prefill, decode and the latency that a user feels."""
+"""Measure the speed of an engine: prefill, decode, latency, and on request the time by kernel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import LlmcError
-from ..engines.base import Engine
+from ...errors import LlmcError, UsageError
+from ..engines.base import Engine, KernelTime, Profiles
 from ..memory import peak_rss
+
+# Steps of the decode test that warm a profiled engine up.
+_WARM_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,33 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class KernelProfile:
+    """Time by kernel of one run of a test, the longest first."""
+
+    test: str
+    kernels: tuple[KernelTime, ...]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each kernel in the time of all of them."""
+        total = sum(kernel.ms for kernel in self.kernels)
+        return tuple(kernel.ms / total if total else 0.0 for kernel in self.kernels)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return its layout in `BenchResult.as_dict`."""
+        kernels = zip(self.kernels, self.shares, strict=True)
+        return {"test": self.test, "kernels": [asdict(kernel) | {"share": share} for kernel, share in kernels]}
+
+
+@dataclass(frozen=True)
 class BenchResult:
-    """What was measured. A test that was left out has no rate, and no latency.
+    """Measured speed. A test that was left out has no rate and no latency.
 
     Attributes:
-        ttft_ms: from the beginning of a prompt's processing, behind those of the sequences before it, to its first
-            logits.
-        tpot_ms: one decode step.
-        load_s: what loading took, where the caller measured it.
+        ttft_ms: time to the first logits of a prompt; it begins when the prompts before it are done.
+        tpot_ms: time of one decode step.
+        load_s: time to load the engine, if the caller measured it.
+        profiles: time by kernel of each test, if that was requested.
     """
 
     rates: tuple[Rate, ...]
@@ -52,9 +74,10 @@ class BenchResult:
     peak_rss_bytes: int | None
     load_s: float | None = None
     threads: int | None = None
+    profiles: tuple[KernelProfile, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The layout of `llmc bench --output-format json`."""
+        """Return the document of `llmc bench --output-format json`."""
         results = [
             {"test": rate.test, "tokens_per_s": {"median": rate.median, "min": rate.min, "max": rate.max}}
             for rate in self.rates
@@ -64,10 +87,11 @@ class BenchResult:
             {"results": results}
             | {name: asdict(latency) if latency else None for name, latency in latencies.items()}
             | self.conditions()
+            | ({"profile": [profile.as_dict() for profile in self.profiles]} if self.profiles else {})
         )
 
     def conditions(self) -> dict[str, float | None]:
-        """What all tests share."""
+        """Return the facts that all tests share."""
         return {
             "load_s": self.load_s,
             "peak_rss_bytes": self.peak_rss_bytes,
@@ -84,6 +108,7 @@ def bench(
     repeats: int = 5,
     concurrency: int = 1,
     *,
+    profile: bool = False,
     watch: Callable[[str, int, int], None] = lambda test, done, total: None,
 ) -> BenchResult:
     """Measure an engine as llama-bench does: random tokens, no sampling, each test warmed up once.
@@ -94,12 +119,16 @@ def bench(
     Args:
         prompt: tokens of the prefill test; 0 leaves it out.
         tokens: steps of the decode test; 0 leaves it out.
-        concurrency: how many sequences.
-        watch: told the test, and how many of its runs are done.
+        concurrency: number of sequences.
+        profile: run each test once more under the engine's profiler.
+        watch: called with the test, the number of its runs that are done and the number of all.
 
     Raises:
         LlmcError: BENCH_TOO_LONG if a test doesn't fit into the cache.
+        UsageError: PROFILE_UNSUPPORTED if the engine has no profiler, PROFILE_TOO_LONG if it can't record a test.
     """
+    if profile:
+        _check_profiles(engine)
     for test, length in (("prompt", prompt), ("decode test", tokens)):
         if length > engine.max_seq_len:
             raise LlmcError(
@@ -109,24 +138,26 @@ def bench(
             )
     engine.open_slots(concurrency)
     random = np.random.default_rng(0)
+    prompts = random.integers(0, engine.vocab_size, (concurrency, 1, prompt))
+    steps = random.integers(0, engine.vocab_size, (tokens, concurrency, 1))
     rates, ttft, tpot = [], None, None
     if prompt:
-        rows = random.integers(0, engine.vocab_size, (concurrency, 1, prompt))
-        runs = list(_runs(f"pp{prompt}", repeats, watch, lambda: _prefill(engine, rows)))
-        rates.append(_rate(f"pp{prompt}", rows.size, runs))
+        runs = list(_runs(f"pp{prompt}", repeats, watch, lambda: _prefill(engine, prompts)))
+        rates.append(_rate(f"pp{prompt}", prompts.size, runs))
         ttft = _latency(np.concatenate(runs))
     if tokens:
-        steps = random.integers(0, engine.vocab_size, (tokens, concurrency, 1))
         runs = list(_runs(f"tg{tokens}", repeats, watch, lambda: _decode(engine, steps)))
         rates.append(_rate(f"tg{tokens}", steps.size, runs))
         tpot = _latency(np.concatenate([np.diff(run, prepend=0.0) for run in runs]))
-    return BenchResult(tuple(rates), ttft, tpot, repeats, concurrency, peak_rss())
+    peak = peak_rss()
+    profiles = tuple(_profiles(engine, prompts, steps, watch)) if profile else ()
+    return BenchResult(tuple(rates), ttft, tpot, repeats, concurrency, peak, profiles=profiles)
 
 
-def _prefill(engine: Engine, rows: np.ndarray) -> Iterator[None]:
+def _prefill(engine: Engine, prompts: np.ndarray) -> Iterator[None]:
     start = np.zeros(1, np.int64)
-    for slot, row in enumerate(rows):
-        engine.forward(row, start, np.array([slot]), last_only=True)
+    for slot, prompt in enumerate(prompts):
+        engine.forward(prompt, start, np.array([slot]), last_only=True)
         yield
 
 
@@ -141,13 +172,41 @@ def _decode(engine: Engine, steps: np.ndarray) -> Iterator[None]:
 def _runs(
     test: str, repeats: int, watch: Callable[[str, int, int], None], run: Callable[[], Iterator[None]]
 ) -> Iterator[np.ndarray]:
-    """Of each run, the seconds from its beginning to the end of each of its calls."""
+    """Run a test repeatedly; yield the seconds from the start of each run to the end of each of its calls."""
     for done in range(repeats + 1):
         watch(test, done, repeats + 1)
         began = time.perf_counter()
         times = np.array([time.perf_counter() - began for _ in run()])
         if done:  # the first one warms up
             yield times
+
+
+def _check_profiles(engine: Engine) -> Profiles:
+    if not isinstance(engine, Profiles):
+        raise UsageError(
+            "PROFILE_UNSUPPORTED", "This artifact's engine can't measure time by kernel.", "Leave out profile."
+        )
+    return engine
+
+
+def _profiles(
+    engine: Engine, prompts: np.ndarray, steps: np.ndarray, watch: Callable[[str, int, int], None]
+) -> Iterator[KernelProfile]:
+    profiler = _check_profiles(engine)
+    if prompts.size:
+        test = f"pp{prompts.shape[2]}"
+        watch(f"profile {test}", 0, 0)
+        kernels = profiler.profile(
+            work=lambda: list(_prefill(engine, prompts)), warm_up=lambda: list(_prefill(engine, prompts[:1]))
+        )
+        yield KernelProfile(test, tuple(kernels))
+    if steps.size:
+        test = f"tg{len(steps)}"
+        watch(f"profile {test}", 0, 0)
+        kernels = profiler.profile(
+            work=lambda: list(_decode(engine, steps)), warm_up=lambda: list(_decode(engine, steps[:_WARM_STEPS]))
+        )
+        yield KernelProfile(test, tuple(kernels))
 
 
 def _rate(test: str, tokens: int, runs: list[np.ndarray]) -> Rate:

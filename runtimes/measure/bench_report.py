@@ -1,4 +1,4 @@
-"""Print a bench result as Markdown, CSV or SVG."""
+"""Write a measurement as Markdown, as CSV, and as a drawing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from html import escape
 
-from .bench import BenchResult
+from .bench import BenchResult, KernelProfile
 
 # Layout of the SVG, in pixels: bar height, distance of bars, margins and the width of the scale.
 _BAR = 18
@@ -15,31 +15,52 @@ _LEFT, _SCALE, _RIGHT = 110, 420, 170
 
 
 def markdown(result: BenchResult, name: str) -> str:
-    """Return two tables (rates and latencies) and a line with the conditions."""
+    """Write tables of rates, latencies and profiles, and a line with the conditions."""
     lines = [f"| {name} | tokens/s | min | max |", "|---|---:|---:|---:|"]
     lines += [f"| {r.test} | {r.median:,.1f} | {r.min:,.1f} | {r.max:,.1f} |" for r in result.rates]
     lines += ["", "| latency, ms | p50 | p95 | p99 |", "|---|---:|---:|---:|"]
     for title, latency in (("first token", result.ttft_ms), ("each next token", result.tpot_ms)):
         if latency:
             lines.append(f"| {title} | {latency.p50:,.2f} | {latency.p95:,.2f} | {latency.p99:,.2f} |")
+    for profile in result.profiles:
+        lines += ["", *_kernel_table(profile)]
     return "\n".join([*lines, "", _conditions(result)]) + "\n"
 
 
+def _kernel_table(profile: KernelProfile) -> list[str]:
+    rows = zip(profile.kernels, profile.shares, strict=True)
+    return [
+        f"| {profile.test}, kernel | calls | total ms | share |",
+        "|---|---:|---:|---:|",
+        *(f"| {kernel.kernel} | {kernel.calls:,} | {kernel.ms:,.2f} | {share:.1%} |" for kernel, share in rows),
+    ]
+
+
 def as_csv(result: BenchResult) -> str:
-    """Return one line per test; the columns of the conditions repeat in each line."""
+    """Write one table: a line for each test, with the shared conditions, and one for each kernel of a profile.
+
+    The columns of kernels are there only if there is a profile. A line leaves the columns of the other kind empty.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     shared = result.conditions()
-    writer.writerow(["test", "tokens_per_s", "min", "max", "latency", "p50_ms", "p95_ms", "p99_ms", *shared])
+    columns = ["test", "tokens_per_s", "min", "max", "latency", "p50_ms", "p95_ms", "p99_ms", *shared]
+    kernel_columns = ["kernel", "calls", "total_ms", "share"] if result.profiles else []
+    writer.writerow([*columns, *kernel_columns])
     for rate in result.rates:
         kind, latency = ("ttft", result.ttft_ms) if rate.test.startswith("pp") else ("tpot", result.tpot_ms)
         percentiles = (latency.p50, latency.p95, latency.p99) if latency else ()
-        writer.writerow([rate.test, rate.median, rate.min, rate.max, kind, *percentiles, *shared.values()])
+        line = [rate.test, rate.median, rate.min, rate.max, kind, *percentiles, *shared.values()]
+        writer.writerow([*line, *("" for _ in kernel_columns)])
+    for profile in result.profiles:
+        for kernel, share in zip(profile.kernels, profile.shares, strict=True):
+            line = [profile.test, *("" for _ in columns[1:])]
+            writer.writerow([*line, kernel.kernel, kernel.calls, kernel.ms, share])
     return text.getvalue()
 
 
 def svg(result: BenchResult, name: str) -> str:
-    """Draw the median of each test as a bar, with the range of its runs."""
+    """Draw bars of the median rates on one scale, with the range of the runs."""
     width, height = _LEFT + _SCALE + _RIGHT, 60 + _PITCH * len(result.rates) + 60
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'

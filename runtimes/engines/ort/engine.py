@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import onnxruntime as ort
 
 from ....errors import LlmcError
 from ...artifact.manifest import CacheSpec, GraphSpec, Manifest
-from ..base import check_fits
+from ..base import KernelTime, check_fits
 from ..cores import physical_cores
+from .profile import kernel_times
 from .session import open_session
 
 # Tokens of a row that go through in one call. Attention computes the scores of all pairs of a call, also of those that
@@ -39,6 +41,7 @@ class OrtEngine:
         self.max_seq_len = manifest.max_seq_len
         self.threads = threads or physical_cores()
         self._graphs: dict[str, GraphSession] = {}
+        self._traces: Path | None = None
         self._ones = np.ones((1, self.max_seq_len), np.int64)
         self._graph(1)
         self.open_slots(slots)
@@ -74,6 +77,20 @@ class OrtEngine:
             parts[part] = self._run(graph, tokens[part], starts[part], rows[first], last_only)
         return parts
 
+    def profile(self, work: Callable[[], object], warm_up: Callable[[], object]) -> list[KernelTime]:
+        """See `Profiles`. A session is profiled from its creation, so the graphs are opened anew, before and after."""
+        with tempfile.TemporaryDirectory(prefix="llmc-profile-") as folder:
+            self._traces = Path(folder, "trace")
+            self._graphs.clear()
+            try:
+                warm_up()
+                warm = {name: graph.runs for name, graph in self._graphs.items()}
+                work()
+                return kernel_times((graph.end_profile(), warm.get(name, 0)) for name, graph in self._graphs.items())
+            finally:
+                self._traces = None
+                self._graphs.clear()
+
     def _in_pieces(
         self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray, last_only: bool
     ) -> list[np.ndarray]:
@@ -100,7 +117,7 @@ class OrtEngine:
         return self._graphs[name]
 
     def _open(self, spec: GraphSpec) -> GraphSession:
-        return GraphSession(self.folder, spec, self.threads, self.vocab_size)
+        return GraphSession(self.folder, spec, self.threads, self.vocab_size, trace=self._traces)
 
     def _check(self, tokens: np.ndarray, starts: np.ndarray, rows: Sequence[int]) -> None:
         check_fits(starts, tokens.shape[1], self.max_seq_len)
@@ -143,12 +160,23 @@ def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
 
 
 class GraphSession:
-    """A session, and its bindings by the slots that they reach."""
+    """A session, and its bindings by the slots that they reach.
+
+    Attributes:
+        runs: the number of runs so far.
+    """
 
     def __init__(
-        self, folder: Path, spec: GraphSpec, threads: int, vocab_size: int, model: bytes | None = None
+        self,
+        folder: Path,
+        spec: GraphSpec,
+        threads: int,
+        vocab_size: int,
+        model: bytes | None = None,
+        trace: Path | None = None,
     ) -> None:
-        self.session, self._held = open_session(folder, spec, threads, model)
+        self.session, self._held = open_session(folder, spec, threads, model, trace)
+        self.runs = 0
         self.chooses_rows = any(i.name == "rows" for i in self.session.get_overridable_initializers())
         self.vocab_size = vocab_size
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
@@ -158,6 +186,10 @@ class GraphSession:
 
     def forget(self) -> None:
         self._bindings.clear()
+
+    def end_profile(self) -> Path:
+        """Stop profiling; return the trace file."""
+        return Path(self.session.end_profiling())
 
     def binding(self, slot: int, batch: int, caches: list[tuple[CacheSpec, list[np.ndarray]]]) -> ort.IOBinding:
         """Past and present of the slots from this one on, bound to the same memory."""
@@ -178,6 +210,7 @@ class GraphSession:
         if self.chooses_rows:
             inputs["rows"] = self._last if last_only else np.arange(length)
             count = len(inputs["rows"])
+        self.runs += 1
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
         if count == 1:

@@ -63,7 +63,7 @@ class WatchedEngine(OrtEngine):
         return {layer: np.concatenate([piece[layer] for piece in self._pieces], 1) for layer in common}
 
     def _open(self, spec: GraphSpec) -> GraphSession:
-        return _Watched(self.folder, spec, self.threads, self.vocab_size, self.watched[spec.file])
+        return _Watched(self.folder, spec, self.threads, self.vocab_size, self.watched[spec.file], self._traces)
 
     def _run(
         self, graph: GraphSession, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool
@@ -80,8 +80,16 @@ class WatchedEngine(OrtEngine):
 class _Watched(GraphSession):
     """Keeps what left each layer in the last call, [B, S, ...], under `seen`."""
 
-    def __init__(self, folder: Path, spec: GraphSpec, threads: int, vocab_size: int, watched: WatchedGraph) -> None:
-        super().__init__(folder, spec, threads, vocab_size, watched.model)
+    def __init__(
+        self,
+        folder: Path,
+        spec: GraphSpec,
+        threads: int,
+        vocab_size: int,
+        watched: WatchedGraph,
+        trace: Path | None = None,
+    ) -> None:
+        super().__init__(folder, spec, threads, vocab_size, watched.model, trace)
         self.names = watched.values
         self.seen: dict[str, np.ndarray] = {}
 

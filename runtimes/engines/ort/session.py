@@ -25,22 +25,22 @@ _FLOAT8 = {"float8_e4m3fn": 17, "float8_e5m2": 19}
 
 
 def open_session(
-    folder: Path, spec: GraphSpec, threads: int, model: bytes | None = None
+    folder: Path, spec: GraphSpec, threads: int, model: bytes | None = None, trace: Path | None = None
 ) -> tuple[ort.InferenceSession, list[Any]]:
-    """Open a session for a graph.
+    """Open a session; also return the objects that must live as long as it does.
 
     Args:
-        folder: the artifact.
-        model: a serialized graph to open instead of the one in `spec.file`; its weights are those of the artifact.
-
-    Returns:
-        The session, and objects that must stay alive as long as the session.
+        model: the graph, if it is not the one in its file; its weights are those of the artifact.
+        trace: profile the session from now on; the trace file's name begins with this path.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
     held: list[Any] = []
     if spec.derived:
         session = _open_derived(folder, spec, options, threads, held, model)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from compiled import artifact as compiled
 from progress_lines import phases, rest
 from speaking import stand_in_load, write_speaking
 
@@ -73,3 +74,28 @@ def test_a_refusal_is_a_document_too(loaded: types.ModuleType, artifact: Path, t
     assert result.exit_code == 3
     assert json.loads(result.stdout)["error"]["code"] == "BENCH_TOO_LONG"
     assert rest(bench(tmp_path / "absent").stderr).startswith("ARTIFACT_NOT_FOUND")
+
+
+def test_a_profile_of_each_test() -> None:
+    result = bench(compiled("speaking"), *SHORT, "--profile", "--threads", "1", "--output-format", "json")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert phases(result.stderr)[1:] == ["pp8", "tg4", "profile pp8", "profile tg4"]
+    prefill, decode = json.loads(result.stdout)["profile"]
+    assert (prefill["test"], decode["test"]) == ("pp8", "tg4")
+    for profile, runs in ((prefill, 1), (decode, 4)):
+        calls = {kernel["kernel"]: kernel["calls"] for kernel in profile["kernels"]}
+        assert calls["GroupQueryAttention"] == 2 * runs and len(calls) > 3
+        assert all(count % runs == 0 for count in calls.values())
+        assert sum(kernel["share"] for kernel in profile["kernels"]) == pytest.approx(1)
+
+
+def test_a_profile_as_text() -> None:
+    result = bench(compiled("speaking"), "-p", "8", "-n", "0", "-r", "1", "--profile", "--threads", "1")
+    assert "| pp8, kernel | calls | total ms | share |\n" in result.stdout
+    assert "| GroupQueryAttention | 2 | " in result.stdout
+
+
+def test_an_engine_without_a_profiler(loaded: types.ModuleType, artifact: Path) -> None:
+    result = bench(artifact, *SHORT, "--profile")
+    assert result.exit_code != 0 and result.stdout == ""
+    assert rest(result.stderr).startswith("PROFILE_UNSUPPORTED")

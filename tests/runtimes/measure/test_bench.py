@@ -1,13 +1,17 @@
-"""The benchmark's arithmetic, by an engine whose calls take known times."""
+"""The benchmark's arithmetic, on an engine whose calls take known times."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from llmc import LlmcError
+from llmc.errors import UsageError
+from llmc.runtimes.engines.base import KernelTime
 from llmc.runtimes.measure import bench as module
-from llmc.runtimes.measure.bench import Latency, Rate, bench
+from llmc.runtimes.measure.bench import KernelProfile, Latency, Rate, bench
 
 
 class Clocked:
@@ -109,3 +113,50 @@ def test_the_document() -> None:
         "repeats": 5,
         "concurrency": 1,
     }
+
+
+class Profiled(Clocked):
+    """An engine that has a profiler: a kernel call for each token of a forward call, and one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warmed: list[int] = []
+
+    def profile(self, work: Callable[[], object], warm_up: Callable[[], object]) -> list[KernelTime]:
+        self.calls.clear()
+        warm_up()
+        self.warmed.append(len(self.calls))
+        self.calls.clear()
+        work()
+        tokens = sum(call[0].size for call in self.calls)
+        return [KernelTime("MatMul", tokens, 3.0 * tokens), KernelTime("Add", len(self.calls), 1.0 * tokens)]
+
+
+@pytest.fixture
+def profiled(monkeypatch: pytest.MonkeyPatch) -> Profiled:
+    made = Profiled()
+    made.slow = 1.0
+    monkeypatch.setattr(module.time, "perf_counter", lambda: made.now)
+    return made
+
+
+def test_profiles_are_of_the_same_calls(profiled: Profiled) -> None:
+    result = bench(profiled, prompt=20, tokens=10, repeats=1, concurrency=2, profile=True)
+    prefill, decode = result.profiles
+    assert prefill == KernelProfile("pp20", (KernelTime("MatMul", 40, 120), KernelTime("Add", 2, 40)))
+    assert decode == KernelProfile("tg10", (KernelTime("MatMul", 20, 60), KernelTime("Add", 10, 20)))
+    assert prefill.shares == decode.shares == (0.75, 0.25)
+    assert profiled.warmed == [1, 4]
+
+
+def test_a_profile_only_of_tests_that_run(profiled: Profiled) -> None:
+    for prompt, tokens, test in ((20, 0, "pp20"), (0, 10, "tg10")):
+        result = bench(profiled, prompt=prompt, tokens=tokens, repeats=1, profile=True)
+        assert [profile.test for profile in result.profiles] == [test]
+    assert bench(profiled, prompt=20, tokens=10, repeats=1).profiles == ()
+
+
+def test_an_engine_without_a_profiler_is_refused_before_any_call(engine: Clocked) -> None:
+    with pytest.raises(UsageError, match="PROFILE_UNSUPPORTED"):
+        bench(engine, prompt=20, tokens=10, profile=True)
+    assert not engine.calls

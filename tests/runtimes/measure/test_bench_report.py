@@ -1,4 +1,4 @@
-"""A bench result as Markdown, CSV and SVG."""
+"""A measurement as Markdown, CSV, JSON, and a drawing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import io
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
-from llmc.runtimes.measure.bench import BenchResult, Latency, Rate
+from llmc.runtimes.engines.base import KernelTime
+from llmc.runtimes.measure.bench import BenchResult, KernelProfile, Latency, Rate
 from llmc.runtimes.measure.bench_report import as_csv, markdown, svg
 
 RESULT = BenchResult(
@@ -20,6 +21,47 @@ RESULT = BenchResult(
     load_s=0.42,
     threads=2,
 )
+
+PROFILED = replace(
+    RESULT,
+    profiles=(
+        KernelProfile("pp512", (KernelTime("MatMulNBits", 242, 300.0), KernelTime("Add", 60, 100.0))),
+        KernelProfile("tg128", (KernelTime("MatMulNBits", 15488, 450.125),)),
+    ),
+)
+
+
+def test_profiles_follow_the_other_tables() -> None:
+    text = markdown(PROFILED, "demo")
+    assert text.startswith(markdown(RESULT, "demo").rpartition("\n\n")[0])
+    assert text.split("\n\n")[2:4] == [
+        "| pp512, kernel | calls | total ms | share |\n"
+        "|---|---:|---:|---:|\n"
+        "| MatMulNBits | 242 | 300.00 | 75.0% |\n"
+        "| Add | 60 | 100.00 | 25.0% |",
+        "| tg128, kernel | calls | total ms | share |\n"
+        "|---|---:|---:|---:|\n"
+        "| MatMulNBits | 15,488 | 450.12 | 100.0% |",
+    ]
+
+
+def test_profiles_in_csv() -> None:
+    table = list(csv.reader(io.StringIO(as_csv(PROFILED))))
+    assert len({len(line) for line in table}) == 1
+    rows = list(csv.DictReader(io.StringIO(as_csv(PROFILED))))
+    assert [(row["test"], row["tokens_per_s"], row["kernel"]) for row in rows] == [
+        ("pp512", "1481.25", ""), ("tg128", "288.0", ""),
+        ("pp512", "", "MatMulNBits"), ("pp512", "", "Add"), ("tg128", "", "MatMulNBits"),
+    ]  # fmt: skip
+    assert [rows[3][name] for name in ("calls", "total_ms", "share")] == ["60", "100.0", "0.25"]
+    assert "kernel" not in as_csv(RESULT)
+
+
+def test_profiles_in_json() -> None:
+    first, second = PROFILED.as_dict()["profile"]
+    assert first["test"] == "pp512" and second["test"] == "tg128"
+    assert first["kernels"][1] == {"kernel": "Add", "calls": 60, "ms": 100.0, "share": 0.25}
+    assert "profile" not in RESULT.as_dict()
 
 
 def test_markdown() -> None:
