@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ...runtimes.artifact.versions import fits
+
 # Packages of which one is enough stand together; of those that are absent the first is recommended.
 _PACKAGES: tuple[tuple[str, ...], ...] = (
     ("torch",),
@@ -20,12 +22,12 @@ _PACKAGES: tuple[tuple[str, ...], ...] = (
     ("onnxruntime", "onnxruntime-gpu"),
     ("onnx",),
     ("tokenizers",),
-    ("tensorrt-rtx", "tensorrt"),
-    ("triton",),
 )
 _CAPTURE = ("torch", "transformers", "safetensors", "gguf")
 # `config.TARGETS`, which can't be asked without torch.
 _SERVED = ("ort",)
+# A line of a package's metadata, such as `torch<2.14,>=2.11; extra == "compile"`.
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(\[[^]]*\])?\s*\(?(?P<wanted>[^;()]*)")
 # What /proc/cpuinfo calls the instruction sets that decide how fast a kernel is.
 _INSTRUCTIONS = {
     "avx2": "AVX2", "avx512f": "AVX512", "avx_vnni": "AVX-VNNI", "avx512_vnni": "AVX512-VNNI",
@@ -141,26 +143,26 @@ def _package(names: tuple[str, ...]) -> Package:
 
 def _requirement(name: str) -> tuple[str, tuple[str, ...]]:
     """The versions that llmc asks for, and the extras that bring the package, by llmc's own metadata."""
-    from packaging.requirements import Requirement
-
     wanted, extras = "", []
     try:
         lines = metadata.requires("llmc") or []
     except metadata.PackageNotFoundError:
         lines = []
-    for text in lines:
-        requirement = Requirement(text)
-        if requirement.name == name:
-            wanted = str(requirement.specifier)
-            if extra := re.search(r"extra == ['\"](\w+)", text):
+    for line in lines:
+        found = _REQUIREMENT.match(line)
+        if found and found["name"] == name:
+            wanted = found["wanted"].strip()
+            if extra := re.search(r"extra == ['\"](\w+)", line):
                 extras.append(extra.group(1))
     return wanted, tuple(extras)
 
 
 def _fits(version: str, wanted: str) -> bool:
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(wanted).contains(version, prereleases=True)
+    """Whether a version is in the range; one that can't be read is not."""
+    try:
+        return fits(version, wanted)
+    except ValueError:
+        return False
 
 
 def _version(name: str) -> str | None:
@@ -179,7 +181,6 @@ def _targets(packages: dict[str, Package], cuda: bool) -> tuple[TargetSupport, .
         return Answer(True)
 
     ort = "onnxruntime-gpu" if "onnxruntime-gpu" in packages else "onnxruntime"
-    trt = "tensorrt" if "tensorrt" in packages else "tensorrt-rtx"
     no_gpu = Answer(False, "torch sees no CUDA device")
     return tuple(
         TargetSupport(
@@ -189,11 +190,7 @@ def _targets(packages: dict[str, Package], cuda: bool) -> tuple[TargetSupport, .
             run=needs(runtime) if cuda or not on_gpu else no_gpu,
             this_llmc=("capture", "compile", "run") if name in _SERVED else ("capture",),
         )
-        for name, runtime, writers, on_gpu in (
-            ("ort", ort, ("onnx",), False),
-            ("trt", trt, (), True),
-            ("triton", "triton", (), True),
-        )
+        for name, runtime, writers, on_gpu in (("ort", ort, ("onnx",), False),)
     )
 
 
