@@ -50,7 +50,12 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'llmc' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
+    try:
+        return getattr(importlib.import_module(_PUBLIC[name], __name__), name)
+    except ImportError as error:
+        from .extras import import_failure
+
+        raise import_failure(error) or error from error
 
 
 def __dir__() -> list[str]:

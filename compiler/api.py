@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import LlmcError
+from ..errors import UsageError
 from ..ir.program import Program
 from ..ir.stages import Stage
 from ..ir.weights import cast
@@ -56,7 +56,7 @@ def capture(
         trust_remote_code: run Python that the model brings along.
     """
     if dtype not in DTYPES:
-        raise LlmcError(
+        raise UsageError(
             "DTYPE_UNKNOWN", f"The dtype {dtype!r} is not one of {', '.join(DTYPES)}.", "Choose one of them."
         )
     source = find_source(model, trust_remote_code=trust_remote_code)
@@ -73,7 +73,7 @@ def _captured(source: ModelSource, module: nn.Module, max_seq_len: int | None) -
         max_seq_len = getattr(source.config, "max_position_embeddings", None) or DEFAULT_MAX_SEQ_LEN
         max_seq_len = min(max_seq_len, DEFAULT_MAX_SEQ_LEN)
     if max_seq_len < 1:
-        raise LlmcError("MAX_SEQ_LEN_INVALID", f"max_seq_len is {max_seq_len}.", "Give 1 or more.")
+        raise UsageError("MAX_SEQ_LEN_INVALID", f"max_seq_len is {max_seq_len}.", "Give 1 or more.")
     return trace(module, weights, source.name, max_seq_len)
 
 

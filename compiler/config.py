@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import LlmcError
+from ..errors import LlmcError, UsageError
 from ..kernels.ops.quantized import CACHE_CODES
 from ..passes.base import Pass
 from ..passes.pipeline import engine_passes
@@ -85,7 +85,7 @@ class CompileConfig:
         elif self.algo or self.overrides:
             raise _invalid("nothing is quantized", "Choose a scheme for what is not said otherwise: int8 or int4.")
         if self.dtype != "fp32":
-            raise LlmcError(
+            raise UsageError(
                 "DTYPE_SLOW",
                 f"ONNX Runtime has no {self.dtype} matmul on CPUs: it would convert to fp32 and back around each.",
                 "Compile with --dtype fp32; --int8 and --int4 make it smaller and faster.",
@@ -180,4 +180,4 @@ class CompileConfig:
 
 
 def _invalid(what: str, hint: str) -> LlmcError:
-    return LlmcError("CONFIG_INVALID", f"{what[0].upper()}{what[1:]}.", hint)
+    return UsageError("CONFIG_INVALID", f"{what[0].upper()}{what[1:]}.", hint)

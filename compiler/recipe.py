@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import LlmcError
+from ..errors import LlmcError, UsageError
 from ..passes.quantize.rounding_plan import Grid, Override
 
 # What a recipe may say beside its weights: keywords of `compile`.
@@ -92,4 +92,4 @@ def _toml(path: Path, content: str) -> Any:
 
 
 def _invalid(path: Path, what: str, hint: str) -> LlmcError:
-    return LlmcError("RECIPE_INVALID", f"The recipe {str(path)!r} can't be used: {what}.", hint)
+    return UsageError("RECIPE_INVALID", f"The recipe {str(path)!r} can't be used: {what}.", hint)

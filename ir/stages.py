@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from ..errors import LlmcError
+from ..errors import CompilerError
 from ..kernels.ops import all_ops, op_of
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def verify(program: Program) -> None:
     try:
         program.graph.lint()
     except RuntimeError as error:
-        raise LlmcError(
+        raise CompilerError(
             "IR_INVALID",
             f"The {program.stage} program is no graph: {error}.",
             "Make nodes before those that read them.",
@@ -129,7 +129,7 @@ def verify(program: Program) -> None:
             raise _broken(node, program.stage, "has no example value", "Make nodes through Program.call.")
     missing = {str(n.target) for n in program.graph.find_nodes(op="get_attr")} ^ set(program.weights)
     if missing:
-        raise LlmcError(
+        raise CompilerError(
             "IR_INVALID", f"Weights and graph disagree about {sorted(missing)[:3]}.", "Call Program.sweep()."
         )
 
@@ -168,8 +168,8 @@ def _check_weight(program: Program, node: fx.Node) -> None:
         )
 
 
-def _broken(node: fx.Node, stage: Stage, what: str, hint: str) -> LlmcError:
+def _broken(node: fx.Node, stage: Stage, what: str, hint: str) -> CompilerError:
     place = node.meta.get("where", "")
-    return LlmcError(
+    return CompilerError(
         "IR_INVALID", f"In the {stage} program, {node.name}{f' of {place}' if place else ''} {what}.", hint
     )

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from ..errors import LlmcError
+from ..errors import CompilerError, LlmcError, UsageError
 from ..ir.program import Miss, PassRecord, Program, where
 from ..ir.stages import Stage, verify
 
@@ -39,7 +39,7 @@ class Fuel:
     def from_environment(cls) -> Fuel:
         text = os.environ.get("LLMC_FUEL")
         if text is not None and not text.isdecimal():
-            raise LlmcError(
+            raise UsageError(
                 "FUEL_INVALID", f"LLMC_FUEL is {text!r}, which is no number of rewrites.", "Give 0 or more."
             )
         return cls(None if text is None else int(text))
@@ -78,7 +78,7 @@ class Pass(ABC):
     def __call__(self, program: Program, fuel: Fuel | None = None) -> PassResult:
         """Run on a program that qualifies, verify what came out, and write it into the program's history."""
         if program.stage < self.needs:
-            raise LlmcError(
+            raise CompilerError(
                 "PASS_ORDER",
                 f"{self.name} needs a {self.needs} program; this one is {program.stage}.",
                 "Mend the pipeline.",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import LlmcError
+from ..errors import CompilerError, LlmcError, UsageError
 from ..ir.printer import to_python
 from ..ir.program import Program
 from ..ir.stages import Stage, verify
@@ -135,14 +135,16 @@ def check_order(passes: Sequence[Pass], done: Program | None = None) -> None:
     reached = done.stage if done else Stage.CAPTURED
     for place, subject in enumerate(passes, len(earlier_names)):
         if subject.reaches is not None and subject.reaches <= reached:
-            raise LlmcError("PASS_ORDER", f"{subject.name} leads back from {reached}.", "Reorder the pipeline.")
+            raise CompilerError("PASS_ORDER", f"{subject.name} leads back from {reached}.", "Reorder the pipeline.")
         for earlier in subject.after:
             if earlier.__name__ not in names[:place]:
-                raise LlmcError(
+                raise CompilerError(
                     "PASS_ORDER", f"{subject.name} stands before {earlier.__name__}.", "Reorder the pipeline."
                 )
         if subject.needs > reached:
-            raise LlmcError("PASS_ORDER", f"{subject.name} needs a {subject.needs} program.", "Reorder the pipeline.")
+            raise CompilerError(
+                "PASS_ORDER", f"{subject.name} needs a {subject.needs} program.", "Reorder the pipeline."
+            )
         reached = subject.reaches or reached
 
 
@@ -166,7 +168,7 @@ def run_pipeline(
     reached = [p.stage for p in PIPELINE if isinstance(p, Reach)]
     for stage in (until, program.stage):
         if stage not in (Stage.CAPTURED, *reached):
-            raise LlmcError(
+            raise UsageError(
                 "STAGE_UNREACHED",
                 f"No pass of the pipeline reaches {stage}.",
                 f"Choose one of {', '.join(map(str, reached))}.",

@@ -97,13 +97,25 @@ def test_the_package_is_loaded_once() -> None:
 
 # Whose modules (by the longest prefix that fits) may import which others.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "": ("compiler", "ir", "runtimes", "errors"),  # for type checkers; at run time only what is asked for
+    "": ("compiler", "ir", "runtimes", "extras", "errors"),  # for type checkers; at run time only what is asked for
     "errors": (),
+    "error_codes": ("error_codes", "errors"),
+    "extras": ("errors",),
     "kernels": ("kernels", "errors"),
     "ir": ("ir", "kernels.ops", "errors"),
     "passes": ("passes", "ir", "kernels", "errors"),
-    "runtimes": ("runtimes", "kernels", "errors"),
-    "compiler": ("compiler", "ir", "passes", "runtimes", "kernels", "errors", ""),  # the root for its version
+    "runtimes": ("runtimes", "kernels", "extras", "errors"),
+    "compiler": (
+        "compiler",
+        "ir",
+        "passes",
+        "runtimes",
+        "kernels",
+        "error_codes",
+        "extras",
+        "errors",
+        "",
+    ),  # the root for its version
 }
 
 

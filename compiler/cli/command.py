@@ -1,4 +1,4 @@
-"""What all verbs have in common: `--json`, silence of the libraries, and one paragraph for a refusal."""
+"""Common parts of all verbs: shared options, quiet libraries, and one paragraph for any error."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import logging
 import os
 import shutil
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import click
 
 from ...errors import LlmcError
+from .failures import TRACEBACK, as_llmc_error, with_flags
+from .streams import OutputError
 
 CHECK_FAILED = 1
-REFUSED = 3
 _WIDEST = 100
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -53,23 +55,31 @@ dtype_option = click.option(
 
 
 class Verb(click.Command):
-    """A command that reports a refusal as one paragraph on stderr, with `--json` also as the document, and exits 3."""
+    """A command that ends every failure with one paragraph on stderr and the exit status of its class.
+
+    With `--json` the error is also printed as a document on stdout.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with quiet_libraries():
                 return super().invoke(ctx)
-        except LlmcError as error:
+        except (click.ClickException, click.Abort, click.exceptions.Exit, OutputError):
+            raise
+        except Exception as error:
+            if os.environ.get(TRACEBACK):
+                traceback.print_exc()
+            shown = with_flags(as_llmc_error(error), self.params)
             if ctx.params.get("as_json") or ctx.params.get("output_format") == "json":
-                print_json({"error": as_json(error)})
-            refuse(ctx, error)
+                print_json({"error": as_json(shown)})
+            exit_with(ctx, shown)
 
 
-def refuse(ctx: click.Context, error: LlmcError) -> None:
-    """Say what was refused and why, and exit; a gate that failed is a failed check."""
+def exit_with(ctx: click.Context, error: LlmcError) -> NoReturn:
+    """Print an error as one paragraph on stderr, and exit with the status of its class."""
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     click.echo(textwrap.fill(str(error), width, break_long_words=False, break_on_hyphens=False), err=True)
-    ctx.exit(CHECK_FAILED if error.code == "GATE_FAILED" else REFUSED)
+    ctx.exit(error.exit_status)
 
 
 def as_json(error: LlmcError) -> dict[str, str]:

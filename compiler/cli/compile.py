@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...extras import require
 from . import console
 from .command import (
     Verb,
@@ -75,6 +76,7 @@ def compile_(
     The artifact is compared with the model in transformers before it is put in its place. Exit status 1 if it differs
     by more than its precision explains; nothing is written then.
     """
+    require("torch", "transformers", "onnx", *([] if no_verify else ["onnxruntime"]))
     chosen = choices(given)
     warn_of_zeros(chosen)
     warn_of_float8(chosen)

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from . import console
-from .command import Verb, json_option, print_json
+from .command import CHECK_FAILED, Verb, json_option, print_json
 
 if TYPE_CHECKING:
     from ..inspect.doctor import MachineReport
-
-CHECK_FAILED = 1
 
 
 @click.command(cls=Verb, short_help="Versions, devices, and what each target can do on this machine.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import console
-from .command import Verb, dtype_option, json_option, max_seq_len_option, model_argument, print_json, refuse
+from .command import Verb, dtype_option, exit_with, json_option, max_seq_len_option, model_argument, print_json
 from .inspect_artifact import inspect_artifact
 from .progress import progress
 
@@ -93,7 +93,7 @@ def inspect(
     if html and not (as_json or show_program):
         click.echo(f"\nWrote {html}.")
     if inspection.refusal:
-        refuse(ctx, inspection.refusal)
+        exit_with(ctx, inspection.refusal)
 
 
 def _refuse_options_of_models(ctx: click.Context) -> None:

@@ -12,7 +12,7 @@ import click
 
 from ...errors import LlmcError
 from . import console
-from .command import as_json, print_json, refuse
+from .command import as_json, exit_with, print_json
 from .verify import show_checks
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def inspect_artifact(ctx: click.Context, folder: Path, json_wanted: bool) -> Non
         _show(manifest)
         _show_gate(gate)
     if refusal:
-        refuse(ctx, refusal)
+        exit_with(ctx, refusal)
 
 
 def _gate(folder: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import click
 
@@ -14,13 +15,12 @@ from .evaluate import evaluate
 from .inspect import inspect
 from .plan import plan
 from .run import run
+from .streams import guarded_streams, prepare_streams
 from .verify import verify
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class Llmc(click.Group):
-    """A group that suggests the verb that was meant, and ends without a traceback when it is interrupted."""
+    """A group that suggests the verb that was meant, and ends without a traceback if a standard stream fails."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -31,12 +31,19 @@ class Llmc(click.Group):
             ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        prepare_streams()
+        with guarded_streams():
+            return super().main(*args, **extra)
+
+    # Guarded once more: click itself would end with another status if the pipe is closed.
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with guarded_streams():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> object:
-        try:
+        with guarded_streams():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=Llmc, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,7 +54,8 @@ def main() -> None:
     A MODEL is a folder of safetensors, a GGUF file, an id on the Hugging Face hub, or "demo". A DIR is the folder
     that `llmc compile MODEL -o DIR` writes: the artifact, which needs no torch to run.
 
-    Exit status: 0 done, 1 a check failed, 2 usage, 3 the input can't be compiled or loaded.
+    Exit status: 0 done, 1 a check failed, 2 usage, 3 the model, artifact or machine can't be used, 4 a defect of llmc,
+    130 interrupted.
     """
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from .command import Verb, artifact_argument, json_option, print_json, threads_option
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(
     if converse and as_json:
         raise click.UsageError("--json is about one answer: give a PROMPT.")
     if prompt is None and not converse:
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = _read_stdin().removesuffix("\n")
 
     from ...runtimes.engines.load import load
     from ...runtimes.generate.llm import LLM
@@ -93,6 +93,18 @@ def run(
         _converse(talk, chat)
     else:
         talk.answer([{"role": "user", "content": prompt}] if chat else prompt)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error) from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> UsageError:
+    what = f"The prompt on stdin is not {error.encoding}: {error.reason} at byte {error.start}."
+    return UsageError("PROMPT_NOT_UTF8", what, "Convert it to UTF-8: iconv -t UTF-8")
 
 
 def _knows_chat(tokenizer: Tokenizer) -> bool:
@@ -159,6 +171,9 @@ def _converse(talk: _Talk, chat: bool) -> None:
             return
         except KeyboardInterrupt:
             click.echo()
+            continue
+        except UnicodeDecodeError as error:
+            click.echo(str(_not_utf8(error)), err=True)
             continue
         if line.strip() == "/exit":
             return

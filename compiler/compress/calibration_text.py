@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from ...runtimes.measure.texts import Text, read_text
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CalibrationText:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.length < 2:
-            raise LlmcError(
+            raise UsageError(
                 "CONFIG_INVALID",
                 f"Calibration on {self.samples} sequences of {self.length} tokens is impossible.",
                 "Set --calib-samples to 1 or more and --calib-length to 2 or more.",

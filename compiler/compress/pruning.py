@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from ...ir.program import Program
 from ...ir.stages import Stage
 from ...passes.base import Pass
@@ -95,7 +95,7 @@ def choose_layers(
     program = run_pipeline(program.copy(), Stage.CANONICAL)
     layers = find_layers(program)
     if config.drop_layers >= len(layers):
-        raise LlmcError(
+        raise UsageError(
             "LAYERS_TOO_FEW",
             f"{config.drop_layers} of {len(layers)} layers can't be left out.",
             f"Drop {len(layers) - 1} or fewer: --drop-layers.",

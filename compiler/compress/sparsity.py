@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import LlmcError
+from ...errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sparsity:
         except ValueError:
             share = 0.0
         if not 0 < share < 1:
-            raise LlmcError(
+            raise UsageError(
                 "CONFIG_INVALID",
                 f"prune is {given!r}, which is not a sparsity.",
                 "Set --prune to 2:4, or to the share of zeros: a number above 0 and below 1.",

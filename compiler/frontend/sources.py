@@ -165,9 +165,11 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedConfi
             "MODEL_NOT_FOUND", f"{folder} contains no config.json.", "Pass the folder of a Hugging Face model."
         ) from None
     except ValueError as error:
-        raise LlmcError("CONFIG_INVALID", f"{path} is not JSON: {error}.", "Download the file again.") from None
+        raise LlmcError("MODEL_CONFIG_INVALID", f"{path} is not JSON: {error}.", "Download the file again.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
-        raise LlmcError("CONFIG_INVALID", f"{path} has no model_type.", "Pass the folder of a Hugging Face model.")
+        raise LlmcError(
+            "MODEL_CONFIG_INVALID", f"{path} has no model_type.", "Pass the folder of a Hugging Face model."
+        )
     if "auto_map" in raw and not trust_remote_code and raw["model_type"] not in _known_types():
         raise LlmcError(
             "REMOTE_CODE",
@@ -186,7 +188,9 @@ def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedConfi
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # each config class validates in its own way; any error means that the file is wrong
         raise LlmcError(
-            "CONFIG_INVALID", f"The config class of {path} rejects it: {_first_line(error)}", "Correct the config."
+            "MODEL_CONFIG_INVALID",
+            f"The config class of {path} rejects it: {_first_line(error)}",
+            "Correct the config.",
         ) from error
     if hasattr(config, "quantization_config"):  # transformers would require the package that quantized the model
         del config.quantization_config
@@ -208,7 +212,9 @@ def _skeleton(config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: b
     except Exception as error:  # a wrong config can cause any error in the model's code
         if "Unrecognized configuration class" not in str(error):
             raise LlmcError(
-                "CONFIG_INVALID", f"No model can be built from the config: {_first_line(error)}", "Correct the config."
+                "MODEL_CONFIG_INVALID",
+                f"No model can be built from the config: {_first_line(error)}",
+                "Correct the config.",
             ) from error
         raise LlmcError(
             "NOT_CAUSAL_LM",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import LlmcError
+from ...errors import CheckFailedError, CompilerError, LlmcError
 from ...runtimes.measure.selfcheck import Check, GateReference, GateReport, check, limits_row
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def check_apart(folder: Path) -> Verdict:
         found = json.loads(run.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         what = (run.stderr.strip().splitlines() or [f"it ended with status {run.returncode}"])[-1]
-        raise LlmcError(
+        raise CompilerError(
             "GATE_BROKEN", f"The artifact broke the process that ran it: {what}", "Report the model; this is a defect."
         ) from None
     if error := found.get("error"):
@@ -165,7 +165,7 @@ def gate_failed(report: GateReport, culprit: str) -> LlmcError:
     """The refusal of an artifact that failed a check."""
     failed = [check for check in report.checks if not check.ok]
     found = "; ".join(f"{c.name}: {c.measured:g}, the limit is {c.limit:g}" for c in failed)
-    return LlmcError(
+    return CheckFailedError(
         "GATE_FAILED",
         f"The artifact differs from the model by more than {report.precision} explains: {found}. {culprit}",
         "Nothing was written. Report the model with this message; LLMC_FUEL=n finds the one rewrite of a pass.",

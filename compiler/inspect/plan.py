@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import LlmcError
+from ...errors import UsageError
 from ...ir.program import Miss, Program, layer_of, where
 from ...ir.stages import Stage
 from ...ir.weights import Weight
@@ -118,7 +118,7 @@ def plan(
         LlmcError: as `capture` and the passes do; such a model can't be compiled.
     """
     if kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise LlmcError(
+        raise UsageError(
             "CONFIG_INVALID",
             f"Kv_cache_dtype is {kv_cache_dtype!r}.",
             f"Choose one of {', '.join(KV_CACHE_DTYPES)}.",

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from ...ir.program import Program, where
 from ...ir.stored import StoredCodes, stored_codes, why_dequantized
 from ...ir.weights import Weight
@@ -30,7 +30,7 @@ def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def _invalid(what: str, hint: str) -> LlmcError:
-    return LlmcError("SCHEME_INVALID", f"{what[0].upper()}{what[1:]}.", hint)
+    return UsageError("SCHEME_INVALID", f"{what[0].upper()}{what[1:]}.", hint)
 
 
 def _listed(choices: Iterable[object]) -> str:
@@ -178,7 +178,7 @@ def analyse(
                 _check_divides(str(read.target), int(read.meta["val"].shape[1]), choice.grid.group)
     for override in overrides:
         if not any(fnmatchcase(name, override.pattern) for name in weights):
-            raise LlmcError(
+            raise UsageError(
                 "RECIPE_UNUSED",
                 f"No weight that can be rounded fits {override.pattern!r}.",
                 f"Their names are such as {', '.join(list(weights)[:3])}; `llmc inspect` shows them all.",
@@ -253,7 +253,7 @@ def _group_size(grid: Grid, columns: int) -> int | None:
 def _check_divides(name: str, columns: int, group: int) -> None:
     if columns % group:
         fitting = [g for g in GROUPS if columns % g == 0]
-        raise LlmcError(
+        raise UsageError(
             "GROUP_SIZE_INDIVISIBLE",
             f"The {columns} inputs of {name} don't divide into groups of {group}.",
             f"Choose a group size of {_listed(fitting)}." if fitting else "Leave it out of the plan: --ignore.",

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from .hashing import sha256_all
 from .manifest import MANIFEST, FileSpec, Manifest
 
@@ -48,15 +48,15 @@ def check_output(final: Path) -> None:
     final = _resolve(final)
     parent = final.parent
     if not parent.is_dir():
-        raise LlmcError("OUTPUT_INVALID", f"There is no folder {str(parent)!r}.", f"Create it: mkdir -p {parent}")
+        raise UsageError("OUTPUT_INVALID", f"There is no folder {str(parent)!r}.", f"Create it: mkdir -p {parent}")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise LlmcError("OUTPUT_INVALID", f"{str(parent)!r} is not writable.", "Choose another output folder.")
+        raise UsageError("OUTPUT_INVALID", f"{str(parent)!r} is not writable.", "Choose another output folder.")
     # The artifact is renamed into place: mount points and working directories can't be replaced.
     if os.path.ismount(final) or Path.cwd().is_relative_to(final):
         why = "is a mount point" if os.path.ismount(final) else "contains the working directory"
-        raise LlmcError("OUTPUT_INVALID", f"{str(final)!r} {why}.", f"Choose a folder in it: -o {final / 'out'}")
+        raise UsageError("OUTPUT_INVALID", f"{str(final)!r} {why}.", f"Choose a folder in it: -o {final / 'out'}")
     if os.path.lexists(final) and not _is_artifact(final) and not (final.is_dir() and not os.listdir(final)):
-        raise LlmcError(
+        raise UsageError(
             "OUTPUT_EXISTS",
             f"{str(final)!r} exists and is not an llmc artifact.",
             "Choose another output folder, or remove this one first.",
@@ -89,7 +89,7 @@ class ArtifactWriter:
                 self.folder.mkdir()
             except OSError as error:
                 what = f"{str(self.final.parent)!r} can't be written: {error.strerror}."
-                raise LlmcError("OUTPUT_INVALID", what, "Choose another output folder.") from error
+                raise UsageError("OUTPUT_INVALID", what, "Choose another output folder.") from error
             self._undo = undo.pop_all()
         return self
 

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from ...errors import LlmcError
+from ...errors import UsageError
 
 
 class Engine(Protocol):
@@ -86,7 +86,7 @@ def check_fits(starts: np.ndarray, length: int, max_seq_len: int) -> None:
     """Refuse a forward call of `length` tokens a sequence that would pass the end of a slot."""
     end = int(starts.max()) + length
     if end > max_seq_len:
-        raise LlmcError(
+        raise UsageError(
             "SEQUENCE_TOO_LONG",
             f"A sequence would hold {end} tokens; this engine has room for {max_seq_len}.",
             "Shorten it, or compile with a larger --max-seq-len.",

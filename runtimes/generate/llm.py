@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from ..engines.base import Engine
 from .loop import NextToken, generate
 from .sampling import Logprobs, SamplingParams
@@ -139,7 +139,7 @@ class LLM:
         for step in steps:
             yield step
             if self._current_call is not call and step.finish_reason is None:
-                raise LlmcError(
+                raise UsageError(
                     "STREAM_SUPERSEDED",
                     "Another call has used the engine since this stream began.",
                     "Read a stream to its end before the next call, or open a second LLM.",
@@ -148,7 +148,7 @@ class LLM:
     def _encode(self, prompt: Prompt, chat: bool) -> list[int]:
         if not isinstance(prompt, str) and not _is_conversation(prompt):
             if chat:
-                raise LlmcError(
+                raise UsageError(
                     "PROMPT_INVALID", "chat is set, but the prompt is token ids.", "Give text, or leave chat out."
                 )
             return cast("list[int]", prompt)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from ..engines.base import Engine
 from .sampling import Logprobs, Sampler, SamplingParams
 from .stopping import Decoder, Ending, FinishReason
@@ -61,7 +61,7 @@ def generate(
     """
     each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
     if len(each) != len(prompts):
-        raise LlmcError(
+        raise UsageError(
             "SAMPLING_INVALID",
             f"There are {len(prompts)} prompts and {len(each)} sampling parameters.",
             "Give one SamplingParams for all prompts, or one for each.",
@@ -115,16 +115,16 @@ class _Sequence:
 def _check_prompt(prompt: Sequence[int], index: int, engine: Engine) -> np.ndarray:
     """Return the prompt as int64, or raise if it can't be continued."""
     if len(prompt) == 0:
-        raise LlmcError("PROMPT_EMPTY", f"Prompt {index} has no tokens.", "Give at least one token.")
+        raise UsageError("PROMPT_EMPTY", f"Prompt {index} has no tokens.", "Give at least one token.")
     ids = np.asarray(prompt)
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= engine.vocab_size:
-        raise LlmcError(
+        raise UsageError(
             "PROMPT_INVALID",
             f"Prompt {index} is not a list of token ids from 0 to {engine.vocab_size - 1}.",
             "Encode it with this model's tokenizer.",
         )
     if len(ids) >= engine.max_seq_len:
-        raise LlmcError(
+        raise UsageError(
             "PROMPT_TOO_LONG",
             f"Prompt {index} has {len(ids)} tokens; prompt and output together may have {engine.max_seq_len}.",
             "Shorten the prompt, or compile with a larger --max-seq-len.",

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 
 TokenIds = Sequence[int] | np.ndarray
 
@@ -100,7 +100,7 @@ class SamplingParams:
         """Raise SAMPLING_INVALID if a token id is outside the model's vocabulary."""
         for name in ("logit_bias", "stop_token_ids"):
             if outside := [token for token in getattr(self, name) if token >= vocab_size]:
-                raise LlmcError(
+                raise UsageError(
                     "SAMPLING_INVALID",
                     f"{name} has token ids outside the model's vocabulary: {outside}.",
                     f"Give token ids from 0 to {vocab_size - 1}.",
@@ -283,4 +283,4 @@ def _is_number(value: object, kind: type) -> bool:
 
 
 def _invalid(name: str, value: object, wanted: str) -> LlmcError:
-    return LlmcError("SAMPLING_INVALID", f"{name} is {value!r}.", f"Give {wanted}.")
+    return UsageError("SAMPLING_INVALID", f"{name} is {value!r}.", f"Give {wanted}.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -69,7 +69,16 @@ class Tokenizer:
         return self._tokenizer.token_to_id(self._special.get("bos_token", ""))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text, with the model's special tokens around it."""
+        """Token ids of a text; those that open a sequence come with it if asked for.
+
+        Raises:
+            UsageError: PROMPT_NOT_UTF8 if the text holds surrogates, as arguments of other bytes do.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            what = f"The prompt holds {text[error.start]!r} at character {error.start}, which UTF-8 can't encode."
+            raise UsageError("PROMPT_NOT_UTF8", what, "Convert it to UTF-8: iconv -t UTF-8") from None
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

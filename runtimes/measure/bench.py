@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import LlmcError, UsageError
+from ...errors import UsageError
 from ..engines.base import Engine, KernelTime, Profiles
 from ..memory import peak_rss
 
@@ -131,7 +131,7 @@ def bench(
         _check_profiles(engine)
     for test, length in (("prompt", prompt), ("decode test", tokens)):
         if length > engine.max_seq_len:
-            raise LlmcError(
+            raise UsageError(
                 "BENCH_TOO_LONG",
                 f"The {test} of {length} tokens is longer than the {engine.max_seq_len} that the artifact serves.",
                 "Measure fewer, or compile with a larger --max-seq-len.",

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
+from ...extras import import_failure
 from ..generate.llm import LLM
 from ..generate.sampling import SamplingParams
 from ..generate.tokenizer import Message, Tokenizer
@@ -107,7 +108,7 @@ class Scorer:
         first = max(first, 1)
         if len(whole) - first > limit:
             what = f"A continuation has {len(whole) - first} tokens; the artifact allows {limit}."
-            raise LlmcError("SEQUENCE_TOO_LONG", what, "Compile with a larger --max-seq-len.")
+            raise UsageError("SEQUENCE_TOO_LONG", what, "Compile with a larger --max-seq-len.")
         cut = max(0, len(whole) - limit - 1)
         return Window(np.array(whole[cut:], np.int64), first - cut)
 
@@ -147,7 +148,7 @@ class Scorer:
             sampling.pop("temperature", None)
         if unknown := sorted(sampling.keys() - _SAMPLING):
             what = f"A task sets {', '.join(unknown)}, which llmc does not support."
-            raise LlmcError("SAMPLING_INVALID", what, "Remove it from the task's generation_kwargs.")
+            raise UsageError("SAMPLING_INVALID", what, "Remove it from the task's generation_kwargs.")
         ids, max_seq_len = self._encode(context) or self._prefix, self.llm.engine.max_seq_len
         max_tokens = next((int(limit) for limit in limits if limit is not None), DEFAULT_MAX_TOKENS)
         # A long context is cut from the left to make room, but keeps at least half of max_seq_len.
@@ -164,14 +165,12 @@ def harness(model: str | Path | LLM, *, threads: int | None = None) -> Any:
         threads: threads of the artifact's engine; by default the engine decides.
 
     Raises:
-        LlmcError: LM_EVAL_MISSING, and the errors of loading an artifact.
+        LlmcError: EXTRA_MISSING, and the errors of loading an artifact.
     """
     try:
         from lm_eval.api.model import LM
-    except ImportError:
-        raise LlmcError(
-            "LM_EVAL_MISSING", "lm-eval is not installed.", "Install it: pip install 'llmc[eval]'"
-        ) from None
+    except ImportError as error:
+        raise import_failure(error) or error from None
 
     class Harness(Scorer, LM):
         def __init__(self, llm: LLM) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import LlmcError
+from ...errors import LlmcError, UsageError
 from ..generate.tokenizer import Tokenizer
 
 DEFAULT_WINDOW = 512
@@ -64,9 +64,9 @@ def cut_windows(
     stride = max(1, window // 2) if stride is None else stride
     if not 2 <= window <= max_seq_len:
         what = f"The window has {window} tokens; this artifact allows 2 to {max_seq_len}."
-        raise LlmcError("WINDOW_INVALID", what, "Choose another --window, or compile with a larger --max-seq-len.")
+        raise UsageError("WINDOW_INVALID", what, "Choose another --window, or compile with a larger --max-seq-len.")
     if not 1 <= stride <= window - max(1, len(opening)):
-        raise LlmcError(
+        raise UsageError(
             "WINDOW_INVALID",
             f"With a stride of {stride} and a window of {window} tokens, some tokens have no context.",
             f"Choose a --stride from 1 to {window - max(1, len(opening))}.",

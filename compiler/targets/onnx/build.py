@@ -10,7 +10,7 @@ from typing import Literal
 import onnx
 import torch
 
-from ....errors import LlmcError
+from ....errors import CompilerError
 from ....ir.program import Cache, Program
 from ....kernels.ops.quantized import CACHE_CODES
 from ....passes.base import Pass
@@ -134,7 +134,7 @@ def _check(path: Path) -> None:
     try:
         onnx.checker.check_model(_without_bytes(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise LlmcError(
+        raise CompilerError(
             "ONNX_INVALID", f"{path.name} breaks the ONNX standard: {error}", "Report the model; this is a defect."
         ) from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ....errors import LlmcError
+from ....errors import LlmcError, UsageError
 from ...artifact.manifest import CacheSpec, GraphSpec, Manifest
 from ..base import KernelTime, check_fits
 from ..cores import physical_cores
@@ -122,13 +122,13 @@ class OrtEngine:
     def _check(self, tokens: np.ndarray, starts: np.ndarray, rows: Sequence[int]) -> None:
         check_fits(starts, tokens.shape[1], self.max_seq_len)
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
-            raise LlmcError(
+            raise UsageError(
                 "TOKEN_UNKNOWN",
                 f"A token is outside 0..{self.vocab_size - 1}.",
                 "Use the tokenizer of the artifact.",
             )
         if closed := [row for row in rows if not 0 <= row < self.slots]:
-            raise LlmcError(
+            raise UsageError(
                 "SLOT_CLOSED", f"Slot {closed[0]} is not open, only {self.slots} are.", "Call open_slots first."
             )
 
@@ -136,7 +136,7 @@ class OrtEngine:
         """Once a ring is full, its last token can be taken back, or all; others have overwritten what they saw."""
         for start, row in zip(starts, rows, strict=True):
             if 0 < start < self._ends[row] - 1 and self._ends[row] > ring:
-                raise LlmcError(
+                raise UsageError(
                     "ROLLBACK_TOO_FAR",
                     f"Slot {row} holds {self._ends[row]} positions and can't go back to {start}: a layer keeps its "
                     "sliding window only.",
@@ -178,6 +178,7 @@ class GraphSession:
         self.session, self._held = open_session(folder, spec, threads, model, trace)
         self.runs = 0
         self.chooses_rows = any(i.name == "rows" for i in self.session.get_overridable_initializers())
+        self.file = spec.file
         self.vocab_size = vocab_size
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._last = np.array([-1])
@@ -216,10 +217,21 @@ class GraphSession:
         if count == 1:
             logits = np.empty((batch, 1, self.vocab_size), np.float32)
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-            self.session.run_with_iobinding(binding)
+            self._run(binding)
             return logits
         # The graph says that it gives one row, and holds buffers of others to that, but not what it allocates itself.
         binding.bind_output("logits", "cpu")
-        self.session.run_with_iobinding(binding)
+        self._run(binding)
         logits = binding.get_outputs()[self._logits].numpy()
         return logits[:, -1:] if last_only else logits
+
+    def _run(self, binding: ort.IOBinding) -> None:
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # the binding's exception classes are private
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+            raise LlmcError(
+                "GRAPH_FAILED",
+                f"ONNX Runtime {ort.__version__} failed while it ran {self.file}: {reason}.",
+                "Check the artifact on this machine: llmc verify DIR",
+            ) from error

@@ -153,7 +153,7 @@ def test_wrong_usage(asked: dict[str, Any], arguments: str, said: str) -> None:
     assert not asked
 
 
-@pytest.mark.parametrize(("code", "status"), [("GATE_FAILED", 1), ("OUTPUT_EXISTS", 3)])
+@pytest.mark.parametrize(("code", "status"), [("GATE_FAILED", 1), ("OUTPUT_EXISTS", 2), ("IR_INVALID", 4)])
 def test_a_failed_gate_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, code: str, status: int) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise LlmcError(code, "No.")

@@ -62,7 +62,7 @@ def test_a_prompt_from_a_pipe(loaded: types.ModuleType, artifact: Path) -> None:
         run(artifact, "--raw", typed="w1\nw3\n")
     assert seen == ["w1\nw3"]  # a shell's echo ends it with a line's end that nobody meant
     result = run(artifact, "--raw", typed="")
-    assert (result.exit_code, result.stderr.split(":")[0]) == (3, "PROMPT_EMPTY")
+    assert (result.exit_code, result.stderr.split(":")[0]) == (2, "PROMPT_EMPTY")
 
 
 def test_the_template_is_used_where_there_is_one(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_every_option_reaches_the_sampler(
 
 def test_what_cannot_be_run(artifact: Path, loaded: types.ModuleType) -> None:
     result = run(artifact, "w3", "--top-p", "7", "--json")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["code"] == "SAMPLING_INVALID"
 
 

@@ -136,12 +136,12 @@ def test_a_folder_without_a_config(folder: Path) -> None:
 def test_an_invalid_config_file(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     error = refused(folder)
-    assert error.code == "CONFIG_INVALID" and str(folder / "config.json") in error.what
+    assert error.code == "MODEL_CONFIG_INVALID" and str(folder / "config.json") in error.what
 
 
 def test_a_config_that_is_not_text(folder: Path) -> None:
     (folder / "config.json").write_bytes(b"\xff\xfe\x00{}")
-    assert refused(folder).code == "CONFIG_INVALID"
+    assert refused(folder).code == "MODEL_CONFIG_INVALID"
 
 
 @pytest.mark.parametrize("model_type", ["nonesuch", ""])
@@ -162,7 +162,7 @@ def test_a_model_type_that_transformers_does_not_support(folder: Path, model_typ
     ],
 )
 def test_a_config_with_invalid_values(folder: Path, changes: dict[str, Any]) -> None:
-    assert refused(with_config(folder, **changes)).code == "CONFIG_INVALID"
+    assert refused(with_config(folder, **changes)).code == "MODEL_CONFIG_INVALID"
 
 
 def test_a_model_that_is_not_a_causal_language_model(folder: Path) -> None:

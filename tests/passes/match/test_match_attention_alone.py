@@ -145,7 +145,11 @@ ALONE: list[tuple[Attend, str | None, dict[str, Tensor]]] = [
     (clamped, "clamped", {}),
     (rectified, "does not read a product", {}),
     (late_cap, "before the tanh", {}),
-    (overwritten, "overwritten although its key is seen", {"mask": tril().bitwise_xor(torch.eye(32, dtype=torch.bool))}),
+    (
+        overwritten,
+        "overwritten although its key is seen",
+        {"mask": tril().bitwise_xor(torch.eye(32, dtype=torch.bool))},
+    ),
     (zeroed_where_seen, "visible keys are set to zero", {}),
     (reweighted, None, {}),
     (cut_without_a_sink, "not one sink per head", {}),

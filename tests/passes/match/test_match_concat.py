@@ -83,11 +83,15 @@ def test_a_copy_spreads_its_piece() -> None:
 
 
 def test_leaves_a_gap() -> None:
-    check_pass(MatchConcat(), Filled(with_a_gap), matches=2, there={"aten.slice_scatter"}, miss="leave a gap or overlap")
+    check_pass(
+        MatchConcat(), Filled(with_a_gap), matches=2, there={"aten.slice_scatter"}, miss="leave a gap or overlap"
+    )
 
 
 def test_leaves_pieces_that_overlap() -> None:
-    check_pass(MatchConcat(), Filled(overlapping), matches=2, there={"aten.slice_scatter"}, miss="leave a gap or overlap")
+    check_pass(
+        MatchConcat(), Filled(overlapping), matches=2, there={"aten.slice_scatter"}, miss="leave a gap or overlap"
+    )
 
 
 def test_leaves_pieces_along_two_dims() -> None:

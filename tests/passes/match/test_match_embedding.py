@@ -97,7 +97,10 @@ LEFT: dict[str, tuple[Callable[[Tables, Tensor, Tensor], Tensor], str | None]] =
     "from the end by a constant": (lambda m, t, p: m.places[m.backwards[:1] + p], "negative"),
     "from the end by a constant behind": (lambda m, t, p: m.places[p + m.backwards[:1]], "negative"),
     "from the end, clamped": (lambda m, t, p: m.places[(p - 7).clamp(min=-3)], "negative"),
-    "parts of rows": (lambda m, t, p: m.places.gather(0, p[0, :, None].expand(-1, 4)).repeat(1, 3), "parts of table rows"),
+    "parts of rows": (
+        lambda m, t, p: m.places.gather(0, p[0, :, None].expand(-1, 4)).repeat(1, 3),
+        "parts of table rows",
+    ),
     "other rows in each column": (
         lambda m, t, p: m.places.gather(0, p[0, :, None] + torch.arange(WIDTH)),
         "parts of table rows",

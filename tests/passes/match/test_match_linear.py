@@ -129,7 +129,12 @@ LEFT: dict[str, tuple[Callable[[Layer, Tensor], Tensor], int, str, str]] = {
     "two values": (lambda m, x: x @ x.transpose(1, 2) @ x, 0, "", "aten.matmul"),
     "a computed weight": (lambda m, x: F.linear(x, m.by_output * x.mean()), 0, "the weight is computed", "aten.linear"),
     "experts": (lambda m, x: torch.matmul(x[:, None], m.experts).sum(1), 0, "3 dims", "aten.matmul"),
-    "a weight on the left": (lambda m, x: (m.square @ x.transpose(1, 2)).transpose(1, 2), 0, "left operand", "aten.matmul"),
+    "a weight on the left": (
+        lambda m, x: (m.square @ x.transpose(1, 2)).transpose(1, 2),
+        0,
+        "left operand",
+        "aten.matmul",
+    ),
     "a scaled addmm": (
         lambda m, x: torch.addmm(m.bias, x.view(-1, I), m.by_input, beta=0.5).view(x.shape[0], x.shape[1], O),
         0,

@@ -137,14 +137,20 @@ LEFT: dict[str, tuple[Angle, str | None]] = {
     "1. a mask": (lambda m, h, p, t: torch.where((p % 2 == 0)[..., None], h, -h), None),
     "2. the longest position": (lambda m, h, p, t: h * longest(m, p, 16).cos(), "depends on other positions"),
     "2. the longest position, rarely": (lambda m, h, p, t: h * longest(m, p, 31).cos(), "depends on other positions"),
-    "2. the longest position, nearly always": (lambda m, h, p, t: h * longest(m, p, 2).cos(), "depends on other positions"),
+    "2. the longest position, nearly always": (
+        lambda m, h, p, t: h * longest(m, p, 2).cos(),
+        "depends on other positions",
+    ),
     "2. the position before": (lambda m, h, p, t: h * angles(m, p - p.roll(1, 1)).cos(), "depends on other positions"),
     "2. the mean of the batch": (
         lambda m, h, p, t: h * (angles(m, p) - angles(m, p).mean(0, True)).cos(),
         "depends on other positions",
     ),
     "2. the length": (lambda m, h, p, t: h * (angles(m, p) / p.shape[1]).cos(), "depends on other positions"),
-    "3. the first row's": (lambda m, h, p, t: h * (p[0, :, None].float() * m.frequencies).cos(), "exactly one dim each"),
+    "3. the first row's": (
+        lambda m, h, p, t: h * (p[0, :, None].float() * m.frequencies).cos(),
+        "exactly one dim each",
+    ),
     "3. the first of each row": (lambda m, h, p, t: h * angles(m, p[:, :1]).cos(), "exactly one dim each"),
     "3. from each to each": (
         lambda m, h, p, t: (

@@ -144,8 +144,14 @@ LEFT: dict[str, tuple[Mix, str | None]] = {
         "complex",
     ),
     "5. an index": (lambda m, h, s: h.index_select(1, torch.arange(s)), "batch dim of a position-dependent operand"),
-    "5. of the keys": (lambda m, h, s: (h @ h.transpose(1, 2) + torch.arange(s)) @ h, "batch dim of a position-dependent operand"),
-    "5. multiplied as a matrix": (lambda m, h, s: torch.arange(s)[None].float() @ h + h, "batch dim of a position-dependent operand"),
+    "5. of the keys": (
+        lambda m, h, s: (h @ h.transpose(1, 2) + torch.arange(s)) @ h,
+        "batch dim of a position-dependent operand",
+    ),
+    "5. multiplied as a matrix": (
+        lambda m, h, s: torch.arange(s)[None].float() @ h + h,
+        "batch dim of a position-dependent operand",
+    ),
 }
 
 

@@ -170,7 +170,7 @@ def test_an_engine_without_a_tokenizer_is_refused() -> None:
 def test_the_harness_is_an_lm_eval_model(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = LLM(ToyEngine(RULE, V, ROOM), tokenizer)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    with pytest.raises(LlmcError, match=r"LM_EVAL_MISSING.*llmc\[eval\]"):
+    with pytest.raises(LlmcError, match=r"EXTRA_MISSING.*llmc\[eval\]"):
         harness(llm)
 
     class LM:

@@ -1,0 +1,121 @@
+"""Codes of plain `LlmcError` about artifacts, texts and the machine."""
+
+from __future__ import annotations
+
+# Code -> when it occurs, what to do.
+ARTIFACT: dict[str, tuple[str, str]] = {
+    "ARTIFACT_DAMAGED": (
+        "A file of the artifact is missing, has the wrong size, or was changed.",
+        "Copy the artifact again, or compile the model again.",
+    ),
+    "ARTIFACT_INVALID": (
+        "The `manifest.json` of the artifact can't be read.",
+        "Compile the model again, or check the file's permissions.",
+    ),
+    "ARTIFACT_NEWER": (
+        "The artifact was written by a later version of llmc.",
+        "Update llmc: `pip install --upgrade llmc`.",
+    ),
+    "ARTIFACT_NOT_FOUND": (
+        "There is no artifact at the given path.",
+        "Compile a model first: `llmc compile MODEL -o DIR`.",
+    ),
+    "CHAT_INVALID": (
+        "The chat template can't render the given messages.",
+        "Give a list of messages with roles that the model knows, or use `--raw`.",
+    ),
+    "CHAT_TEMPLATE_INVALID": (
+        "The chat template has a syntax error.",
+        "Correct `chat_template.jinja`, or use `--raw`.",
+    ),
+    "CHAT_TEMPLATE_MISSING": (
+        "The artifact has no chat template.",
+        "Use `--raw`, or put the model's `chat_template.jinja` into the folder.",
+    ),
+    "GRAPH_FAILED": (
+        "ONNX Runtime failed while it ran a graph of the artifact.",
+        "Check the artifact on this machine with `llmc verify DIR`. If memory ran out, use shorter sequences.",
+    ),
+    "GRAPH_REFUSED": (
+        "ONNX Runtime can't open a graph of the artifact.",
+        "Install the release of ONNX Runtime that `manifest.json` names, or compile the model again.",
+    ),
+    "LAYERS_UNLIKE": (
+        "`--per-layer` is given, but no layer of the artifact can be compared with the reference.",
+        "Give the model that the artifact was compiled from, or leave out `--per-layer`.",
+    ),
+    "LOGITS_INVALID": (
+        "No token can be sampled: every logit is NaN or excluded.",
+        "Loosen penalties, bans and biases. Otherwise check the artifact with `llmc verify DIR`.",
+    ),
+    "LOGITS_NOT_FINITE": (
+        "The artifact computes NaN on the text that is measured.",
+        "Check the artifact with `llmc verify DIR`.",
+    ),
+    "NO_LAYER_BORDERS": (
+        "`--per-layer` is given, but the graph has no layer with a single output.",
+        "Leave out `--per-layer`.",
+    ),
+    "REFERENCE_MISMATCH": (
+        "The reference and the artifact have different vocabularies or tokenizers.",
+        "Give the model that the artifact was compiled from, or another artifact of it.",
+    ),
+    "REFERENCE_MISSING": (
+        "The artifact was compiled with `--no-verify`, so it contains no reference to check against.",
+        "Name the model too: `llmc verify DIR MODEL`.",
+    ),
+    "RUNTIME_VERSION": (
+        "The runtime that the artifact needs is missing or has another version.",
+        "Install it with the command in the message.",
+    ),
+    "TARGET_UNKNOWN": (
+        "The artifact was compiled for a target that this version of llmc can't run.",
+        "Update llmc, or compile the model for another target.",
+    ),
+    "TEXT_EMPTY": ("The text file is empty.", "Give a file with text."),
+    "TEXT_INVALID": (
+        "The text file is not UTF-8, or a line of a .jsonl file is not as expected.",
+        "Correct the file at the place that the message names.",
+    ),
+    "TEXT_NOT_FOUND": (
+        "The text file can't be opened, or the installed Python lacks the built-in text.",
+        "Give a text file, a .jsonl file, `docstrings` or `topics`.",
+    ),
+    "TEXT_TOO_SHORT": ("The text has fewer than 2 tokens.", "Give a longer text."),
+    "TOKENIZER_INVALID": (
+        "A file of the tokenizer can't be read.",
+        "Download the file again, or compile the model again.",
+    ),
+    "TOKENIZER_MISSING": (
+        "Text is given, but there is no tokenizer.",
+        "Put the model's `tokenizer.json` into the folder, or give token ids.",
+    ),
+}
+
+MACHINE: dict[str, tuple[str, str]] = {
+    "DISK_FULL": ("The disk is full.", "Free some space, or write to another disk."),
+    "EXTRA_MISSING": (
+        "A Python module that the command needs is not installed or can't be imported.",
+        "Install the extra that the message names, such as `pip install 'llmc[compile]'`.",
+    ),
+    "FILE_UNUSABLE": (
+        "A file can't be read or written, for example because of its permissions.",
+        "Check the path and its permissions.",
+    ),
+    "OUT_OF_MEMORY": (
+        "The machine has too little memory.",
+        "Give a smaller `--max-seq-len`, or use a larger machine. `llmc plan MODEL` shows what compiling needs.",
+    ),
+    "OUTPUT_UNWRITABLE": (
+        "The page of `llmc inspect --html` can't be written.",
+        "Choose another path.",
+    ),
+    "REFERENCE_DISK": (
+        "The disk has no room for the predictions of the reference model.",
+        "Set `LLMC_CACHE` to a folder on another disk, or give a smaller `--max-tokens`.",
+    ),
+    "STDOUT_FAILED": (
+        "The result can't be written to standard output, for example because the disk is full.",
+        "Redirect the output to another place.",
+    ),
+}
