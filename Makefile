@@ -5,7 +5,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 ROOT   := $(abspath .)
 
-.PHONY: test lint types unit demo coverage interop compare quality bench format clean
+.PHONY: test lint types unit demo coverage interop extras compare quality bench format clean
 
 test: lint types unit
 
@@ -42,6 +42,10 @@ coverage: $(READY)
 # The same folders in other runtimes, each in an environment of its own.
 interop: $(READY)
 	$(BIN)/python tests/interop/run.py
+
+# Every verb in a fresh environment with each extra; downloads torch and needs the package index.
+extras: $(READY)
+	$(BIN)/python tests/extras.py
 
 # Beside onnxruntime-genai, llama.cpp and OpenVINO in one run, each in an environment of its own; takes an hour.
 compare: $(READY)
