@@ -148,7 +148,8 @@ class _OutputOrders:
             return None
         order = moved[:, 0].astype(np.int64)
         by_input = np.broadcast_to(np.arange(inputs, dtype=np.int32), shape)
-        keeps_inputs = np.array_equal(self._process(name, by_input), by_input)
+        inputs_after = self._process(name, by_input)
+        keeps_inputs = inputs_after is not None and np.array_equal(inputs_after, by_input)
         return order if keeps_inputs and np.array_equal(np.sort(order), np.arange(outputs)) else None
 
     def _process(self, name: str, indices: np.ndarray) -> np.ndarray | None:

@@ -108,9 +108,9 @@ def _from_gguf(path: Path, name: str) -> ModelSource:
     config = file.config()
 
     def weights(model: Any) -> Mapping[str, Weight]:
-        found = file.hf_weights(model)
-        check_complete(model, found, name)
-        return found
+        matched = file.hf_weights(model)
+        check_complete(model, matched, name)
+        return matched
 
     return ModelSource(name, config, lambda dtype: _skeleton(config, dtype, False), weights, file.tokenizer, (path,))
 

@@ -156,7 +156,7 @@ def test_merged_projections_keep_their_codes(kind: T, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("other", "reason"),
-    [(T.Q4_0, "quantized another way"), (T.F16, "not quantized"), (T.Q5_0, "no scheme holds codes of GGUF type Q5_0")],
+    [(T.Q4_0, "of another scheme"), (T.F16, "not quantized"), (T.Q5_0, "no scheme holds codes of GGUF type Q5_0")],
     ids=["Q4_0", "F16", "Q5_0"],
 )
 def test_merging_with_another_type_is_reported(other: T, reason: str, tmp_path: Path) -> None:
