@@ -38,6 +38,14 @@ USAGE: dict[str, tuple[str, str]] = {
         "The output folder can't be created, written or replaced.",
         "Choose another folder, or create its parent folder.",
     ),
+    "PROFILE_TOO_LONG": (
+        "`llmc bench --profile` measures more calls than ONNX Runtime's profiler records.",
+        "Give smaller values for `-p` and `-n`.",
+    ),
+    "PROFILE_UNSUPPORTED": (
+        "The engine of the artifact can't measure time by kernel.",
+        "Leave out `--profile`.",
+    ),
     "PROMPT_EMPTY": ("A prompt has no tokens.", "Give a prompt with at least one token."),
     "PROMPT_INVALID": (
         "A prompt is neither text nor a list of token ids that the model knows.",

@@ -51,16 +51,21 @@ def cases(model: Path, artifact: Path, output: Path) -> list[Case]:
     ]
 
 
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command says on stderr, in one line, without the lines that name its phases."""
+    return " ".join(" ".join(line for line in done.stderr.splitlines() if not line.startswith("llmc: ")).split())
+
+
 def problem(case: Case, installed: set[str], done: subprocess.CompletedProcess[str]) -> str | None:
     """How a command ended otherwise than it should have, if it did."""
     if "Traceback" in done.stderr:
         return f"a traceback: {done.stderr.strip().splitlines()[-1]}"
     if case.needs <= installed:
-        return None if done.returncode == 0 else f"status {done.returncode}: {done.stderr.strip()}"
+        return None if done.returncode == 0 else f"status {done.returncode}: {said(done)}"
     if done.returncode != case.without:
-        return f"status {done.returncode} instead of {case.without}: {done.stderr.strip()}"
-    if case.without == 3 and not (done.stderr.startswith(CODES) and "pip install" in done.stderr):
-        return f"no extra is named: {done.stderr.strip()}"
+        return f"status {done.returncode} instead of {case.without}: {said(done)}"
+    if case.without == 3 and not (said(done).startswith(CODES) and "pip install" in said(done)):
+        return f"no extra is named: {said(done)}"
     return None
 
 
@@ -97,9 +102,8 @@ def try_extras(name: str, wheel: Path, model: Path, compiled: Path) -> list[str]
             stdin=subprocess.DEVNULL,
         )
         wrong = problem(case, set(extras.split(",")), done)
-        said = " ".join(done.stderr.split())[:110]
         shown = " ".join(Path(argument).name for argument in case.arguments)
-        print(f"{name:11} {shown:45} {'WRONG' if wrong else 'ok':5} {done.returncode} {said}", flush=True)
+        print(f"{name:11} {shown:45} {'WRONG' if wrong else 'ok':5} {done.returncode} {said(done)[:110]}", flush=True)
         if wrong:
             failed.append(f"llmc[{extras}]: llmc {shown}: {wrong}")
     shutil.rmtree(folder)

@@ -282,5 +282,5 @@ def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
 
 
-def _invalid(name: str, value: object, wanted: str) -> LlmcError:
+def _invalid(name: str, value: object, wanted: str) -> UsageError:
     return UsageError("SAMPLING_INVALID", f"{name} is {value!r}.", f"Give {wanted}.")

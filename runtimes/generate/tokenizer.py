@@ -69,10 +69,10 @@ class Tokenizer:
         return self._tokenizer.token_to_id(self._special.get("bos_token", ""))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; those that open a sequence come with it if asked for.
+        """Return the token ids of a text, with the model's special tokens around it.
 
         Raises:
-            UsageError: PROMPT_NOT_UTF8 if the text holds surrogates, as arguments of other bytes do.
+            UsageError: PROMPT_NOT_UTF8 if the text contains surrogates, as command-line arguments of other bytes do.
         """
         try:
             text.encode("utf-8")
