@@ -1,7 +1,7 @@
-"""Runs the compiler over every causal language model type of transformers, and writes the table of what came of it.
+"""Run the compiler on every causal language model type of transformers, and write a table of the results.
 
 python tests/model_coverage.py --write docs/coverage.md      # all types
-python tests/model_coverage.py llama gemma3_text             # some
+python tests/model_coverage.py llama gemma3_text             # some types
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from llmc.compiler.gate.verify import verify
 from llmc.runtimes.measure.selfcheck import LIMITS
 
 MAX_SEQ_LEN = 64
-LIMIT = 1e-4  # at logits of order one in float32, where reordered sums differ by 1e-6
-SHAPES = ((2, 29), (1, 12), (3, 1))  # none is the one that was captured
-# What has other state than keys and values, or looks ahead.
+LIMIT = 1e-4  # for logits of order one in float32, where reordered sums differ by 1e-6
+SHAPES = ((2, 29), (1, 12), (3, 1))  # all differ from the captured shape
+# For models with state other than keys and values, and for models that are not causal.
 ENGINE_REFUSALS = frozenset({"CACHE_IMPOSSIBLE"})
-# What a user may be told about a model. Any other error is a defect of llmc, not a refusal.
+# Error codes that are valid refusals of a model. Any other error is a defect of llmc.
 REFUSALS = frozenset(
     "CAPTURE_SPECIALIZED CAPTURE_DATA_DEPENDENT CAPTURE_FAILED MASK_UNKNOWN EXPERTS_UNKNOWN NOT_BUILDABLE".split()
 )
@@ -43,7 +43,7 @@ REFUSALS = frozenset(
 
 @dataclass(frozen=True)
 class Engine:
-    """What came of compiling for ONNX Runtime: the gate's worst error, or a refusal."""
+    """Result of compiling for ONNX Runtime: the gate's worst error, or a refusal."""
 
     error: float | None = None
     code: str = ""
@@ -51,6 +51,7 @@ class Engine:
 
     @property
     def right(self) -> bool:
+        """True if the error is within the gate's limit, or the refusal is a valid one."""
         if self.error is None:
             return self.code in ENGINE_REFUSALS
         return self.error <= LIMITS["fp32"].model
@@ -58,7 +59,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one model type: an error against eager, or a refusal."""
+    """Result for one model type: an error against eager, or a refusal."""
 
     model_type: str
     error: float | None = None  # worst absolute difference of logits over all shapes
@@ -79,12 +80,12 @@ class Outcome:
 
     @property
     def right(self) -> bool:
-        """Captured and compiled, or refused, each for a reason that a user may be told."""
+        """True if the model is captured and compiled, or refused for a valid reason."""
         return self.refused or (self.captured and (self.engine is None or self.engine.right))
 
 
 def eager_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """What transformers itself computes, positions given as the program gets them."""
+    """Compute the logits with transformers, on the same positions as the program's."""
     arguments: dict[str, object] = {"input_ids": tokens}
     parameters = inspect.signature(model.forward).parameters
     if "position_ids" in parameters and model.config.model_type not in WRONG_POSITION_IDS:
@@ -100,7 +101,7 @@ def positions_of(tokens: Tensor) -> Tensor:
 
 
 def difference(program: llmc.Program, model: PreTrainedModel, shapes: Sequence[tuple[int, int]] = SHAPES) -> float:
-    """The worst absolute difference of logits between program and eager over some shapes."""
+    """Compute the worst absolute difference of logits between program and eager over the shapes."""
     worst = 0.0
     for shape in shapes:
         tokens = torch.randint(5, 90, shape, generator=torch.Generator().manual_seed(sum(shape)))
@@ -112,7 +113,7 @@ def difference(program: llmc.Program, model: PreTrainedModel, shapes: Sequence[t
 
 
 def compile_and_check(model: PreTrainedModel, **options: str) -> Engine:
-    """Compile a model and run the gate on what came out: whole prompts, a ragged batch of three, pieces."""
+    """Compile a model and run the gate on the artifact: whole prompts, a ragged batch of three, prompts in pieces."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact"
         try:
@@ -123,10 +124,11 @@ def compile_and_check(model: PreTrainedModel, **options: str) -> Engine:
 
 
 def cover(model_type: str, engine: bool = False) -> Outcome:
-    """Capture the tiny model of a type, bring it to the canonical stage and compare it with eager.
+    """Capture the tiny model of a type up to the canonical stage and compare it with eager.
 
     Args:
-        engine: compile it for ONNX Runtime, too.
+        model_type: the type.
+        engine: also compile it for ONNX Runtime and run the gate.
     """
     start = time.perf_counter()
     if model_type in UNBUILDABLE:
@@ -148,25 +150,25 @@ def cover(model_type: str, engine: bool = False) -> Outcome:
 
 
 def leftovers(program: llmc.Program) -> list[str]:
-    """What the canonicalizing passes saw and left alone, with their reasons: op by op in plain ATen."""
-    found = Counter(f"{record.name}: {m.reason}" for record in program.history for m in record.misses)
-    return [f"{reason} ({n})" for reason, n in sorted(found.items())]
+    """List the misses of the canonicalizing passes, by pass and reason, with their counts."""
+    reasons = Counter(f"{record.name}: {m.reason}" for record in program.history for m in record.misses)
+    return [f"{reason} ({n})" for reason, n in sorted(reasons.items())]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", help="model types; all of them by default")
+    parser.add_argument("types", nargs="*", help="model types; default: all")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="the table to write, as Markdown")
+    parser.add_argument("--write", type=Path, help="Markdown page to write")
     options = parser.parse_args()
     types = options.types or tiny_model_types()
     outcomes = []
-    with Pool(options.jobs, initializer=_take_a_core, initargs=(Value("i", 0),), maxtasksperchild=20) as pool:
+    with Pool(options.jobs, initializer=_use_one_core, initargs=(Value("i", 0),), maxtasksperchild=20) as pool:
         for outcome in pool.imap(_cover_safely, types):
             outcomes.append(outcome)
             shown = f"{outcome.error:.1e}" if outcome.error is not None else f"{outcome.code}: {outcome.reason}"
-            if made := outcome.engine:
-                shown += f"  ort {made.error:.1e}" if made.error is not None else f"  ort {made.code}: {made.reason}"
+            if ort := outcome.engine:
+                shown += f"  ort {ort.error:.1e}" if ort.error is not None else f"  ort {ort.code}: {ort.reason}"
             print(f"{outcome.model_type:28} {outcome.seconds:5.1f} s  {shown}", flush=True)
     captured = [o for o in outcomes if o.captured]
     refused = [o for o in outcomes if o.refused]
@@ -180,8 +182,8 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _take_a_core(taken: Any) -> None:
-    """Keep this worker's threads, torch's and ONNX Runtime's, on one core: more would wait for each other."""
+def _use_one_core(taken: Any) -> None:
+    """Pin this worker, with the threads of torch and ONNX Runtime, to one core. On shared cores they would wait."""
     cores = sorted(os.sched_getaffinity(0))
     with taken.get_lock():
         os.sched_setaffinity(0, {cores[taken.value % len(cores)]})
@@ -193,39 +195,40 @@ def _cover_safely(model_type: str) -> Outcome:
     transformers.logging.set_verbosity_error()
     try:
         return cover(model_type, engine=True)
-    except Exception as error:  # one broken type must not hide the others; it counts as wrong
+    except Exception as error:  # one failing type must not stop the others; it counts as wrong
         return Outcome(model_type, code="CRASHED", reason=f"{type(error).__name__}: {str(error).splitlines()[:1]}")
 
 
 def table(outcomes: Sequence[Outcome], page: str = "") -> str:
-    """The coverage page; rows of `page` for other types are kept."""
-    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
-    rows |= {outcome.model_type: _row(outcome) for outcome in outcomes}
-    rows = {name: rows[name] for name in sorted(rows) if name in tiny_model_types()}
-    refused = sum("| refused |" in row for row in rows.values())
-    compiled = sum("CACHE_IMPOSSIBLE" not in row for row in rows.values()) - refused
+    """Build the coverage page. The lines of `page` for types without an outcome are kept."""
+    lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
+    lines |= {outcome.model_type: _table_line(outcome) for outcome in outcomes}
+    lines = {name: lines[name] for name in sorted(lines) if name in tiny_model_types()}
+    refused = sum("| refused |" in line for line in lines.values())
+    compiled = sum("CACHE_IMPOSSIBLE" not in line for line in lines.values()) - refused
     head = f"""
 # Coverage
 
-Made by `make coverage` (`python tests/model_coverage.py --write docs/coverage.md`). Each causal language model type of
-transformers {transformers.__version__}, with a tiny random config of its own config class, is captured, brought to the
-canonical stage and compared with eager at {len(SHAPES)} shapes other than the captured one (float32, limit {LIMIT:g}
-absolute at the logits, which are of order one); or it is refused, with the code and the reason that a user sees.
+`make coverage` (`python tests/model_coverage.py --write docs/coverage.md`) generates this page. It builds a tiny random
+model of each causal language model type of transformers {transformers.__version__}, captures it and brings it to the
+canonical stage. It then compares the program with eager in float32, at {len(SHAPES)} shapes other than the captured
+one. The limit is an absolute difference of {LIMIT:g} in the logits, which are of order one. A model that can't be
+captured is refused, with the code and the reason that a user sees.
 
-{len(rows) - refused} of {len(rows)} types are captured, canonical and equal to eager; {refused} are refused.
+{len(lines) - refused} of {len(lines)} types are captured, canonical and equal to eager; {refused} are refused.
 
-Each is then compiled for ONNX Runtime in float32 and goes through the gate (whole prompts, a ragged batch of three rows
-token by token, a prompt in pieces; `max_seq_len` {MAX_SEQ_LEN}): the column has the worst error, relative to the
-logits' spread, limit {LIMITS["fp32"].model:g}. {compiled} types compile; the others keep more than keys and values
-between calls, or look ahead, and are refused with `CACHE_IMPOSSIBLE`.
+Each captured model is then compiled for ONNX Runtime in float32 and checked by the gate: whole prompts, a ragged batch
+of three sequences token by token, and a prompt in pieces, with `max_seq_len` {MAX_SEQ_LEN}. The column `onnxruntime`
+has the worst error relative to the logits' spread; the limit is {LIMITS["fp32"].model:g}. {compiled} types compile. The
+others keep state other than keys and values between calls, or are not causal, and are refused with `CACHE_IMPOSSIBLE`.
 
-| model type | worst difference | onnxruntime | ops of the dialect | left as plain ATen, or why it is refused |
+| model type | worst difference | onnxruntime | ops of the dialect | left as plain ATen, or reason of the refusal |
 |---|---|---|---|---|
 """
-    return "\n".join([head.strip(), *rows.values()]) + "\n"
+    return "\n".join([head.strip(), *lines.values()]) + "\n"
 
 
-def _row(outcome: Outcome) -> str:
+def _table_line(outcome: Outcome) -> str:
     if outcome.error is None:
         cells = ["refused", "", "", f"`{outcome.code}` {outcome.reason}"]
     else:

@@ -1,4 +1,4 @@
-"""A third of transformers' causal language models, chosen so that every feature occurs; `make coverage` runs all."""
+"""A third of transformers' causal language models, chosen to cover every feature. `make coverage` runs all."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ minicpm3 mistral mixtral modernbert-decoder mpt nanochat nemotron olmo olmo2 olm
 qwen2_moe qwen3 mamba2 recurrent_gemma roberta rwkv smollm3 stablelm starcoder2 whisper xglm
 """.split()
 
-# What a canonical program of these families must not hold: all of it has an op of the dialect.
+# Ops that canonical programs of these families must not contain, because the dialect's ops replace them.
 RAW = {
     f"aten.{name}"
     for name in "rsqrt mean pow sin cos silu gelu sigmoid tanh layer_norm rms_norm linear embedding "
     "scaled_dot_product_attention bmm matmul neg view_as_complex addmm".split()
 }
 FAMILIES = ["llama", "qwen3", "gemma3_text", "phi3", "gpt_neox", "opt", "mixtral", "gpt_oss", "deepseek_v3"]
-# Their own arithmetic, which no op of the dialect stands for: gates that score experts, and MLPs without a gate.
+# Exceptions without an op in the dialect: gates that score experts, and MLPs without a gate.
 ALLOWED = {"deepseek_v3": {"aten.sigmoid"}, "gpt_neox": {"aten.gelu"}}
 
 
 @pytest.mark.parametrize("model_type", THIRD)
-def test_is_equal_to_eager_or_refused_for_a_reason(model_type: str) -> None:
+def test_a_type_equals_eager_or_is_refused_with_a_reason(model_type: str) -> None:
     outcome = cover(model_type)
     if outcome.error is None:
         assert outcome.code in REFUSALS, outcome
         assert outcome.reason
-        assert f"| {model_type} | refused |" in _page(), "a type that was captured is refused now: see docs/coverage.md"
+        assert f"| {model_type} | refused |" in _page(), "docs/coverage.md lists it as captured"
     else:
         assert outcome.error <= LIMIT
 
 
-def test_every_type_stands_in_the_table_and_at_least_120_are_captured() -> None:
-    rows = [line.split("|")[1:3] for line in _page().splitlines() if line.startswith("| ")][1:]
-    status = {name.strip(): state.strip() for name, state in rows}
-    # An older transformers than the table's lists fewer types, a newer one more: those wait for `make coverage`.
+def test_the_page_lists_every_type_and_at_least_120_are_captured() -> None:
+    cells = [line.split("|")[1:3] for line in _page().splitlines() if line.startswith("| ")][1:]
+    status = {name.strip(): state.strip() for name, state in cells}
+    # An older transformers than the page's has fewer types. A newer one has types that `make coverage` will add.
     if _numbers(transformers.__version__) <= _numbers(_page().partition("transformers ")[2].split(",")[0]):
         assert set(tiny_model_types()) <= set(status)
     assert sum(state != "refused" for state in status.values()) >= 120
     refusals = [line.split("`")[1] for line in _page().splitlines() if "| refused |" in line]
-    assert set(refusals) <= REFUSALS, "an internal error is no refusal"
+    assert set(refusals) <= REFUSALS, "an internal error is not a refusal"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -67,14 +67,14 @@ def _page() -> str:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_nothing_is_left_raw(model_type: str) -> None:
+def test_canonical_programs_have_no_ops_that_the_dialect_replaces(model_type: str) -> None:
     ops = llmc.capture(tiny_model(model_type), max_seq_len=MAX_SEQ_LEN).ops()
     assert not (RAW - ALLOWED.get(model_type, set())) & set(ops)
     assert ops["llmc.attention"] == 2 or model_type in ("gemma3_text",)
 
 
 def _change(op: object, name: str, to: Callable[[object], object]) -> Callable[[llmc.Program], None]:
-    """Plant another value of an argument in every call of an op that gives one."""
+    """Return a function that changes an argument in every call of an op that has one."""
 
     def plant(program: llmc.Program) -> None:
         for node in program.nodes:
@@ -94,13 +94,13 @@ def _change_weight(op: object, name: str) -> Callable[[llmc.Program], None]:
 
 
 def _other_theta(program: llmc.Program) -> None:
-    """Tables as of a rope whose base is another: every angle but the first grows or shrinks."""
+    """Change the first rope's tables to those of another base: all angles change, except the first of each position."""
     for node in program.nodes:
         if is_op(node, rope):
             cos, sin = (str(arguments(node)[name].target) for name in ("cos", "sin"))
             angles = torch.atan2(program.weights[sin].evaluate(), program.weights[cos].evaluate())
-            width = angles.shape[1]
-            angles = angles * 1.1 ** (torch.arange(width) / width)
+            channels = angles.shape[1]
+            angles = angles * 1.1 ** (torch.arange(channels) / channels)
             program.weights[cos], program.weights[sin] = constant(angles.cos(), "cos"), constant(angles.sin(), "sin")
             return
 
@@ -122,7 +122,7 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("model_type", "plant"), PLANTED)
-def test_a_planted_error_is_seen(model_type: str, plant: Callable[[llmc.Program], None]) -> None:
+def test_a_planted_error_is_detected(model_type: str, plant: Callable[[llmc.Program], None]) -> None:
     model = tiny_model(model_type)
     program = llmc.capture(model, max_seq_len=MAX_SEQ_LEN)
     assert difference(program, model) <= LIMIT

@@ -1,8 +1,8 @@
-"""The demo in other runtimes: the same greedy tokens for every prompt. `make interop` runs it.
+"""Check that other runtimes generate the same greedy tokens as llmc for the demo. `make interop` runs it.
 
-transformers runs the model that the artifact was made from, in this environment; the others run the artifact's own
-folder, each in an environment of its own under .cache/interop, with the pins of its requirements file here. lm-eval
-asks the artifact what it asks the model.
+transformers runs the original model in this environment. The other runtimes run the artifact's folder, each in its own
+environment under .cache/interop, with the pins of its requirements file next to this script. lm-eval evaluates both
+the artifact and the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPTS = [
     "1, 2, 3, 4,",
     "The three laws of motion say that",
 ]
-# Scheme of the artifact, and which runtimes it is held against: Optimum drives a graph with caches that grow.
+# The runtimes to compare for each scheme. Optimum needs the fp32 artifact, whose caches grow.
 CASES = {"fp32": ("transformers", "genai", "optimum"), "int8": ("genai",), "int4": ("genai",)}
 
 
@@ -41,15 +41,17 @@ def main() -> int:
         llmc.compile("demo", folder, quantize=None if scheme == "fp32" else scheme, max_seq_len=256)
         llm = llmc.LLM(folder)
         prompts = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
-        wanted = greedy(llm, prompts)
+        expected = greedy(llm, prompts)
         for runtime in runtimes:
             got = other_greedy(runtime, demo_path() if runtime == "transformers" else folder, prompts)
-            same = [mine == other for mine, other in zip(wanted, got, strict=True)]
-            print(f"{scheme:5} {runtime:13} the same {COUNT} tokens for {sum(same)} of {len(same)} prompts", flush=True)
-            for prompt, mine, other in zip(PROMPTS, wanted, got, strict=True):
-                if mine != other:
-                    place = next(i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
-                    failed.append(f"{scheme} in {runtime}: {prompt!r} goes on differently from token {place + 1} on")
+            equal = [ours == theirs for ours, theirs in zip(expected, got, strict=True)]
+            print(
+                f"{scheme:5} {runtime:13} the same {COUNT} tokens for {sum(equal)} of {len(equal)} prompts", flush=True
+            )
+            for prompt, ours, theirs in zip(PROMPTS, expected, got, strict=True):
+                if ours != theirs:
+                    first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+                    failed.append(f"{scheme} in {runtime}: {prompt!r} differs, first at token {first + 1}")
     failed += differing_answers(CACHE / "demo-fp32", demo_path())
     for line in failed:
         print(line)
@@ -57,46 +59,48 @@ def main() -> int:
 
 
 def greedy(llm: llmc.LLM, prompts: list[list[int]]) -> list[list[int]]:
-    """What llmc itself generates; the end of text is kept out, as the others keep it out of what is too short."""
-    never = dict.fromkeys(llm.tokenizer.eos_ids, -1e9)
-    params = llmc.SamplingParams(max_tokens=COUNT, logit_bias=never)
+    """Generate with llmc. End-of-text tokens are suppressed, as the minimum length does in the other runtimes."""
+    no_eos = dict.fromkeys(llm.tokenizer.eos_ids, -1e9)
+    params = llmc.SamplingParams(max_tokens=COUNT, logit_bias=no_eos)
     return [list(llm.generate(prompt, params)[0].token_ids) for prompt in prompts]
 
 
 def other_greedy(runtime: str, model: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """What another runtime generates."""
-    return said_by(runtime, model, json.dumps(prompts), str(COUNT))
+    """Generate with another runtime."""
+    return output_of(runtime, model, json.dumps(prompts), str(COUNT))
 
 
 def differing_answers(folder: Path, model: Path) -> list[str]:
-    """Where lm-eval hears another answer from an artifact than from its model."""
-    pairs = list(zip(*said_by("lm_eval", folder, model), strict=True))
-    different = [f"lm_eval: {mine} of the artifact, {its} of the model" for mine, its in pairs if not same(mine, its)]
+    """List the lm-eval answers in which an artifact differs from its model."""
+    pairs = list(zip(*output_of("lm_eval", folder, model), strict=True))
+    different = [
+        f"lm_eval: {ours} of the artifact, {theirs} of the model" for ours, theirs in pairs if not same(ours, theirs)
+    ]
     print(
         f"fp32  lm_eval       the same answers to {len(pairs) - len(different)} of {len(pairs)} questions", flush=True
     )
     return different
 
 
-def same(mine: Any, its: Any) -> bool:
-    """A text; a log probability; or one, and whether it is the likeliest."""
-    if isinstance(mine, list):
-        return mine[1] == its[1] and same(mine[0], its[0])
-    return mine == its if isinstance(mine, str) else abs(mine - its) < 1e-3
+def same(ours: Any, theirs: Any) -> bool:
+    """True if two answers agree: a text, a log probability, or a log probability with a flag for the likeliest."""
+    if isinstance(ours, list):
+        return ours[1] == theirs[1] and same(ours[0], theirs[0])
+    return ours == theirs if isinstance(ours, str) else abs(ours - theirs) < 1e-3
 
 
-def said_by(runtime: str, *arguments: str | Path) -> Any:
-    """The last line that a runtime's script prints."""
-    done = subprocess.run(
+def output_of(runtime: str, *arguments: str | Path) -> Any:
+    """Run a runtime's script and parse the last line that it prints."""
+    process = subprocess.run(
         [environment(runtime), HERE / f"with_{runtime}.py", *arguments], capture_output=True, text=True
     )
-    if done.returncode:
-        raise SystemExit(f"{runtime} does not run {arguments[0]}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise SystemExit(f"{runtime} can't run {arguments[0]}:\n{process.stderr[-2000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def environment(runtime: str) -> Path:
-    """The interpreter with a runtime's pins, made where it is missing; this one where a runtime has none."""
+    """The interpreter of a runtime's environment, created if needed. Without a requirements file, this one."""
     requirements = HERE / f"{runtime}.txt"
     if not requirements.exists():
         return Path(sys.executable)
@@ -104,7 +108,7 @@ def environment(runtime: str) -> Path:
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists() or ready.read_text() != requirements.read_text():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        # From here, for one of them names this checkout.
+        # Run in this folder: one requirements file refers to this checkout by a relative path.
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True, cwd=HERE)
         ready.write_text(requirements.read_text())
     return python

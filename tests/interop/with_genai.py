@@ -12,15 +12,15 @@ model = og.Model(folder)
 
 def greedy(prompt: list[int]) -> list[int]:
     params = og.GeneratorParams(model)
-    # It stops at the end of text; a lower bound of the length keeps it going.
+    # Without a minimum length, it stops at an end-of-text token.
     params.set_search_options(max_length=len(prompt) + count, min_length=len(prompt) + count, do_sample=False)
     generator = og.Generator(model, params)
     generator.append_tokens(np.array([prompt], np.int32))
-    made: list[int] = []
-    while len(made) < count:
+    tokens: list[int] = []
+    while len(tokens) < count:
         generator.generate_next_token()
-        made.append(int(generator.get_next_tokens()[0]))
-    return made
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return tokens
 
 
 print(json.dumps([greedy(prompt) for prompt in prompts]))

@@ -1,7 +1,7 @@
-"""lm-eval over an artifact and over its model by lm-eval's own class for transformers: what each answered.
+"""Run lm-eval on an artifact, and on its model with lm-eval's own class for transformers.
 
-`python with_lm_eval.py FOLDER FILE.gguf` prints a JSON list of answers for each of the two. Every kind of question is
-asked: which end is likeliest, how likely a whole text is, how a text goes on.
+`python with_lm_eval.py FOLDER FILE.gguf` prints two JSON lists of answers. The tasks cover every kind of request: the
+likeliest ending, the likelihood of a whole text, and the continuation of a text.
 """
 
 import json
@@ -49,20 +49,20 @@ KINDS = {
 
 def main() -> None:
     folder, file = sys.argv[1], Path(sys.argv[2])
-    with tempfile.TemporaryDirectory() as made:
-        data = Path(made, "lines.jsonl")
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary, "lines.jsonl")
         data.write_text("\n".join(map(json.dumps, LINES)))
-        given = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
-        tasks = [{"task": name, **given, **kind} for name, kind in KINDS.items()]
-        theirs = {"pretrained": str(file.parent), "gguf_file": file.name, "dtype": "float32", "device": "cpu"}
-        both = [answers(harness(folder), None, tasks), answers("hf", theirs, tasks)]
+        dataset = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+        tasks = [{"task": name, **dataset, **kind} for name, kind in KINDS.items()]
+        model = {"pretrained": str(file.parent), "gguf_file": file.name, "dtype": "float32", "device": "cpu"}
+        both = [answers(harness(folder), None, tasks), answers("hf", model, tasks)]
     print(json.dumps(both))
 
 
 def answers(model: object, arguments: dict[str, str] | None, tasks: list[dict[str, object]]) -> list[object]:
-    """All that a model said, in the order of the questions."""
-    found = lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=tasks, log_samples=True)
-    return [said for name in KINDS for sample in found["samples"][name] for (said,) in sample["resps"]]
+    """Return all answers of a model, in the order of the questions."""
+    results = lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=tasks, log_samples=True)
+    return [answer for name in KINDS for sample in results["samples"][name] for (answer,) in sample["resps"]]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 file, prompts, count = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-made = []
+generated = []
 for prompt in prompts:
     out = model.generate(torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False)
-    made.append(out[0, len(prompt) :].tolist())
-print(json.dumps(made))
+    generated.append(out[0, len(prompt) :].tolist())
+print(json.dumps(generated))

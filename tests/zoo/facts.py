@@ -1,4 +1,4 @@
-"""What the rules of `shrink` can't know: attributes of single configs, and types that no tiny model stands for."""
+"""Facts about single model types that the rules of `shrink` can't know, and types without a tiny model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16}
 _ATTENTION_PAIR = ["sliding_attention", "full_attention"]
 
-# By the config's own model_type, so that a composite's text part is found too. Each line has one of three reasons:
-# the class' defaults don't make a model; its attributes must agree with each other; or its defaults leave out the
-# very thing that the family is known for.
+# Keyed by the config's own model_type, so that the text part of a composite config is found too. Each entry has one of
+# three reasons: attributes must agree with each other; the class's defaults don't give a working model; or the
+# defaults leave out the characteristic feature of the family.
 EXTRA: dict[str, dict[str, Any]] = {
-    # Agreement.
+    # Attributes that must agree.
     "falcon_h1": {
         **_MAMBA2,
         "mamba_d_ssm": 128,
@@ -20,7 +20,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16},
-    "longcat_flash": {"head_dim": 8},  # the width of rope, hence that of qk_rope_head_dim
+    "longcat_flash": {"head_dim": 8},  # the size of rope, equal to qk_rope_head_dim
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "reformer": {
         "axial_pos_embds_dim": (32, 32),
@@ -28,7 +28,7 @@ EXTRA: dict[str, dict[str, Any]] = {
         "attn_layers": ["local", "lsh"],
         "hash_seed": 0,
     },
-    "gemma3n_text": {  # the layers that share keys and values need one of each kind before them
+    "gemma3n_text": {  # layers that share keys and values need an earlier layer of each kind
         "num_hidden_layers": 4,
         "layer_types": _ATTENTION_PAIR * 2,
         "num_kv_shared_layers": 2,
@@ -38,7 +38,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "dory": {  # layers before, within and behind the loop; vectors kept as multiples of a scale that noise would drown
+    "dory": {  # layers before, in and after the loop; a small init would make its vectors smaller than the noise
         "num_hidden_layers": 4,
         "layer_types": _ATTENTION_PAIR * 2,
         "n_input_layers": 1,
@@ -60,7 +60,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "laguna": {"layer_types": _ATTENTION_PAIR, "num_attention_heads_per_layer": [4, 2]},
     "helium": {"head_dim": 16},  # its output projection is square
     "minicpm3": {"dim_model_base": 32},
-    # No model without.
+    # Defaults that don't give a working model.
     "dbrx": {
         "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 1.5},
         "ffn_config": {"moe_top_k": 2},
@@ -82,7 +82,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "xmod": {"default_language": "en_XX"},
-    "musicgen_decoder": {"num_codebooks": 1},  # rows of the input are codebooks of one sequence
+    "musicgen_decoder": {"num_codebooks": 1},  # its batch entries are the codebooks of one sequence
     "musicgen_melody_decoder": {"num_codebooks": 1},
     "xlm": {"causal": True},
     "xlnet": {"attn_type": "uni"},
@@ -98,14 +98,14 @@ EXTRA: dict[str, dict[str, Any]] = {
         "make_ngram_vocab_size_divisible_by": 8,
         "split_ngram_parts": 2,
     },
-    # Known for.
+    # Characteristic features that the defaults leave out.
     "lfm2": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
     "inkling_text": {"log_scaling_n_floor": 6},
     "minimax": dict.fromkeys(
         [f"{kind}_{factor}_factor" for kind in ("full_attn", "linear_attn", "mlp") for factor in ("alpha", "beta")], 0.8
     ),
-    "blt": {"patching_threshold": 4.1},  # amid the entropies of random logits: some bytes end a patch, some do not
+    "blt": {"patching_threshold": 4.1},  # a typical entropy of random logits: some bytes end a patch, some don't
     "glm_moe_dsa": {"indexer_types": ["full", "shared"]},
     "flint": {"mlp_only_layers": [0]},
     "mellum": {"layer_types": _ATTENTION_PAIR},
@@ -126,14 +126,14 @@ EXTRA: dict[str, dict[str, Any]] = {
     },
 }
 
-_DRAFT_HEAD = "a draft head, no model of its own: forward wants the target's hidden states and its keys and values"
+_DRAFT_HEAD = "a draft head, not a complete model: forward needs the target model's hidden states, keys and values"
 UNBUILDABLE: dict[str, str] = {
-    "gemma3n": "its vision tower is a timm model: needs the packages timm and pillow (its text part is gemma3n_text)",
+    "gemma3n": "its vision tower needs the packages timm and pillow (its text part is gemma3n_text)",
     "gemma4_assistant": _DRAFT_HEAD,
     "gemma4_unified_assistant": _DRAFT_HEAD,
 }
 
-# Types whose forward names position_ids but can't take them.
+# Types whose forward has an argument position_ids that does not work.
 WRONG_POSITION_IDS: dict[str, str] = {
-    "reformer": "padding to a whole chunk computes the padded position_ids from a length that it has changed already",
+    "reformer": "it pads to a whole chunk and computes the padded position_ids from the wrong, already padded length",
 }

@@ -1,4 +1,4 @@
-"""Shrinks any Hugging Face config by what its attributes are called, not by what family it belongs to."""
+"""Shrink any Hugging Face config by rules on its attributes' names, without knowing the model family."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import PreTrainedConfig
 from .facts import EXTRA
 
 VOCAB = 96
-# Ordinary tokens lie in [FIRST_TOKEN, LAST_TOKEN); below are pad, bos and eos, above the marks of images and sounds.
+# Ordinary tokens are in [FIRST_TOKEN, LAST_TOKEN). Lower ids are pad, bos and eos; higher ids mark images and sounds.
 FIRST_TOKEN, LAST_TOKEN = 3, 72
 
-# First match wins. A count or size becomes the smaller of its default and the value here: one group or one kv head
-# in the default is a feature of the family, and stays.
+# The first matching pattern applies. A count or size becomes the minimum of its default and the value here, because a
+# default of one group or one kv head is a feature of the family.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"(\w*_)?vocab_size(_\w+)?|ngram_vocab_size_base|\w*_byte_group_vocab", VOCAB),
     (r"hidden_size_per_layer_input|\w*d_rel", 16),
@@ -24,9 +24,9 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"\w*(intermediate_size|intermediate_size_mlp|ffn_dim|ffn_hidden_size|mid_dim|mlp_dim|feed_forward_size)", 48),
     (r"n_inner|dff|dim_ff|d_inner", 48),
     (r"\w*(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups|linear_num_key_heads)", 2),
-    (r"mamba_(n|num)_heads", 8),  # times a head of 16: the inner width of 128 that most validate
+    (r"mamba_(n|num)_heads", 8),  # 8 heads of 16 give the inner size of 128 that most configs check
     (r"\w*(num_attention_heads|attention_heads|n_heads?|num_heads|num_value_heads)", 4),
-    (r"head_dim", 32),  # heads times this differs from the hidden size, as in many families
+    (r"head_dim", 32),  # heads * head_dim differs from the hidden size, as in many families
     (r"\w*qk_rope_head_dim|rotary_dim", 8),
     (r"\w*(head_dim|headdim|d_head|head_size|dim_head|kv_channels)", 16),
     (r"\w*(lora_rank|laurel_rank|adapter_rank|norm_rank|hc_lowrank|time_step_rank|dt_rank)", 16),
@@ -37,7 +37,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"num_experts_per_tok(en)?|\w*moe_(k|topk)|moe_top_k|top_k_experts", 2),
     (r"n_group|n_groups|num_expert_group|mamba_n_?groups|o_groups|hc_count|hc_mult", 2),
     (r"topk_group|num_mem_blocks|\w*num_shared_experts|n_shared_experts|zero_expert_num|expert_layer_offset", 1),
-    # Smaller than a test's sequence, or a forgotten window would go unseen.
+    # Shorter than a test's sequence; otherwise a missing window would not change the result.
     (r"\w*(sliding_window|window_size|window_len|chunk_size|chunk_length|block_size|local_attention)", 6),
     (r"floor_scale|log_scaling_n_floor", 6),
     (r"index_topk", 4),
@@ -46,8 +46,8 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"\w*num_buckets|image_size|rel_extent|\w*(conv|out|output)_channels?", 16),
     (r"\w*layer_period", 2),
 )
-# A factor whose default is one, a cap far above what tiny models reach, and an eps far below, would hide that a
-# compiler gets them wrong.
+# With the defaults, a compiler could get these wrong without a visible effect: factors of one, caps far above and eps
+# far below the values of a tiny model.
 _VALUES: tuple[tuple[str, float], ...] = (
     (r"\w*soft_?cap(ping)?", 2.0),
     (r"swiglu_limit", 0.5),
@@ -57,17 +57,17 @@ _VALUES: tuple[tuple[str, float], ...] = (
     (r"logit_scale", 0.5),
     (r"\w*(eps|epsilon)", 0.02),
 )
-# None in some defaults although the model computes with the number.
-_NUMBERS_LEFT_OUT = {"head_dim": 32, "num_key_value_heads": 2}
+# None in some default configs, although the model uses a number.
+_NUMBERS_IF_NONE = {"head_dim": 32, "num_key_value_heads": 2}
 _FIRST_TOKEN_IDS = {"pad": 0, "bos": 1, "eos": 2, "decoder_start": 1, "forced_eos": 2, "forced_bos": 1}
 
 
 def shrink(default: PreTrainedConfig, extra: dict[str, Any] | None = None) -> PreTrainedConfig:
-    """A tiny config of `default`'s class, keeping every kind of layer that `default` has.
+    """Build a tiny config of `default`'s class that has every kind of layer of `default`.
 
     Args:
         default: the config to shrink; it is not changed.
-        extra: attributes that win over the rules and over `EXTRA`; for a sub-config, a dict of its own.
+        extra: attributes that override the rules and `EXTRA`; for a sub-config, a nested dict.
     """
     extra = EXTRA.get(default.model_type, {}) | (extra or {})
     raw = {f.name: f.default for f in dataclasses.fields(type(default))}
@@ -79,8 +79,8 @@ def shrink(default: PreTrainedConfig, extra: dict[str, Any] | None = None) -> Pr
     marks = iter(range(VOCAB - 1, LAST_TOKEN, -1))
     for name in raw:
         value = _read(default, name)
-        if name in _NUMBERS_LEFT_OUT and value is None:
-            changes[name] = _NUMBERS_LEFT_OUT[name]
+        if name in _NUMBERS_IF_NONE and value is None:
+            changes[name] = _NUMBERS_IF_NONE[name]
         elif name in base or value is None:
             continue
         elif isinstance(value, PreTrainedConfig):
@@ -104,21 +104,21 @@ def shrink(default: PreTrainedConfig, extra: dict[str, Any] | None = None) -> Pr
 
 
 def _read(config: PreTrainedConfig, name: str) -> Any:
-    """The stored attribute, past the guard that a config with differing layers puts before it."""
+    """Read a stored attribute directly. Configs with different layers refuse the normal access."""
     return vars(config).get(type(config).attribute_map.get(name, name))
 
 
 def _is_per_layer(values: list[Any]) -> bool:
-    """One value for each layer, rather than the ids of all layers."""
+    """True if a list has one value per layer. False if it lists the ids of all layers."""
     return values != list(range(len(values)))
 
 
 def _representative_layers(config: PreTrainedConfig, depth: Any) -> list[int]:
-    """The first layers that show a new value in some per-layer list, and at least two."""
-    columns = [v for v in vars(config).values() if isinstance(v, list) and len(v) == depth and _is_per_layer(v)]
-    if not columns:
+    """Choose every layer that has a new value in some per-layer list, and at least two layers."""
+    lists = [v for v in vars(config).values() if isinstance(v, list) and len(v) == depth and _is_per_layer(v)]
+    if not lists:
         return [0, 1]
-    chosen = [i for i in range(depth) if any(column.index(column[i]) == i for column in columns)]
+    chosen = [i for i in range(depth) if any(values.index(values[i]) == i for values in lists)]
     return chosen if len(chosen) > 1 else [0, 1]
 
 
@@ -140,7 +140,7 @@ def _shrink_value(name: str, value: Any) -> dict[str, Any]:
 
 
 def _shrink_rope(rope: dict[str, Any]) -> dict[str, Any]:
-    """The same rope scaling, from a training length so short that a test's few positions feel it."""
+    """Shorten a rope scaling's original training length, so that it has an effect at a test's few positions."""
     rope = copy.deepcopy(rope)
     for part in (rope, *(v for v in rope.values() if isinstance(v, dict))):
         if "original_max_position_embeddings" in part:

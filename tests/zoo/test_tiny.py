@@ -1,4 +1,4 @@
-"""The zoo's promises: valid configs, every kind of layer, no trivial weight, and models that run and look back only."""
+"""The tiny models: valid configs, every kind of layer, no trivial weight, and causal models that run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from zoo.facts import UNBUILDABLE
 from zoo.tiny import forward_ok, model_class, tiny_config, tiny_model, tiny_model_types
 
-# A window, sinks with experts, alibi, latent attention, encoder-born, a decoder cut from a pair, a state, composite.
+# Window; sinks and experts; alibi; latent attention; an encoder run as a decoder; the decoder of an encoder-decoder
+# pair; a recurrent state; a composite config.
 REPRESENTATIVE = ["mistral", "gpt_oss", "bloom", "deepseek_v3", "bert", "bart", "jamba", "gemma3"]
 
 
 @pytest.mark.parametrize("model_type", REPRESENTATIVE)
-def test_a_tiny_model_runs_and_looks_back_only(model_type: str) -> None:
+def test_a_tiny_model_runs_and_is_causal(model_type: str) -> None:
     model = tiny_model(model_type)
     forward = forward_ok(model_type, model)
     assert forward.causal
@@ -31,7 +32,7 @@ def test_no_parameter_is_trivial(model_type: str) -> None:
     assert not [name for name, t in tensors.items() if t.numel() > 1 and t.unique().numel() < t.numel() // 2]
 
 
-def test_weights_are_the_same_each_time_and_the_global_seed_stays() -> None:
+def test_weights_are_reproducible_and_the_global_seed_is_kept() -> None:
     torch.manual_seed(1)
     first, before = tiny_model("mamba").state_dict(), torch.random.get_rng_state()
     torch.manual_seed(2)
@@ -52,7 +53,7 @@ def test_weights_are_the_same_each_time_and_the_global_seed_stays() -> None:
         ("granite", "residual_multiplier", 1.0),
     ],
 )
-def test_an_ignored_feature_would_show(model_type: str, attribute: str, other: float) -> None:
+def test_ignoring_a_feature_changes_the_logits(model_type: str, attribute: str, other: float) -> None:
     model, config = tiny_model(model_type), tiny_config(model_type)
     setattr(config, attribute, other)
     without = model_class(model_type)._from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
@@ -61,21 +62,21 @@ def test_an_ignored_feature_would_show(model_type: str, attribute: str, other: f
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
-def test_every_listed_type_has_a_config_with_all_its_kinds_of_layers_or_a_reason() -> None:
+def test_every_type_has_a_config_with_all_its_kinds_of_layers_or_a_reason() -> None:
     for model_type in tiny_model_types():
         if UNBUILDABLE.get(model_type):
             continue
         config = tiny_config(model_type)
         text = config.get_text_config(decoder=True)
         assert text.vocab_size <= 96, model_type
-        depth = getattr(text, "num_hidden_layers", 2)  # blt counts layers in its four parts
-        assert 2 <= depth <= (16 if model_type == "hrm_text" else 4), model_type  # whose few layers run in cycles
+        depth = getattr(text, "num_hidden_layers", 2)  # blt has separate counts for its four parts
+        assert 2 <= depth <= (16 if model_type == "hrm_text" else 4), model_type  # hrm_text repeats few layers
         default = CONFIG_MAPPING[model_type]().get_text_config(decoder=True)
         for kinds in ("layer_types", "mlp_layer_types"):
             missing = set(getattr(default, kinds, None) or ()) - set(getattr(text, kinds, None) or ())
             assert not missing, f"{model_type}: {missing}"
 
 
-def test_a_draft_head_is_refused_for_the_reason_given() -> None:
+def test_draft_heads_need_the_target_models_states() -> None:
     for model_type in {"gemma4_assistant", "gemma4_unified_assistant"} & set(tiny_model_types()):
         assert "shared_kv_states" in inspect.signature(model_class(model_type).forward).parameters

@@ -1,4 +1,4 @@
-"""One tiny random model for each causal language model that transformers lists."""
+"""One tiny random model for each type of causal language model in transformers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ __all__ = ["UNBUILDABLE", "Forward", "forward_ok", "tiny_config", "tiny_model", 
 
 @dataclass(frozen=True)
 class Forward:
-    """What one eager forward showed."""
+    """The result of an eager forward.
 
-    logits: torch.Tensor  # [B, S, V]
+    Attributes:
+        logits: float32 [B, S, V].
+        causal: True if logits don't depend on later tokens.
+        takes_position_ids: True if the model was called with position_ids.
+    """
+
+    logits: torch.Tensor
     causal: bool
     takes_position_ids: bool
 
@@ -41,29 +47,29 @@ def model_class(model_type: str) -> type[PreTrainedModel]:
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
-    """A tiny config that `model_class(model_type)` accepts: the text part where the class wants no more."""
+    """A tiny config for `model_class(model_type)`. If the class takes only the text config, it is that part."""
     default = CONFIG_MAPPING[model_type]()
-    wanted = model_class(model_type).config_class or PreTrainedConfig
-    if not isinstance(default, wanted):
-        default = next((part for part in vars(default).values() if isinstance(part, wanted)), default)
+    accepted = model_class(model_type).config_class or PreTrainedConfig
+    if not isinstance(default, accepted):
+        default = next((part for part in vars(default).values() if isinstance(part, accepted)), default)
     return shrink(default)
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:
-    """The tiny model of `model_type`, float32, in eval mode, the same weights each time."""
+    """Build the tiny model of a type, in float32 and eval mode, with the same weights on every call."""
     seed = zlib.crc32(model_type.encode())
     config = tiny_config(model_type)
     config._experts_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Eager attention is the one implementation that does all that a family asks for: caps and sinks too.
+        # Only eager attention supports all features of all families, including softcaps and sinks.
         model = model_class(model_type)._from_config(config, attn_implementation="eager", dtype=torch.float32)
     randomize(model, seed)
     return model.eval()
 
 
 def forward_ok(model_type: str, model: PreTrainedModel | None = None) -> Forward:
-    """Run the tiny model on tokens [2, 13], and again with another last token to see whether it is causal."""
+    """Run the tiny model on tokens [2, 13], and again with another last token to test if it is causal."""
     model = tiny_model(model_type) if model is None else model
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(FIRST_TOKEN, LAST_TOKEN, (2, 13), generator=generator)

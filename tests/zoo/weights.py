@@ -1,4 +1,4 @@
-"""Random weights in which no parameter is trivial: none is all zero, all one or the same everywhere."""
+"""Random weights without trivial parameters, that is, without constant ones such as all zeros or all ones."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 import torch
 from torch import nn
 
-# Recurrences whose decay must keep its sign and size: what the family's own init chose, with noise.
+# Decay parameters of recurrences. They must keep their sign and size, so they are the family's own init plus noise.
 _DECAY = re.compile(r"A_log|dt_bias|time_decay|a_param|\bD$|igate|fgate")
 _NOISE = 0.2
 
 
 def randomize(model: nn.Module, seed: int) -> None:
-    """Fill `model` in place: matrices at unit gain, and everything else its own init plus noise.
+    """Fill `model` in place: matrices get random values of unit gain, everything else its own init plus noise.
 
-    Noise on top of the init keeps what a vector means (a norm weight about one, or about zero where the model adds
-    the one) and makes leaving it out visible.
+    With init plus noise, a vector keeps its purpose: a norm weight stays near one, or near zero if the model adds
+    one. Ignoring the vector still changes the result.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -32,7 +32,7 @@ def randomize(model: nn.Module, seed: int) -> None:
             constant = bool((tensor == tensor.flatten()[0]).all())
             if is_parameter and tensor.ndim >= 2 and not constant and not _DECAY.search(name):
                 tensor.copy_(normal(tensor) * _fan_in(model, name, tensor) ** -0.5)
-            elif is_parameter or (constant and tensor.abs().max() < 1e3):  # a mask's huge constant is no weight
+            elif is_parameter or (constant and tensor.abs().max() < 1e3):  # a huge constant is a mask, not a weight
                 tensor.add_(normal(tensor) * _NOISE)
 
 
