@@ -77,7 +77,7 @@ def _make_variant(variant: Variant, hf: Path, target: Path, cache: Path) -> Path
 def _key(engine: str) -> str:
     """Names what makes an engine's files: the recipe, and the versions behind it or llmc's own sources."""
     root = Path(llmc.__file__).parent
-    rooms = (root / room for room in ("compiler", "kernels", "passes", "runtimes"))
+    rooms = (root / room for room in ("compiler", "ir", "kernels", "passes", "runtimes"))
     ours = sorted(path for room in rooms for path in room.rglob("*.py"))
     behind = ours if engine == "llmc" else requirements(engine)
     digest = hashlib.sha256(inspect.getsource(_RECIPES[engine]).encode())

@@ -23,12 +23,13 @@ from llmc.runtimes.measure.evaluate import ReferencePredictions, evaluate
 from llmc.runtimes.measure.texts import read_text
 from llmc.runtimes.measure.windows import Window, cut_windows, opening
 
-_PACKAGE = Path(llmc.__file__).parent
+PACKAGE = Path(llmc.__file__).parent
 # What a measurement depends on, whoever is measured.
 _RULER = [
     HERE / "quality_pipe.py",
-    *(_PACKAGE / "runtimes" / f"{name}.py" for name in ("evaluate", "windows", "texts", "tokenizer")),
-    _PACKAGE / "compiler" / "ruler.py",
+    *(PACKAGE / "runtimes" / "measure" / f"{name}.py" for name in ("evaluate", "windows", "texts")),
+    PACKAGE / "runtimes" / "generate" / "tokenizer.py",
+    PACKAGE / "compiler" / "gate" / "reference_logits.py",
 ]
 
 
@@ -92,7 +93,7 @@ def windows_digest(windows: Iterable[Window]) -> bytes:
 
 def fingerprint(engine: str, folder: Path, scripts: Iterable[str]) -> str:
     """Names an engine's files, its own code (pinned versions, or llmc's runtime), and the scripts that run it."""
-    code = sorted((_PACKAGE / "runtimes").glob("*.py")) if engine == "llmc" else requirements(engine)
+    code = sorted((PACKAGE / "runtimes").rglob("*.py")) if engine == "llmc" else requirements(engine)
     digest = hashlib.sha256(_digest_of(folder).encode())
     for path in [*code, *(HERE / script for script in scripts)]:
         digest.update(path.read_bytes())

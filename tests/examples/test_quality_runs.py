@@ -291,3 +291,17 @@ def test_a_step_that_fails_is_a_reason_and_no_later_step_is_taken(capsys):
     assert row.failed == "words"
     _attempt(row, "measuring", lambda row: pytest.fail("went on"))
     assert "many" in capsys.readouterr().err
+
+
+def test_an_engines_fingerprint_depends_on_every_module_of_the_runtime(tmp_path, monkeypatch):
+    import quality_ruler
+
+    (tmp_path / "artifact").mkdir()
+    for name in ("runtimes/__init__.py", "runtimes/engines/ort/engine.py"):
+        path = tmp_path / "llmc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    monkeypatch.setattr(quality_ruler, "PACKAGE", tmp_path / "llmc")
+    before = quality_ruler.fingerprint("llmc", tmp_path / "artifact", [])
+    (tmp_path / "llmc" / "runtimes" / "engines" / "ort" / "engine.py").write_text("changed = True")
+    assert quality_ruler.fingerprint("llmc", tmp_path / "artifact", []) != before
