@@ -1,9 +1,9 @@
-"""How long capture takes and how much memory it holds: the 135M demo, and a 1.1B-parameter Llama with weights on disk.
+"""Measure the time and peak memory of capture for the 135M demo and a 1.1B-parameter Llama with weights on disk.
 
     python examples/bench_capture.py
 
-Each run is a process of its own; peak memory is the operating system's count for that process, imports included.
-The time is that of `llmc.capture`, imports excluded (they are printed beside it).
+Each run is a separate process. Peak memory is what the operating system reports for that process, including imports.
+The capture time excludes imports, whose time is a separate column.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import llmc, torch, transformers
 transformers.logging.set_verbosity_error()
 imported = time.perf_counter()
 program = llmc.capture(sys.argv[1])
-done = time.perf_counter()
+captured = time.perf_counter()
 print(json.dumps({
-    "import_s": imported - start, "capture_s": done - imported, "stage": str(program.stage),
+    "import_s": imported - start, "capture_s": captured - imported, "stage": str(program.stage),
     "parameters": sum(w.numel for w in program.weights.values() if not w.is_constant),
     "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
 }))
@@ -34,7 +34,7 @@ print(json.dumps({
 
 
 def write_llama_1b(folder: Path) -> None:
-    """A folder with the config and the safetensors header of a 1.1B Llama; its data is a hole in the file."""
+    """Write the config and a safetensors file of a 1.1B Llama. The file's data is sparse and uses no disk space."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -49,17 +49,17 @@ def write_llama_1b(folder: Path) -> None:
     config.save_pretrained(folder)
     shapes = {"model.embed_tokens.weight": [32000, 2048], "lm_head.weight": [32000, 2048], "model.norm.weight": [2048]}
     for layer in range(22):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         shapes |= {
-            f"{at}.self_attn.q_proj.weight": [2048, 2048],
-            f"{at}.self_attn.k_proj.weight": [256, 2048],
-            f"{at}.self_attn.v_proj.weight": [256, 2048],
-            f"{at}.self_attn.o_proj.weight": [2048, 2048],
-            f"{at}.mlp.gate_proj.weight": [5632, 2048],
-            f"{at}.mlp.up_proj.weight": [5632, 2048],
-            f"{at}.mlp.down_proj.weight": [2048, 5632],
-            f"{at}.input_layernorm.weight": [2048],
-            f"{at}.post_attention_layernorm.weight": [2048],
+            f"{prefix}.self_attn.q_proj.weight": [2048, 2048],
+            f"{prefix}.self_attn.k_proj.weight": [256, 2048],
+            f"{prefix}.self_attn.v_proj.weight": [256, 2048],
+            f"{prefix}.self_attn.o_proj.weight": [2048, 2048],
+            f"{prefix}.mlp.gate_proj.weight": [5632, 2048],
+            f"{prefix}.mlp.up_proj.weight": [5632, 2048],
+            f"{prefix}.mlp.down_proj.weight": [2048, 5632],
+            f"{prefix}.input_layernorm.weight": [2048],
+            f"{prefix}.post_attention_layernorm.weight": [2048],
         }
     header, offset = {}, 0
     for name, shape in shapes.items():

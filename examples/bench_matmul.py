@@ -1,9 +1,10 @@
-"""How long ONNX Runtime's matmuls over rounded weights take by themselves: what a step of decoding can't go below.
+"""Measure ONNX Runtime's matmuls with quantized weights alone: a lower bound of the time of a decode step.
 
     python examples/bench_matmul.py
 
-Two tables: one wide matmul, and those of 30 layers of the 135M demo, chained with nothing in between. All graphs of a
-table take turns, so that what else the machine does meets all of them alike. Codes and scales are random.
+It prints two tables: one large matmul, and a chain of the matmuls of the 135M demo's 30 layers without other ops. The
+graphs of a table run in turns, so that other load on the machine affects all of them equally. Codes and scales are
+random.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Grid(NamedTuple):
     group: int
     zero_points: bool = False
     raised: float = 0.0
-    """The part of the matrices that has 8 bits in groups of 64 instead."""
+    """Share of the matrices that have 8 bits and groups of 64 instead."""
 
     def __str__(self) -> str:
         zeros = " with zero points" if self.zero_points else ""
@@ -35,7 +36,7 @@ class Grid(NamedTuple):
 
 
 def chain(shapes: list[tuple[int, int]], grid: Grid, threads: int) -> ort.InferenceSession:
-    """One token through a MatMulNBits for each of `shapes`, each reading what the one before it wrote."""
+    """Build a chain of MatMulNBits nodes, one for each (inputs, outputs) of `shapes`, for one token."""
     rng = np.random.default_rng(0)
     nodes, weights = [], []
     for i, (inputs, outputs) in enumerate(shapes):
@@ -72,23 +73,26 @@ def chain(shapes: list[tuple[int, int]], grid: Grid, threads: int) -> ort.Infere
 
 
 def medians(sessions: list[ort.InferenceSession]) -> list[float]:
-    """Microseconds a call; of the seven calls of a session's turn, the first two only wake its threads."""
+    """Median microseconds per call of each session.
+
+    In a turn, a session runs seven calls. The first two wake its threads and are not measured.
+    """
     times: list[list[float]] = [[] for _ in sessions]
     for _ in range(ROUNDS):
-        for session, taken in zip(sessions, times, strict=True):
+        for session, durations in zip(sessions, times, strict=True):
             x = np.zeros(session.get_inputs()[0].shape, np.float32)
             for call in range(7):
                 start = time.perf_counter()
                 session.run(None, {"x0": x})
                 if call >= 2:
-                    taken.append(1e6 * (time.perf_counter() - start))
-    return [statistics.median(taken) for taken in times]
+                    durations.append(1e6 * (time.perf_counter() - start))
+    return [statistics.median(durations) for durations in times]
 
 
 def table(title: str, shapes: list[tuple[int, int]], grids: list[Grid]) -> None:
-    took = medians([chain(shapes, grid, threads) for grid in grids for threads in (1, 2)])
+    times = medians([chain(shapes, grid, threads) for grid in grids for threads in (1, 2)])
     print(f"| {title} | one core, us | two cores, us |\n|---|--:|--:|")
-    for grid, one, two in zip(grids, took[::2], took[1::2], strict=True):
+    for grid, one, two in zip(grids, times[::2], times[1::2], strict=True):
         print(f"| {grid} | {one:.0f} | {two:.0f} |")
     print(flush=True)
 

@@ -1,10 +1,10 @@
-"""llmc beside onnxruntime-genai, llama.cpp and OpenVINO GenAI: the same weights, one run, one table.
+"""Compare the speed of llmc, onnxruntime-genai, llama.cpp and OpenVINO GenAI on the same weights, in one table.
 
     python examples/compare/compare.py --model demo --model llama-1b --rounds 5 --write docs/performance.md
 
-Every engine runs in an environment and a process of its own, one after the other, round after round (A B C A B C ...),
-so that a machine that warms up or slows down treats all alike. The figures are medians of the rounds; a round's is the
-median of its repeats. What is measured stands in protocol.py, how each model is made in prepare.py.
+Every engine runs in its own environment and process. The engines take turns (A B C A B C ...), so that a machine that
+warms up or slows down affects all of them equally. The figures are medians over the rounds of each round's median
+repeat. protocol.py defines what is measured, and prepare.py how each model is made.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _TITLES = {
 def main() -> None:
     args = _arguments()
     if args.write:
-        around_section(args.write)  # hours later would be late to find out
+        around_section(args.write)  # fail now, not after hours, if the page has no markers
     cache = args.cache.resolve()
-    chosen = [variant for variant in VARIANTS if not args.only or variant.name in args.only]
-    prepared = {model: prepare(model, chosen, cache) for model in args.model or ["demo"]}
+    selected = [variant for variant in VARIANTS if not args.only or variant.name in args.only]
+    prepared = {model: prepare(model, selected, cache) for model in args.model or ["demo"]}
 
-    pythons = {variant: python_of(variant.engine, cache) for variant in chosen}
+    pythons = {variant: python_of(variant.engine, cache) for variant in selected}
     expected = {model: _expected(cache / "models" / model / WORKLOAD) for model in prepared}
     date = datetime.date.today().isoformat()
     log = cache / "results" / f"{datetime.datetime.now():%Y%m%dT%H%M%S}.jsonl"
@@ -65,7 +65,7 @@ def main() -> None:
         rows = [Row(key.bits, key.format, rounds) for (name, key), rounds in measured.items() if name == model]
         text += ["", f"### {_TITLES[model]}", "", table(rows, expected[model], args.prompt, args.tokens)]
     print("\n".join(text))
-    print(f"all figures: {log}", file=sys.stderr)
+    print(f"Wrote all figures to {log}.", file=sys.stderr)
     if args.write:
         replace_section(args.write, "\n".join(text))
 
@@ -78,28 +78,28 @@ def _measure(python: Path, variant: Variant, folder: Path, args: argparse.Namesp
     script = HERE / f"peer_{variant.engine}.py"
     options = [f"--{name}={getattr(args, name)}" for name in ("prompt", "tokens", "threads", "repeats")]
     command = [str(part) for part in (python, script, folder, *options)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{done.stderr[-4000:]}\n{variant.name} failed: {' '.join(command)}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(f"{process.stderr[-4000:]}\n{variant.name} failed: {' '.join(command)}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def _arguments() -> argparse.Namespace:
     names = [variant.name for variant in VARIANTS]
     parser = argparse.ArgumentParser(description="Compare llmc with its peers on this machine.")
     parser.add_argument("--model", action="append", choices=list(_TITLES), help="repeatable; default: demo")
-    parser.add_argument("--only", action="append", choices=names, help="an engine and format; repeatable; default: all")
+    parser.add_argument("--only", action="append", choices=names, help="engine and format; repeatable; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: the physical cores")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="environments, models and results")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the section between the page's markers")
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: number of physical cores")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder for environments, models and results")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the section between this page's markers")
     parser.add_argument("--noisy", action="store_true", help="don't wait for a quiet machine; for trials only")
     args = parser.parse_args()
     if args.write and args.noisy:
-        parser.error("figures of a noisy machine are not written into a page")
+        parser.error("--write needs a quiet machine: remove --noisy or --write")
     return args
 
 

@@ -1,4 +1,4 @@
-"""What making a model takes: seconds, and the most memory of all processes that take part."""
+"""Measure the cost of making a model: seconds, and the peak memory of all processes involved."""
 
 from __future__ import annotations
 
@@ -9,64 +9,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_EVERY = 0.2  # seconds; reading all of /proc costs milliseconds
+_INTERVAL = 0.2  # seconds between samples; reading all of /proc takes milliseconds
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and bytes of the largest resident set of the processes together."""
+    """Time and peak memory of one or several steps.
+
+    Attributes:
+        seconds: wall-clock time.
+        peak_bytes: largest sum of the processes' resident sets.
+        quiet: True if the machine did nothing else.
+        report: the compiler's own report, if it has one.
+    """
 
     seconds: float
     peak_bytes: int
     quiet: bool
-    """Whether the machine did nothing else."""
     report: dict[str, Any] | None = None
-    """What the compiler says itself."""
 
     def __add__(self, other: Cost) -> Cost:
-        """One after the other."""
+        """Cost of one step after the other."""
         peak = max(self.peak_bytes, other.peak_bytes)
         return Cost(self.seconds + other.seconds, peak, self.quiet and other.quiet, other.report)
 
 
 class Watch:
-    """Times what is within, and looks at the processes that this one starts; `seconds` and `peak_bytes` afterwards."""
+    """Measure a `with` block: afterwards, `seconds` is its time and `peak_bytes` the memory of its child processes."""
 
     def __enter__(self) -> Watch:
         self.seconds, self.peak_bytes = 0.0, 0
-        self._start, self._over = time.perf_counter(), threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._start, self._stop = time.perf_counter(), threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
-        self._over.set()
+        self._stop.set()
         self._thread.join()
 
-    def _look(self) -> None:
-        while not self._over.wait(_EVERY):
-            # Of one process the system keeps the peak itself, so that what falls between two looks is seen, too.
-            held = memory_below(os.getpid())
-            peaks = [peak for _, peak in held]
-            self.peak_bytes = max([self.peak_bytes, sum(now for now, _ in held), *peaks])
+    def _sample(self) -> None:
+        while not self._stop.wait(_INTERVAL):
+            # The system keeps the peak of each process, so a short peak of one process between samples counts, too.
+            memory = memory_below(os.getpid())
+            peaks = [peak for _, peak in memory]
+            self.peak_bytes = max([self.peak_bytes, sum(now for now, _ in memory), *peaks])
 
 
 def memory_below(root: int) -> list[tuple[int, int]]:
-    """Bytes of each process that comes from `root`, without it: the resident set now, and the largest so far."""
-    parents, held = {}, {}
+    """Resident set of each descendant of the process `root`, as (bytes now, peak bytes so far)."""
+    parents, memory = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             lines = (folder / "status").read_text().splitlines()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
-        said = dict(line.split(":", 1) for line in lines)
+        status = dict(line.split(":", 1) for line in lines)
         pid = int(folder.name)
-        parents[pid] = int(said["PPid"])
-        if "VmRSS" in said:  # a kernel's thread or a zombie has none
-            held[pid] = int(said["VmRSS"].split()[0]) * 1024, int(said["VmHWM"].split()[0]) * 1024
+        parents[pid] = int(status["PPid"])
+        if "VmRSS" in status:  # kernel threads and zombies have none
+            memory[pid] = int(status["VmRSS"].split()[0]) * 1024, int(status["VmHWM"].split()[0]) * 1024
 
     def is_below(pid: int) -> bool:
         while pid := parents.get(pid, 0):
@@ -74,4 +79,4 @@ def memory_below(root: int) -> list[tuple[int, int]]:
                 return True
         return False
 
-    return [memory for pid, memory in held.items() if is_below(pid)]
+    return [sizes for pid, sizes in memory.items() if is_below(pid)]

@@ -1,4 +1,4 @@
-"""The machine that is measured: what it is, and whether it has nothing else to do."""
+"""Describe the machine that runs the measurements, and wait until it is otherwise idle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmc.runtimes.engines.cores import physical_cores
 
 
 def describe(threads: int) -> str:
-    """Processor, cores, the instructions that matter to matmuls, memory and kernel, in one line."""
+    """Describe processor, cores, matmul-related instruction sets, memory and kernel in one line."""
     cpu = read_cpu(Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = f"{physical_cores()} cores, {threads} threads used"
@@ -20,22 +20,22 @@ def describe(threads: int) -> str:
 
 
 def wait_until_quiet(limit: float = 0.05, patience_s: float = 600) -> None:
-    """Return once the machine spends less than `limit` of its time; one busy core can halve what another measures."""
+    """Wait until less than `limit` of the processors' time is used. One busy core can halve another core's speed."""
     deadline = time.monotonic() + patience_s
     while (busy := busy_share(1.0)) > limit:
         if time.monotonic() > deadline:
-            raise SystemExit(f"The machine is {busy:.0%} busy with something else; stop that, or give --noisy.")
+            raise SystemExit(f"Other processes keep the machine {busy:.0%} busy; stop them, or set --noisy.")
 
 
 def busy_share(seconds: float) -> float:
-    """The share of all processors' time that was not idle, over the next seconds."""
-    idle, total = _times()
+    """Measure the share of all processors' time that is not idle, over the next `seconds`."""
+    idle, total = cpu_ticks()
     time.sleep(seconds)
-    idle_then, total_then = _times()
-    return 1 - (idle_then - idle) / (total_then - total)
+    idle_after, total_after = cpu_ticks()
+    return 1 - (idle_after - idle) / (total_after - total)
 
 
-def _times() -> tuple[int, int]:
-    """Ticks since boot: idle or waiting for a disk, and all."""
+def cpu_ticks() -> tuple[int, int]:
+    """Return the processors' ticks since boot: idle or waiting for I/O, and total."""
     ticks = [int(part) for part in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return ticks[3] + ticks[4], sum(ticks)

@@ -1,4 +1,4 @@
-"""onnxruntime-genai through its Python `Generator`, cache shared between past and present as its builder sets it up."""
+"""onnxruntime-genai through its Python `Generator`, with a cache buffer shared between past and present."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Genai:
 
     def reset(self) -> None:
         params = og.GeneratorParams(self._model)
-        # A generator refuses to go on behind an end-of-text token; a minimal length keeps it from being chosen.
+        # A generator can't continue after an end-of-text token. A minimum length suppresses that token.
         params.set_search_options(do_sample=False, max_length=self._capacity, min_length=self._capacity)
         self._generator = og.Generator(self._model, params)
 

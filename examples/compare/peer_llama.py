@@ -1,6 +1,6 @@
 """llama.cpp through the C API of llama-cpp-python: one `llama_decode` for the prompt, one for each token.
 
-As in llama-bench: batch and micro-batch of 512, flash attention by its own choice, f16 cache, logits of the last
+Settings as in llama-bench: batch and micro-batch of 512, default flash attention, f16 cache, and logits of the last
 position only.
 """
 
@@ -29,7 +29,7 @@ class Llama:
         self.version = f"{lib.llama_version().decode()} (llama-cpp-python {version('llama-cpp-python')})"
         self.weights = [folder / "model.gguf"]
         lib.llama_backend_init()
-        self._log = lib.llama_log_callback(_print_error)  # C keeps no reference to it
+        self._log = lib.llama_log_callback(_print_error)  # the C library does not keep the callback alive
         lib.llama_log_set(self._log, ctypes.c_void_p(0))
         self._model = lib.llama_model_load_from_file(str(self.weights[0]).encode(), lib.llama_model_default_params())
         if not self._model:
@@ -52,7 +52,7 @@ class Llama:
             on_token(token)
 
     def _decode(self, tokens: list[int]) -> int:
-        ids = (lib.llama_token * len(tokens))(*tokens)  # the batch points into it: it must outlive the call
+        ids = (lib.llama_token * len(tokens))(*tokens)  # the batch points to this array, so it must outlive the call
         if status := lib.llama_decode(self._context, lib.llama_batch_get_one(ids, len(tokens))):
             raise RuntimeError(f"llama_decode returned {status}")
         logits = lib.llama_get_logits_ith(self._context, -1)

@@ -1,4 +1,4 @@
-"""llmc through its engine: one `forward` for the prompt, one for each token, the greedy choice in numpy."""
+"""llmc through its engine: one `forward` for the prompt, one for each token, and greedy choice in numpy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Llmc:
         self._engine.open_slots(1)
 
     def reset(self) -> None:
-        """A sequence that starts at position 0 sees nothing of the one before."""
+        """Nothing to do: a sequence that starts at position 0 ignores the previous one."""
 
     def generate(self, prompt: list[int], count: int, on_token: Callable[[int], None]) -> None:
         token = self._forward(prompt, 0)

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI through `LLMPipeline` with its own defaults (attention, cache and activation precision)."""
+"""OpenVINO GenAI through `LLMPipeline` with its default attention, cache and activation precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import openvino_genai
 import protocol
 
 
-class _Tell(openvino_genai.StreamerBase):
+class _TokenStreamer(openvino_genai.StreamerBase):
     def __init__(self, on_token: Callable[[int], None]) -> None:
         super().__init__()
         self._on_token = on_token
@@ -33,13 +33,13 @@ class OpenVino:
         self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
 
     def reset(self) -> None:
-        """Outside of a chat, every call of the pipeline starts with an empty cache."""
+        """Nothing to do: outside a chat, every call of the pipeline starts with an empty cache."""
 
     def generate(self, prompt: list[int], count: int, on_token: Callable[[int], None]) -> None:
         ids = np.array([prompt], dtype=np.int64)
         inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         self._pipeline.generate(
-            inputs, max_new_tokens=count, ignore_eos=True, do_sample=False, streamer=_Tell(on_token)
+            inputs, max_new_tokens=count, ignore_eos=True, do_sample=False, streamer=_TokenStreamer(on_token)
         )
 
 

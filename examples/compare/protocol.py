@@ -1,11 +1,12 @@
-"""What is measured and how: the same code, workload and clock for every engine.
+"""Definition of the measurements: the same code, workload and clock for every engine.
 
-    pp: prompt tokens / seconds from handing 512 random tokens to an empty cache until the first greedy token is there,
-        logits of the last position included.
-    tg: 128 / seconds from the first greedy token after a prompt of one random token until 128 more have followed,
-        each a step of one token through the cache. End-of-text tokens don't end it.
+    pp: prefill speed, prompt tokens per second. The time starts when 512 random tokens are passed to an engine with an
+        empty cache. It ends when the first greedy token is known, so it includes the logits of the last position.
+    tg: decode speed, 128 tokens / seconds. The time starts at the first greedy token after a prompt of one random
+        token. It ends after 128 more decode steps of one token. End-of-text tokens don't stop an engine.
 
-Both run once unmeasured before the measured repeats. Peers run in environments of their own: standard library only.
+Each runs once unmeasured before the measured repeats. Peers import this file in their own environments, so it uses the
+standard library only.
 """
 
 from __future__ import annotations
@@ -28,24 +29,27 @@ class Engine(Protocol):
     weights: list[Path]  # the files that hold graph and weights
 
     def reset(self) -> None:
-        """Empty the cache; outside of the clock."""
+        """Empty the cache. This is not measured."""
 
     def generate(self, prompt: list[int], count: int, on_token: Callable[[int], None]) -> None:
-        """Greedy tokens after a prompt, `on_token` called with each as soon as it is known; runs past end-of-text."""
+        """Generate `count` greedy tokens after a prompt, past end-of-text tokens.
+
+        Call `on_token` with each token as soon as it is known.
+        """
 
 
-Load = Callable[[Path, int, int], Engine]  # folder, threads, tokens that the cache must hold
+Load = Callable[[Path, int, int], Engine]  # arguments: folder, threads, capacity of the cache in tokens
 
 
 def run(name: str, load: Load) -> None:
-    """The main program of a peer: parse the arguments, load, measure, print one line of JSON."""
+    """Run a peer's main program: parse the arguments, load, measure, print one line of JSON."""
     parser = argparse.ArgumentParser(description=f"Measure {name}; prints one line of JSON.")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--workload", type=Path, help=f"default: {WORKLOAD} beside MODEL_DIR")
+    parser.add_argument("--workload", type=Path, help=f"default: {WORKLOAD} next to MODEL_DIR")
     args = parser.parse_args()
     model = args.model.resolve()
     workload = json.loads((args.workload or model.parent / WORKLOAD).read_text())
@@ -72,8 +76,8 @@ def run(name: str, load: Load) -> None:
 
 
 def measure(engine: Engine, vocab: int, prompt: int, tokens: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Tokens per second of each repeat, prefill and decode, after one unmeasured round of each."""
-    chooser = random.Random(0)  # every engine sees the same tokens, every repeat new ones
+    """Measure tokens per second of prefill and decode in each repeat, after one unmeasured repeat."""
+    chooser = random.Random(0)  # the same tokens for every engine, other tokens in every repeat
     pp, tg = [], []
     for repeat in range(-1, repeats):
         _, times = timed(engine, chooser.choices(range(vocab), k=prompt), 1)
@@ -87,9 +91,11 @@ def measure(engine: Engine, vocab: int, prompt: int, tokens: int, repeats: int) 
 
 
 def checks(engine: Engine, prompt: list[int], expected: list[int]) -> tuple[list[int], list[int]]:
-    """What shows that an engine runs these weights: its greedy tokens, and those that follow each prefix of `expected`.
+    """Generate tokens that show if an engine runs the given weights.
 
-    The first part from `expected` for good where they once differ; the second are as good as the weights' precision.
+    Returns the greedy tokens after the prompt, and the next token after the prompt and each prefix of `expected`. The
+    first list can differ from `expected` in all tokens after the first difference. The second measures each token
+    separately, so it shows the precision of the weights.
     """
     greedy, _ = timed(engine, prompt, len(expected))
     following = [timed(engine, [*prompt, *expected[:known]], 1)[0][0] for known in range(len(expected))]
@@ -97,25 +103,28 @@ def checks(engine: Engine, prompt: list[int], expected: list[int]) -> tuple[list
 
 
 def timed(engine: Engine, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
-    """`count` greedy tokens from an empty cache, and seconds since the start: 0, then one for each token."""
-    said: list[int] = []
+    """Generate `count` greedy tokens from an empty cache.
+
+    Returns the tokens, and the seconds since the start: 0, then the time of each token.
+    """
+    generated: list[int] = []
     times: list[float] = []
 
     def on_token(token: int) -> None:
         times.append(time.perf_counter())
-        said.append(token)
+        generated.append(token)
 
     engine.reset()
     times.append(time.perf_counter())
     engine.generate(prompt, count, on_token)
-    if len(said) != count:
-        raise RuntimeError(f"the engine gave {len(said)} tokens instead of {count}")
-    return said, [moment - times[0] for moment in times]
+    if len(generated) != count:
+        raise RuntimeError(f"the engine generated {len(generated)} tokens instead of {count}")
+    return generated, [moment - times[0] for moment in times]
 
 
 def peak_rss() -> int:
-    """Bytes of this process's largest resident set; `getrusage` would count what its parent held before exec."""
+    """Peak resident set of this process in bytes. `getrusage` would include its parent's memory before exec."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status names no VmHWM")
+    raise RuntimeError("/proc/self/status has no VmHWM")

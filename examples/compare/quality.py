@@ -1,10 +1,11 @@
-"""What rounding costs: every candidate of quality_variants.py by one ruler, as a table and a drawing.
+"""Measure the quality of quantized models: every candidate of quality_variants.py, as a table and a plot.
 
     python examples/compare/quality.py --model moved --write docs/quantization.md --plot docs/images/kld.svg
 
-The ruler is that of `llmc eval`: the same windows of a text through every engine, whose logits are held against those
-of the model in transformers, in float32. Engines run in environments and processes of their own. What is done is kept
-under CACHE, by what it depends on, so that a run that was stopped goes on; a candidate that fails leaves the others.
+The evaluation is that of `llmc eval`: every engine runs the same windows of a text, and its logits are compared with
+those of the model in transformers, in float32. Engines run in their own environments and processes. Results are stored
+under CACHE, keyed by everything that they depend on, so that an interrupted run resumes. If a candidate fails, the run
+continues with the others.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from llmc.runtimes.engines.cores import physical_cores
 
 TITLES = {
     "moved": "SmolLM2-135M-Instruct with moved scales",
-    "demo": "SmolLM2-135M-Instruct, which lies on a 4-bit grid",
+    "demo": "SmolLM2-135M-Instruct, whose weights are on a 4-bit grid",
     "llama-1b": "1.1B Llama shape, random weights",
 }
-_TOLD = (RuntimeError, OSError, LlmcError)
+_CANDIDATE_ERRORS = (RuntimeError, OSError, LlmcError)
 
 
 def main() -> None:
     args = _arguments()
     if args.write:
-        around_section(args.write)  # an hour later would be late to find out
+        around_section(args.write)  # fail now, not after an hour, if the page has no markers
     cache, workload = args.cache.resolve(), Workload(512, 128, args.threads, args.repeats)
     rows = [Row(candidate) for candidate in CANDIDATES if not args.only or candidate.name in args.only]
     prepare(args.model, [], cache)
@@ -57,7 +58,7 @@ def main() -> None:
         made[row.candidate.name] = files
 
     for row in rows:
-        _attempt(row, "making", make_one)
+        attempt(row, "making", make_one)
 
     ruler, results = Ruler(hf, args.text, args.max_tokens), cache / "quality" / args.model
 
@@ -70,7 +71,7 @@ def main() -> None:
         row.evaluation = ruler.measured(name, mark, results, command)
 
     for row in rows:
-        _attempt(row, "measuring quality", measure_quality)
+        attempt(row, "measuring quality", measure_quality)
 
     _measure_speed([row for row in rows if not row.failed], made, workload, args, cache)
     text = _text(rows, ruler, workload, args)
@@ -78,22 +79,22 @@ def main() -> None:
         scored = f"mean of {ruler.scored:,} tokens ({ruler.text.source})"
         note = f"KL divergence from float32, nats, {scored}; low and left is good"
         write_whole(args.plot, svg(points, TITLES[args.model], note))
-        place = os.path.relpath(args.plot, args.write.parent if args.write else Path())
-        text += f"\n\n![Divergence against size]({Path(place).as_posix()})"
+        link = os.path.relpath(args.plot, args.write.parent if args.write else Path())
+        text += f"\n\n![Divergence against size]({Path(link).as_posix()})"
     print(text)
     if args.write:
         replace_section(args.write, text)
     sys.exit(any(row.failed for row in rows))
 
 
-def _attempt(row: Row, step: str, work: Callable[[Row], None]) -> None:
-    """Do a candidate's next step, unless one before went wrong; what goes wrong now stands in its row."""
+def attempt(row: Row, step: str, work: Callable[[Row], None]) -> None:
+    """Run a candidate's next step, unless an earlier one failed. An error is recorded in `row.failed`."""
     if row.failed:
         return
     print(f"{row.candidate.name}: {step}", file=sys.stderr, flush=True)
     try:
         work(row)
-    except _TOLD as error:
+    except _CANDIDATE_ERRORS as error:
         _fail(row, error)
 
 
@@ -122,14 +123,13 @@ def _measure_speed(
             wait_until_quiet()
         print(f"{name}: measuring speed", file=sys.stderr, flush=True)
         engine = by_name[name].candidate.engine
-        place = f"--workload={cache / 'models' / args.model / WORKLOAD}"
-        return run_peer(
-            [python_of(engine, cache), HERE / f"peer_{engine}.py", made[name].folder, place, *workload.options()]
-        )
+        workload_file = f"--workload={cache / 'models' / args.model / WORKLOAD}"
+        script = HERE / f"peer_{engine}.py"
+        return run_peer([python_of(engine, cache), script, made[name].folder, workload_file, *workload.options()])
 
-    found = run_rounds(list(by_name), args.rounds, log, measure, lambda name, error: _fail(by_name[name], error))
+    results = run_rounds(list(by_name), args.rounds, log, measure, lambda name, error: _fail(by_name[name], error))
     for row in rows:
-        row.rounds = found.get(row.timed_as or row.candidate.name, ())
+        row.rounds = results.get(row.timed_as or row.candidate.name, ())
 
 
 def _text(rows: list[Row], ruler: Ruler, workload: Workload, args: argparse.Namespace) -> str:
@@ -146,7 +146,7 @@ def _text(rows: list[Row], ruler: Ruler, workload: Workload, args: argparse.Name
 
 
 def _points(rows: list[Row]) -> list[Point]:
-    """All that were rounded and measured."""
+    """Points for all quantized candidates that were measured."""
     return [
         Point(ENGINES[row.candidate.engine], row.candidate.format, row.bytes, kld["mean"], kld["stderr"])
         for row in rows
@@ -157,21 +157,21 @@ def _points(rows: list[Row]) -> list[Point]:
 
 def _arguments() -> argparse.Namespace:
     names = [candidate.name for candidate in CANDIDATES]
-    parser = argparse.ArgumentParser(description="Measure what quantization costs, of llmc and of its peers.")
+    parser = argparse.ArgumentParser(description="Measure the quality of quantized models of llmc and its peers.")
     parser.add_argument("--model", choices=list(TITLES), default="moved")
     parser.add_argument("--only", nargs="+", action="extend", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--text", default="topics", help="docstrings, topics or a file; llmc calibrates on docstrings")
-    parser.add_argument("--max-tokens", type=int, default=16384, metavar="N", help="read that many tokens at most")
-    parser.add_argument("--rounds", type=int, default=3, help="of speed; default: 3")
-    parser.add_argument("--repeats", type=int, default=3, help="in each round; default: 3")
-    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: the physical cores")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="environments, models and results")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the section between the page's markers")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw divergence against size as SVG")
+    parser.add_argument("--max-tokens", type=int, default=16384, metavar="N", help="use at most N tokens of the text")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of speed measurement; default: 3")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats per round; default: 3")
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="default: number of physical cores")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder for environments, models and results")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="replace the section between this page's markers")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot divergence against size as SVG")
     parser.add_argument("--noisy", action="store_true", help="don't wait for a quiet machine; for trials only")
     args = parser.parse_args()
     if args.write and args.noisy:
-        parser.error("figures of a noisy machine are not written into a page")
+        parser.error("--write needs a quiet machine: remove --noisy or --write")
     return args
 
 

@@ -1,4 +1,4 @@
-"""The logits of onnxruntime-genai's `Generator`; the graph must give those of all tokens, not of the last alone."""
+"""Logits of onnxruntime-genai's `Generator`. The graph must return those of all tokens, not only of the last one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The logits of llama.cpp, through the C API of llama-cpp-python: a sequence in one batch, no token put before it.
+"""Logits of llama.cpp through the C API of llama-cpp-python: a sequence in one batch, without an added first token.
 
-As where its speed is measured: flash attention by its own choice, a cache of f16.
+Settings as in the speed measurement: default flash attention, f16 cache.
 """
 
 from __future__ import annotations

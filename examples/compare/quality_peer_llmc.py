@@ -1,4 +1,4 @@
-"""The logits of llmc's engine."""
+"""Logits of llmc's engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Divergence against size, every candidate a labelled dot."""
+"""Plot divergence against size as SVG, with one labeled dot per candidate."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from html import escape
 _WIDTH, _HEIGHT = 880, 560
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 850, 92, 500
 _GREY, _GRID, _INK = "#57606a", "#d8dee4", "#1b1f24"
-# Colours that stay apart without red and green; shapes of their own aren't needed, for every dot has its name.
+# Colors that can be told apart without red and green. One dot shape is enough, because every dot has a label.
 _COLOURS = ("#4878b0", "#d1782a", "#7a5195", "#3a8f85")
-_LETTER, _LINE = 7.0, 15.0  # about what a character of 12 pixels takes
+_LETTER, _LINE = 7.0, 15.0  # approximate width and height of a character at 12 pixels
 _DOT = 4.0
 
 
 @dataclass(frozen=True)
 class Point:
-    """A dot: who, how many bytes, and the mean divergence with its error."""
+    """A dot: engine, format, size, and the mean divergence with its standard error."""
 
     group: str
     label: str
@@ -35,14 +35,14 @@ class Box:
     bottom: float
 
     def overlap(self, other: Box) -> float:
-        """The area that both cover."""
+        """Area of the intersection."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(width, 0.0) * max(height, 0.0)
 
 
 def svg(points: Sequence[Point], title: str, note: str) -> str:
-    """An SVG of one point at least: bytes to the right, divergence upwards on a logarithmic scale."""
+    """Draw one or more points: size on the x axis, divergence on a logarithmic y axis."""
     xs, ys = _sizes(points), _powers(points)
 
     def x(value: float) -> float:
@@ -85,19 +85,19 @@ def svg(points: Sequence[Point], title: str, note: str) -> str:
         parts.append(f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{_DOT}" fill="{colours[point.group]}"/>')
     boxes = place_labels(dots, [point.label for point in points])
     for point, (across, _), box in zip(points, dots, boxes, strict=True):
-        # Letters differ in width: at its dot's side a name stands where its box says.
-        at, anchor = (box.left, "start") if box.left > across else (box.right, "end")
+        # The real text width differs from the box's, so the label is anchored at the side next to its dot.
+        anchor_x, anchor = (box.left, "start") if box.left > across else (box.right, "end")
         if box.left <= across <= box.right:
-            at, anchor = across, "middle"
-        place = f'x="{at:.1f}" y="{box.bottom - 3.5:.1f}" text-anchor="{anchor}"'
-        parts.append(f'<text {place} font-size="12" fill="{colours[point.group]}">{escape(point.label)}</text>')
+            anchor_x, anchor = across, "middle"
+        position = f'x="{anchor_x:.1f}" y="{box.bottom - 3.5:.1f}" text-anchor="{anchor}"'
+        parts.append(f'<text {position} font-size="12" fill="{colours[point.group]}">{escape(point.label)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def place_labels(dots: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[Box]:
-    """Where the name of each dot stands: beside it, over as little of the other dots and names as can be."""
+    """Place each label next to its dot, where it covers the smallest area of other dots and labels."""
     taken = [Box(x - _DOT, y - _DOT, x + _DOT, y + _DOT) for x, y in dots]
-    found = []
+    placed = []
     for (x, y), label in zip(dots, labels, strict=True):
         width, gap = _LETTER * len(label), _DOT + 3
         choices = [
@@ -109,8 +109,8 @@ def place_labels(dots: Sequence[tuple[float, float]], labels: Sequence[str]) -> 
         frame = Box(_LEFT, _TOP, _WIDTH, _BOTTOM)
         best = min(choices, key=lambda box: sum(map(box.overlap, taken)) + 10 * _outside(box, frame))
         taken.append(best)
-        found.append(best)
-    return found
+        placed.append(best)
+    return placed
 
 
 def _outside(box: Box, frame: Box) -> float:
@@ -118,7 +118,7 @@ def _outside(box: Box, frame: Box) -> float:
 
 
 def _powers(points: Sequence[Point]) -> list[float]:
-    """Powers of ten around all divergences; a divergence of 0 is drawn at the lower edge."""
+    """Powers of ten around all divergences, for the y axis. A divergence of 0 is drawn at the lower edge."""
     positive = [point.kld for point in points if point.kld > 0] or [1.0]
     low = math.floor(math.log10(min(positive)))
     high = max(math.ceil(math.log10(max(positive))), low + 1)
@@ -126,7 +126,7 @@ def _powers(points: Sequence[Point]) -> list[float]:
 
 
 def _sizes(points: Sequence[Point]) -> list[float]:
-    """Round numbers of megabytes around all sizes, four to eight steps apart."""
+    """Round numbers of megabytes around all sizes, for the x axis, in four to eight steps."""
     sizes = [point.bytes / 1e6 for point in points]
     span = max(max(sizes) - min(sizes), 1.0)
     unit = 10.0 ** math.floor(math.log10(span))

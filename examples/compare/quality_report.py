@@ -1,4 +1,4 @@
-"""The candidates as a Markdown table: what each takes, what it costs in quality, and how fast it is."""
+"""Write the candidates as a Markdown table: size, quality, speed, and the cost of making each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _LONGEST_REASON = 160
 
 @dataclass
 class Row:
-    """A candidate, and what is known of it so far; `failed` says why no more will be.
+    """A candidate with its results so far.
 
     Attributes:
-        evaluation: the layout of `llmc eval --json`.
-        rounds: what each round of the speed protocol gave.
-        timed_as: another candidate, with the same graphs, whose rounds they are.
+        evaluation: the evaluation, in the layout of `llmc eval --json`.
+        rounds: results of the speed protocol, one per round.
+        timed_as: the candidate with the same graphs whose rounds these are, if not its own.
+        failed: reason why the candidate has no further results.
     """
 
     candidate: Candidate
@@ -34,21 +35,21 @@ class Row:
     failed: str = ""
 
     def speed(self, test: str) -> float | None:
-        """Tokens per second: the median of the rounds, each the median of its repeats."""
+        """Tokens per second: the median over the rounds of each round's median repeat."""
         return statistics.median(statistics.median(one[test]) for one in self.rounds) if self.rounds else None
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong in a line that a table has room for: the last thing that a process said, if it was one."""
+    """Shorten an error to one line for the table. For a failed process, it is the last line of its output."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[-1].startswith("failed with status"):
         lines.pop()
-    said = lines[-1] if lines else type(error).__name__
-    return said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}…"
+    reason = lines[-1] if lines else type(error).__name__
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
 
 
 def table(rows: Sequence[Row], prompt: int, tokens: int) -> str:
-    """The smallest first; a cell is empty where nothing was measured, and the last one says why."""
+    """Build the table, smallest candidate first. Cells without a result are empty; the last column has the reason."""
     head = [
         "engine",
         "format",

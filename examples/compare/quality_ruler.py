@@ -1,4 +1,4 @@
-"""The ruler of `llmc eval` for engines behind a pipe: the same windows and the same reference for all."""
+"""Evaluate piped engines as `llmc eval` does: the same windows and the same reference logits for all."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from llmc.runtimes.measure.texts import read_text
 from llmc.runtimes.measure.windows import Window, cut_windows, opening
 
 PACKAGE = Path(llmc.__file__).parent
-# What a measurement depends on, whoever is measured.
-_RULER = [
+# Sources that every measurement depends on, for any engine.
+_EVALUATION_SOURCES = [
     HERE / "quality_pipe.py",
     *(PACKAGE / "runtimes" / "measure" / f"{name}.py" for name in ("evaluate", "windows", "texts")),
     PACKAGE / "runtimes" / "generate" / "tokenizer.py",
@@ -34,13 +34,13 @@ _RULER = [
 
 
 class Ruler:
-    """Windows of a text, and what the model says of them itself.
+    """Windows of a text, with the model's reference logits.
 
     Attributes:
-        text: where the text is from, and its hash.
-        windows: what every engine is run on.
-        scored: how many of their tokens count.
-        capacity: the tokens of the longest.
+        text: the text with its source and hash.
+        windows: the windows that every engine runs.
+        scored: number of scored tokens in all windows.
+        capacity: number of tokens of the longest window.
     """
 
     def __init__(self, hf: Path, text: str, max_tokens: int) -> None:
@@ -54,17 +54,22 @@ class Ruler:
 
     @cached_property
     def reference(self) -> ReferencePredictions:
-        from llmc.compiler.gate.reference_logits import reference_of  # torch: only where something is left to measure
+        """Reference logits of all windows, computed on first use."""
+        from llmc.compiler.gate.reference_logits import reference_of  # imports torch, so only if needed
 
         vocab_size = json.loads((self._hf.parent / WORKLOAD).read_text())["vocab_size"]
         return reference_of(str(self._hf), self.windows, vocab_size, watch=progress("the model itself"))
 
     def measured(self, name: str, fingerprint: str, results: Path, command: list[str | Path]) -> dict[str, Any]:
-        """What `llmc eval --json` says, and `version`: of the engine that a command starts, or as it was kept.
+        """Measure an engine, or read its stored measurement.
+
+        Returns the document of `llmc eval --json`, with `version` and `date` added.
 
         Args:
-            fingerprint: names the engine and its files.
-            results: the folder where measurements are kept.
+            name: name of the candidate.
+            fingerprint: hash of the engine and its files.
+            results: folder for stored measurements.
+            command: starts the engine.
         """
         path = results / f"{name}-{self._key(fingerprint)}.json"
         if not path.exists():
@@ -76,15 +81,15 @@ class Ruler:
         return json.loads(path.read_text())
 
     def _key(self, fingerprint: str) -> str:
-        digest = hashlib.sha256(f"{fingerprint} {_digest_of(self._hf)}".encode())
-        for path in _RULER:
+        digest = hashlib.sha256(f"{fingerprint} {folder_digest(self._hf)}".encode())
+        for path in _EVALUATION_SOURCES:
             digest.update(path.read_bytes())
         digest.update(windows_digest(self.windows))
         return digest.hexdigest()[:16]
 
 
 def windows_digest(windows: Iterable[Window]) -> bytes:
-    """Names the tokens that are run, and those of them that are scored."""
+    """Hash the windows' tokens and the first scored token of each."""
     digest = hashlib.sha256()
     for window in windows:
         digest.update(f"{window.first} {window.tokens.tolist()}".encode())
@@ -92,24 +97,24 @@ def windows_digest(windows: Iterable[Window]) -> bytes:
 
 
 def fingerprint(engine: str, folder: Path, scripts: Iterable[str]) -> str:
-    """Names an engine's files, its own code (pinned versions, or llmc's runtime), and the scripts that run it."""
+    """Hash an engine's files, its code (pinned versions, or llmc's runtime) and the scripts that run it."""
     code = sorted((PACKAGE / "runtimes").rglob("*.py")) if engine == "llmc" else requirements(engine)
-    digest = hashlib.sha256(_digest_of(folder).encode())
+    digest = hashlib.sha256(folder_digest(folder).encode())
     for path in [*code, *(HERE / script for script in scripts)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 @lru_cache
-def _digest_of(folder: Path) -> str:
-    """Names and contents of a folder's files."""
+def folder_digest(folder: Path) -> str:
+    """Hash the names and contents of a folder's files."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [str(path.relative_to(folder)) for path in paths]
     return hashlib.sha256(json.dumps([names, list(sha256_all(paths))]).encode()).hexdigest()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A file that is there is complete: it is written beside its place and renamed into it."""
+    """Write a file under a temporary name and rename it, so that an existing file is always complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
@@ -117,7 +122,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def progress(name: str) -> Callable[[str, int, int], None]:
-    """Tells on stderr how far a measurement is, a line for each quarter."""
+    """Return a callback that prints the progress of a measurement to stderr, a line for each quarter."""
 
     def watch(phase: str, done: int, total: int) -> None:
         if total and done * 4 // total != (done - 1) * 4 // total:

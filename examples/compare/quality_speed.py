@@ -1,4 +1,4 @@
-"""How fast the candidates of one table are: rounds over all of them, kept on disk, so that a run can be continued."""
+"""Measure the speed of a table's candidates in rounds. Results are stored on disk, so that a run can resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quality_ruler import write_whole
 
 @dataclass(frozen=True)
 class Workload:
-    """What `peer_*.py` is told."""
+    """The options of `peer_*.py`."""
 
     prompt: int
     tokens: int
@@ -24,11 +24,12 @@ class Workload:
     repeats: int
 
     def options(self) -> list[str]:
+        """The command-line arguments."""
         return [f"--{name}={value}" for name, value in vars(self).items()]
 
 
 def graphs_of(folder: Path) -> str:
-    """Names what an artifact's graphs compute, whatever numbers they compute with."""
+    """Hash an artifact's graphs without their weights' values."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.onnx")):
         graph = onnx.load(path, load_external_data=False).graph
@@ -40,9 +41,9 @@ def graphs_of(folder: Path) -> str:
 
 
 def speed_key(parts: Mapping[str, str], workload: Workload, quiet: bool) -> str:
-    """Names a run: who takes part, by name and content, and under what conditions.
+    """Hash a run: the candidates' names and contents, the workload, and if the machine was quiet.
 
-    Engines are compared within a run, where the machine was the same for all: another of them makes it another run.
+    Speeds are compared only within one run, under the same conditions. Another set of candidates is another run.
     """
     return hashlib.sha256(json.dumps([sorted(parts.items()), vars(workload), quiet]).encode()).hexdigest()[:16]
 
@@ -54,18 +55,23 @@ def run_rounds(
     measure: Callable[[str], dict[str, Any]],
     failed: Callable[[str, Exception], None],
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each engine's rounds gave, A B C A B C; those that the log holds are not run again, nor those that fail.
+    """Run the engines in turns (A B C A B C) and return the results of those that finished all rounds.
+
+    Rounds that are in the log are not run again. An engine that fails is not run again, either.
 
     Args:
+        names: the engines.
+        rounds: number of rounds.
+        log: file for the results.
         measure: runs one engine once.
-        failed: told what went wrong, and with whom.
+        failed: called with the name and the error of an engine that fails.
     """
-    kept = json.loads(log.read_text()) if log.exists() else []
-    done = {(entry["name"], entry["round"]): entry["result"] for entry in kept}
+    entries = json.loads(log.read_text()) if log.exists() else []
+    finished = {(entry["name"], entry["round"]): entry["result"] for entry in entries}
     broken: set[str] = set()
     for number in range(rounds):
         for name in names:
-            if (name, number) in done or name in broken:
+            if (name, number) in finished or name in broken:
                 continue
             try:
                 result = measure(name)
@@ -73,17 +79,19 @@ def run_rounds(
                 broken.add(name)
                 failed(name, error)
                 continue
-            done[name, number] = result
-            kept.append({"name": name, "round": number, "result": result})
-            write_whole(log, json.dumps(kept, indent=2))
-    found = {name: [done[name, number] for number in range(rounds) if (name, number) in done] for name in names}
-    return {name: results for name, results in found.items() if len(results) == rounds}
+            finished[name, number] = result
+            entries.append({"name": name, "round": number, "result": result})
+            write_whole(log, json.dumps(entries, indent=2))
+    by_name = {
+        name: [finished[name, number] for number in range(rounds) if (name, number) in finished] for name in names
+    }
+    return {name: results for name, results in by_name.items() if len(results) == rounds}
 
 
 def run_peer(command: Sequence[str | Path]) -> dict[str, Any]:
-    """The last line that a peer prints."""
+    """Run a peer and parse the last line that it prints."""
     words = [str(part) for part in command]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{done.stderr[-4000:]}\nfailed with status {done.returncode}: {' '.join(words)}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(words, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{process.stderr[-4000:]}\nfailed with status {process.returncode}: {' '.join(words)}")
+    return json.loads(process.stdout.splitlines()[-1])

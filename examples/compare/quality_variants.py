@@ -1,4 +1,4 @@
-"""Who stands in the table of quality: a line each. What `prepare.py` can make needs no more than its name there."""
+"""List the candidates of the quality table, one per line. Variants of `prepare.py` need only their name."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from environments import HERE
 from prepare import Variant
 
-UNQUANTIZED = 16  # bits from which on a variant only shows that the ruler is right
+UNQUANTIZED = 16  # candidates with at least this many bits only show that the measurement is right
 
 
 @dataclass(frozen=True)
 class Candidate(Variant):
-    """A variant; llmc's is what `llmc compile` makes with these flags."""
+    """A variant of an engine; for llmc, `flags` are the flags of `llmc compile`."""
 
     flags: tuple[str, ...] = ()
 
@@ -41,7 +41,7 @@ CANDIDATES = [
     _llmc("int4", 4, "--int4"),
     _llmc("int4-exact-prompts", 4, "--int4 --no-round-prompts"),
     _llmc("int4-under-0.02", 4, "--int4 --max-kl 0.02"),
-    # Nothing raised: what each algorithm does with the same grids.
+    # Without raised layers: the algorithms compared at equal schemes.
     _llmc("int4-rtn", 4, "--int4 --algo rtn"),
     _llmc("int4-smoothquant-raise-0", 4, "--int4 --algo smoothquant --raise 0"),
     _llmc("int4-awq-raise-0", 4, "--int4 --algo awq --raise 0"),

@@ -1,4 +1,4 @@
-"""Runs in llama.cpp's environment: `python quantize_gguf.py SOURCE TARGET FORMAT`, FORMAT as llama.cpp names it."""
+"""Quantize a GGUF file with llama.cpp: `python quantize_gguf.py SOURCE TARGET FORMAT`, in llama.cpp's environment."""
 
 from __future__ import annotations
 

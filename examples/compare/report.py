@@ -1,4 +1,4 @@
-"""Measurements as a Markdown table, and that table's place in a page."""
+"""Write measurements as a Markdown table, and put the table into a page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 OURS = "llmc"
-# The least share of next tokens, of those that transformers says, by bits. Random weights make flat logits, of which 4
-# bits leave few winners; other weights, or rows rotated in another order, leave none.
-_LEAST = {4: 1 / 16, 8: 1 / 2}
+# Minimum share of next tokens that must agree with transformers, by bits. Random weights give flat logits, whose argmax
+# often changes with 4 bits. With wrong weights, or a wrong order of rope's channels, no token agrees.
+_MIN_AGREEMENT = {4: 1 / 16, 8: 1 / 2}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One engine with one format: what each round measured, as its process printed it."""
+    """One engine with one format, and the results of each round as its process printed them."""
 
     bits: int
     format: str
@@ -28,19 +28,19 @@ class Row:
         return self.rounds[0]["engine"]
 
     def speeds(self, test: str) -> list[float]:
-        """Tokens per second, one figure a round: the median of its repeats."""
+        """Tokens per second of each round: the median of its repeats."""
         return [statistics.median(one[test]) for one in self.rounds]
 
     def speed(self, test: str) -> float:
         return statistics.median(self.speeds(test))
 
     def agreeing(self, expected: Sequence[int]) -> int:
-        """How many tokens are those of transformers in float32, each after the same text; in the worst round."""
+        """Count the next tokens that agree with transformers in float32 after the same text, in the worst round."""
         return min(sum(a == b for a, b in zip(one["following"], expected, strict=True)) for one in self.rounds)
 
 
 def table(rows: Sequence[Row], expected: Sequence[int], prompt: int, tokens: int) -> str:
-    """A Markdown table; rows of one width stand together and are set in relation to the best peer among them."""
+    """Build a Markdown table. Entries with equal bits are grouped and compared with the best peer of their group."""
     head = ["engine", "version", "format", "MB", f"pp{prompt} tok/s", f"tg{tokens} tok/s"]
     head += ["pp, to best peer", "tg, to best peer", "load s", "peak MB", f"next token as fp32, of {len(expected)}"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|---|" + "--:|" * (len(head) - 3)]
@@ -56,26 +56,26 @@ def table(rows: Sequence[Row], expected: Sequence[int], prompt: int, tokens: int
 
 
 def refuse_other_weights(row: Row, expected: Sequence[int]) -> None:
-    """Stop where an engine's next tokens are so far from the model's that it must be running something else."""
-    if row.agreeing(expected) < _LEAST[row.bits] * len(expected):
+    """Stop if too few of an engine's next tokens agree with the model: then it runs other weights."""
+    if row.agreeing(expected) < _MIN_AGREEMENT[row.bits] * len(expected):
         raise SystemExit(
-            f"{row.engine} {row.format} continues {row.agreeing(expected)} of {len(expected)} texts as the model in "
-            "float32 does: it doesn't run the same weights, so its speed says nothing."
+            f"{row.engine} {row.format} agrees with the float32 model on {row.agreeing(expected)} of {len(expected)} "
+            "next tokens: it doesn't run the same weights, so its speed can't be compared."
         )
 
 
 def replace_section(page: Path, text: str) -> None:
-    """Put `text` between the page's two markers; what stands around them is untouched."""
+    """Replace the text between a page's two markers. The rest of the page is unchanged."""
     before, after = around_section(page)
     page.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}")
 
 
 def around_section(page: Path) -> tuple[str, str]:
-    """What stands before and after the two markers of a page; a page without them is refused."""
+    """Return the text before and after a page's two markers. A page without them is refused."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise SystemExit(f"{page} has no place for the table: write {BEGIN} and {END} on lines of their own.")
+        raise SystemExit(f"{page} has no markers for the table: add the lines {BEGIN} and {END}.")
     return before, after
 
 

@@ -1,8 +1,8 @@
-"""The models that engines are compared on, as Hugging Face folders, and what an engine must say on them.
+"""Write the models for the comparison as Hugging Face folders, with the tokens that an engine must generate.
 
 demo      SmolLM2-135M-Instruct, read by llmc's own frontend
-moved     the same function by other weights: the demo's lie on a 4-bit grid, where all 4-bit methods look perfect
-llama-1b  the shape of a 1.1B Llama with random weights from a fixed seed: for speed, not for text
+moved     the same function with other weights; the demo's are on a 4-bit grid, so all 4-bit methods look perfect
+llama-1b  the shape of a 1.1B Llama with random weights from a fixed seed; for speed, not for text
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def write_moved(folder: Path) -> None:
 
 
 def move_scales(model: LlamaForCausalLM, spread: float = 0.25) -> None:
-    """Multiply what channels carry by random factors on one side, and divide by them on the other.
+    """Divide channels by random factors on one side, and multiply by them on the other. The logits don't change.
 
-    Between each norm and the linears that read it, between v and o, and between up and down: the logits stay.
+    This is done between each norm and the linears that use it, between v and o, and between up and down.
     """
     random = torch.Generator().manual_seed(0)
 
@@ -44,14 +44,14 @@ def move_scales(model: LlamaForCausalLM, spread: float = 0.25) -> None:
 
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for norm, readers in (
+        for norm, linears in (
             (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
             (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
         ):
             moved = factors(norm.weight.numel())
             norm.weight /= moved
-            for reader in readers:
-                reader.weight *= moved
+            for linear in linears:
+                linear.weight *= moved
         moved = factors(attention.v_proj.out_features)
         attention.v_proj.weight /= moved[:, None]
         by_head = moved.view(-1, 1, attention.head_dim).expand(-1, attention.num_key_value_groups, -1)
@@ -94,7 +94,7 @@ def write_llama_1b(folder: Path) -> None:
 
 
 def _cut_vocabulary(path: Path, size: int) -> None:
-    """Keep the first `size` tokens; a merge makes a token later than its parts, so those that are left are whole."""
+    """Keep the first `size` tokens. A merged token has a higher id than its parts, so all kept merges are complete."""
     tokenizer = json.loads(path.read_text())
     vocab = {token: index for token, index in tokenizer["model"]["vocab"].items() if index < size}
     tokenizer["model"]["vocab"] = vocab
@@ -106,7 +106,7 @@ MODELS: dict[str, Callable[[Path], None]] = {"demo": write_demo, "moved": write_
 
 
 def write_workload(folder: Path, target: Path) -> None:
-    """Write what an engine needs beside its model: the vocabulary's size, and what transformers says in float32."""
+    """Write the workload: the vocabulary size, a prompt, and the greedy tokens of transformers in float32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = find_source(folder).tokenizer()(PROMPT).input_ids
     check = {"prompt": list(tokens), "expected": []}

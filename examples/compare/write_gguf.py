@@ -1,4 +1,4 @@
-"""A Hugging Face folder of the Llama kind as the GGUF file that llama.cpp quantizes."""
+"""Write a Hugging Face folder of the model type llama as a GGUF file, for llama.cpp's quantizer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def write_gguf(folder: Path, target: Path) -> None:
-    """Write the folder's config, tokenizer and weights, the weights as they are (float32, float16 or bfloat16)."""
+    """Write the folder's config, tokenizer and weights. Weights keep their dtype (float32, float16 or bfloat16)."""
     config = json.loads((folder / "config.json").read_text())
     if config["model_type"] != "llama":
-        raise SystemExit(f"{folder} is of the type {config['model_type']}; only llama is written as GGUF here.")
+        raise SystemExit(f"{folder} has the model type {config['model_type']}; this script writes only llama as GGUF.")
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     kv_heads = config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -52,15 +52,18 @@ def write_gguf(folder: Path, target: Path) -> None:
 
 
 def interleave_heads(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a q or k projection for llama.cpp, which rotates 2i with 2i + 1; transformers rotates i with i + half."""
-    rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+    """Reorder the output channels of a q or k projection for llama.cpp.
+
+    llama.cpp rotates channel 2i with 2i + 1; transformers rotates i with i + half.
+    """
+    outputs, inputs = weight.shape
+    return weight.view(heads, 2, outputs // heads // 2, inputs).transpose(1, 2).reshape(outputs, inputs)
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, value: Tensor) -> None:
-    if value.dim() == 1:  # llama.cpp wants its norms in float32
+    if value.dim() == 1:  # llama.cpp requires norms in float32
         writer.add_tensor(name, value.float().numpy())
-    elif value.dtype == torch.bfloat16:  # numpy has none: its bytes, with its name
+    elif value.dtype == torch.bfloat16:  # numpy has no bfloat16, so write the bytes and name the dtype
         raw = value.contiguous().view(torch.uint8).numpy()
         writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
     else:

@@ -1,4 +1,4 @@
-"""What the comparison in examples/compare computes itself; the engines it runs are not needed."""
+"""The comparison in examples/compare without its engines: protocol, recipes, environments and report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counting:
-    """An engine whose next token is the last one plus one, and which takes a second a token, prompt included."""
+    """An engine whose next token is the last one plus one. It takes 1 s per prompt token and 4 s per new token."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,7 +28,7 @@ class Counting:
         self.prompts: list[list[int]] = []
 
     def reset(self) -> None:
-        self.now += 1000  # whatever emptying the cache takes is not measured
+        self.now += 1000  # the time to empty the cache is not measured
         self.empty = True
 
     def generate(self, prompt: list[int], count: int, on_token: Callable[[int], None]) -> None:
@@ -50,7 +50,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
     return engine
 
 
-def test_prefill_and_decode_are_measured_apart(counting):
+def test_prefill_and_decode_are_measured_separately(counting):
     from protocol import measure
 
     pp, tg = measure(counting, vocab=100, prompt=32, tokens=8, repeats=3)
@@ -58,7 +58,7 @@ def test_prefill_and_decode_are_measured_apart(counting):
     assert tg == [0.25] * 3
 
 
-def test_every_repeat_is_new_to_the_engine_and_the_same_for_all(counting):
+def test_repeats_have_different_tokens_that_are_the_same_for_all_engines(counting):
     from protocol import measure
 
     measure(counting, vocab=100, prompt=32, tokens=8, repeats=3)
@@ -70,7 +70,7 @@ def test_every_repeat_is_new_to_the_engine_and_the_same_for_all(counting):
     assert counting.prompts == measured
 
 
-def test_the_checks_follow_the_expected_text(counting):
+def test_the_checks_continue_the_expected_text(counting):
     from protocol import checks
 
     greedy, following = checks(counting, [1, 2], [3, 9, 5])
@@ -87,7 +87,7 @@ def test_an_engine_that_stops_early_is_refused(counting):
 
 
 def test_interleaved_heads_rotate_like_transformers():
-    """A rotated q meets k in the same scores: pairs (i, i + half), or with interleaved rows pairs (2i, 2i + 1)."""
+    """Scores are equal with pairs (i, i + half), and after interleaving the channels with pairs (2i, 2i + 1)."""
     from write_gguf import interleave_heads
 
     heads, dim, hidden = 3, 8, 16
@@ -112,50 +112,50 @@ def test_interleaved_heads_rotate_like_transformers():
 
 @pytest.mark.parametrize(("hidden", "intermediate", "size"), [(2048, 5632, "128"), (576, 1536, "64"), (2048, 96, "32")])
 def test_groups_divide_every_linear(tmp_path, hidden, intermediate, size):
-    from prepare import _group_size
+    from prepare import group_size
 
     (tmp_path / "config.json").write_text(f'{{"hidden_size": {hidden}, "intermediate_size": {intermediate}}}')
-    assert _group_size(tmp_path) == size
+    assert group_size(tmp_path) == size
 
 
 def test_a_failed_recipe_leaves_no_model(tmp_path):
-    from prepare import _make
+    from prepare import make_folder
 
     def fail(out: Path) -> None:
         out.mkdir()
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        _make(tmp_path / "model", fail)
+        make_folder(tmp_path / "model", fail)
     assert not (tmp_path / "model").exists()
-    assert _make(tmp_path / "model", Path.mkdir).is_dir()  # what the first left doesn't stop the second
+    assert make_folder(tmp_path / "model", Path.mkdir).is_dir()  # the remains of a failed attempt are no obstacle
 
 
 def test_a_model_is_made_again_when_its_recipe_changes(tmp_path):
-    from prepare import _make
+    from prepare import make_folder
 
-    made = []
+    calls = []
 
     def make(out: Path) -> None:
         out.mkdir()
-        made.append(out)
+        calls.append(out)
 
     for key in ("a", "a", "b", "b"):
-        assert _make(tmp_path / "model", make, key) == tmp_path / "model"
-    assert len(made) == 2
+        assert make_folder(tmp_path / "model", make, key) == tmp_path / "model"
+    assert len(calls) == 2
 
 
 def test_every_variant_has_a_recipe_a_peer_and_exact_pins():
     from environments import pins, requirements
-    from prepare import _RECIPES, VARIANTS
+    from prepare import RECIPES, VARIANTS
 
     for engine in {variant.engine for variant in VARIANTS}:
-        assert engine in _RECIPES
+        assert engine in RECIPES
         assert (COMPARE / f"peer_{engine}.py").exists()
         assert engine == "llmc" or [pin for path in requirements(engine) for pin in pins(path)]
 
 
-def test_an_open_requirement_is_refused(tmp_path):
+def test_a_requirement_that_is_not_an_exact_pin_is_refused(tmp_path):
     from environments import pins
 
     (tmp_path / "x.txt").write_text("# comment\ntorch==2.13.0\nnumpy>=2\n")
@@ -170,7 +170,7 @@ def _round(engine: str, pp: list[float], tg: list[float], following: tuple[int, 
     }  # fmt: skip
 
 
-def test_ratios_are_to_the_best_peer_of_the_same_width():
+def test_ratios_are_relative_to_the_best_peer_with_the_same_bits():
     from report import Row, table
 
     rows = [
@@ -200,17 +200,17 @@ def test_the_section_is_replaced_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["none", "<!-- compare: begin -->", "<!-- compare: end --> <!-- compare: begin -->"])
-def test_a_page_without_its_markers_is_left_alone(tmp_path, text):
+def test_a_page_without_markers_is_unchanged(tmp_path, text):
     from report import replace_section
 
     page = tmp_path / "page.md"
     page.write_text(text)
-    with pytest.raises(SystemExit, match="no place"):
+    with pytest.raises(SystemExit, match="no markers"):
         replace_section(page, "new")
     assert page.read_text() == text
 
 
-def test_a_busy_machine_is_waited_for_and_then_refused(monkeypatch):
+def test_a_busy_machine_delays_and_then_stops_a_run(monkeypatch):
     import machine
 
     shares = iter([0.9, 0.5, 0.01])
@@ -222,20 +222,20 @@ def test_a_busy_machine_is_waited_for_and_then_refused(monkeypatch):
         machine.wait_until_quiet(patience_s=-1)
 
 
-def test_the_busy_share_counts_what_is_not_idle(monkeypatch):
+def test_the_busy_share_counts_time_that_is_not_idle(monkeypatch):
     import machine
 
     samples = iter([(100, 1000), (175, 1100)])
-    monkeypatch.setattr(machine, "_times", lambda: next(samples))
+    monkeypatch.setattr(machine, "cpu_ticks", lambda: next(samples))
     assert machine.busy_share(0) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize(("bits", "agreeing", "stands"), [(8, 8, True), (8, 7, False), (4, 1, True), (4, 0, False)])
-def test_an_engine_with_other_weights_is_refused(bits, agreeing, stands):
+@pytest.mark.parametrize(("bits", "agreeing", "accepted"), [(8, 8, True), (8, 7, False), (4, 1, True), (4, 0, False)])
+def test_an_engine_with_other_weights_is_refused(bits, agreeing, accepted):
     from report import Row, refuse_other_weights
 
     row = Row(bits, "x", [_round("genai", [1], [1], following=(1,) * agreeing + (0,) * (16 - agreeing))])
-    if stands:
+    if accepted:
         refuse_other_weights(row, [1] * 16)
     else:
         with pytest.raises(SystemExit, match=f"{agreeing} of 16"):

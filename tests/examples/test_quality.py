@@ -1,4 +1,4 @@
-"""What the table of quality in examples/compare computes and draws; the engines it measures are not needed."""
+"""The quality comparison in examples/compare without its engines: candidates, pipe, table and plot."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_candidate_can_be_made_and_measured():
     from click.testing import CliRunner
-    from prepare import _RECIPES
-    from quality_make import _WEIGHTS
+    from prepare import RECIPES
+    from quality_make import WEIGHT_FILES
     from quality_report import ENGINES
     from quality_variants import CANDIDATES
 
@@ -31,11 +31,11 @@ def test_every_candidate_can_be_made_and_measured():
     assert len({candidate.name for candidate in CANDIDATES}) == len(CANDIDATES)
     for engine in {candidate.engine for candidate in CANDIDATES}:
         assert (COMPARE / f"quality_peer_{engine}.py").exists()
-        assert engine in _RECIPES and engine in _WEIGHTS and engine in ENGINES
+        assert engine in RECIPES and engine in WEIGHT_FILES and engine in ENGINES
     for candidate in CANDIDATES:
-        # Past the options the verb stops at a model that isn't there.
-        done = CliRunner().invoke(compile_, ["/no/such/model", "-o", "out", *candidate.flags])
-        assert done.exit_code == 3, f"{candidate.name}: {done.output}"
+        # The options are valid, so the command fails only at the missing model.
+        result = CliRunner().invoke(compile_, ["/no/such/model", "-o", "out", *candidate.flags])
+        assert result.exit_code == 3, f"{candidate.name}: {result.output}"
 
 
 def test_every_model_has_a_title():
@@ -61,9 +61,9 @@ class Engine:
 
     def logits(self, tokens):
         os.write(1, b"C library says hello")
-        rows = np.zeros((len(tokens), 5))
-        rows[np.arange(len(tokens)), tokens] = np.arange(len(tokens)) + 1
-        return rows[1:] if self.short else rows
+        logits = np.zeros((len(tokens), 5))
+        logits[np.arange(len(tokens)), tokens] = np.arange(len(tokens)) + 1
+        return logits[1:] if self.short else logits
 
 quality_pipe.serve(Engine)
 """
@@ -75,7 +75,7 @@ def _command(tmp_path: Path, folder: str) -> list[str]:
     return [sys.executable, str(script), folder, "--threads=1", "--capacity=8"]
 
 
-def test_logits_come_through_the_pipe_row_by_row(tmp_path):
+def test_the_pipe_returns_the_logits_of_each_token(tmp_path):
     from quality_pipe import PipedEngine
 
     start = np.zeros(1, np.int64)
@@ -90,17 +90,17 @@ def test_logits_come_through_the_pipe_row_by_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("broken", "no such weights"), ("short", r"logits \(2, 5\) for 3 tokens")]
+    ("folder", "message"), [("broken", "no such weights"), ("short", r"logits \(2, 5\) for 3 tokens")]
 )
-def test_a_child_that_fails_says_why(tmp_path, folder, said):
+def test_the_error_of_a_failed_child_is_reported(tmp_path, folder, message):
     from quality_pipe import PipedEngine
 
-    with pytest.raises(RuntimeError, match=said), PipedEngine(_command(tmp_path, folder), 8) as engine:
+    with pytest.raises(RuntimeError, match=message), PipedEngine(_command(tmp_path, folder), 8) as engine:
         engine.forward(np.array([[1, 2, 3]]), np.zeros(1, np.int64))
 
 
 @pytest.mark.parametrize(("starts", "last_only"), [([1], False), ([0], True)])
-def test_what_the_pipe_cannot_do_is_refused(tmp_path, starts, last_only):
+def test_calls_that_the_pipe_does_not_support_are_refused(tmp_path, starts, last_only):
     from quality_pipe import PipedEngine
 
     with PipedEngine(_command(tmp_path, "whole"), 8) as engine, pytest.raises(RuntimeError, match="whole sequences"):
@@ -133,7 +133,7 @@ def _cells(text: str) -> list[list[str]]:
     ]
 
 
-def test_the_table_shows_the_smallest_first_and_why_one_failed():
+def test_the_table_starts_with_the_smallest_and_has_reasons_of_failures():
     from quality_report import table
 
     head, rule, *lines = _cells(table(_rows(), 512, 128))
@@ -146,7 +146,7 @@ def test_the_table_shows_the_smallest_first_and_why_one_failed():
     assert lines[2] == ["onnxruntime-genai", "nf4", *[""] * 11, "no | here"]
 
 
-def test_a_speed_that_another_was_timed_for_stands_in_brackets():
+def test_a_speed_measured_for_another_candidate_is_in_parentheses():
     from quality_report import table
 
     row = _rows()[1]
@@ -155,7 +155,7 @@ def test_a_speed_that_another_was_timed_for_stands_in_brackets():
     assert line[9:11] == ["(30)", "(600)"]
 
 
-def test_a_table_without_failures_has_no_column_for_them():
+def test_a_table_without_failures_has_no_column_for_reasons():
     from quality_report import table
 
     head, rule, *lines = _cells(table(_rows()[1:], 512, 128))
@@ -163,7 +163,7 @@ def test_a_table_without_failures_has_no_column_for_them():
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("output", "reason"),
     [
         ("Traceback\n  line\nTypeError: x\n\nfailed with status 1: python a b", "TypeError: x"),
         ("failed with status 1: python", "failed with status 1: python"),
@@ -171,17 +171,22 @@ def test_a_table_without_failures_has_no_column_for_them():
         ("x" * 500, "x" * 160 + "…"),
     ],
 )
-def test_a_reason_is_one_line(said, reason):
+def test_a_reason_is_one_line(output, reason):
     from quality_report import reason_of
 
-    assert reason_of(RuntimeError(said)) == reason
+    assert reason_of(RuntimeError(output)) == reason
 
 
 def _points():
     from quality_plot import Point
 
-    found = [("a", "Q8_0", 145, 0.0045), ("b", "int8 <x>", 146, 0.0046), ("b", "i4", 90, 0.4), ("a", "exact", 200, 0.0)]
-    return [Point(group, label, int(size * 1e6), kld, None) for group, label, size, kld in found]
+    points = [
+        ("a", "Q8_0", 145, 0.0045),
+        ("b", "int8 <x>", 146, 0.0046),
+        ("b", "i4", 90, 0.4),
+        ("a", "exact", 200, 0.0),
+    ]
+    return [Point(group, label, int(size * 1e6), kld, None) for group, label, size, kld in points]
 
 
 def _drawn(points):
@@ -193,13 +198,13 @@ def _drawn(points):
     return dots[-len(points) :], [text.text for text in root.iter(f"{kind}text")]
 
 
-def test_larger_is_further_right_and_closer_is_lower():
+def test_larger_models_are_further_right_and_smaller_divergences_lower():
     dots, texts = _drawn(_points())
     (eight, other, four, exact) = dots
     assert four[0] < eight[0] < other[0] < exact[0]
     assert four[1] < other[1] < eight[1] < exact[1] == 500
     assert {"Q8_0", "int8 <x>", "i4", "exact", "0.001", "0.01", "0.1", "1", "model & co"} <= set(texts)
-    # Logarithmic: a tenth is as far from a hundredth as that from a thousandth.
+    # The axis is logarithmic: 0.1, 0.01 and 0.001 are equally spaced.
     from quality_plot import Point
 
     levels = [Point("a", "x", 10**8, kld, None) for kld in (0.1, 0.01, 0.001)]
@@ -208,12 +213,12 @@ def test_larger_is_further_right_and_closer_is_lower():
 
 
 @pytest.mark.parametrize("index", [0, 3])
-def test_one_point_alone_is_drawn(index):
+def test_a_single_point_is_drawn(index):
     ((x, y),), _ = _drawn([_points()[index]])
     assert 64 <= x <= 850 and 92 <= y <= 500
 
 
-def test_an_error_reaches_as_far_as_it_says():
+def test_an_error_bar_has_the_length_of_the_error():
     from quality_plot import Point, svg
 
     text = svg([Point("a", "x", 10**8, 0.1, 0.09), Point("a", "y", 10**8, 1.0, None)], "", "")
@@ -222,7 +227,7 @@ def test_an_error_reaches_as_far_as_it_says():
     assert bottom == 500 and 500 - top == pytest.approx(408 * np.log10(1.9), abs=0.2)
 
 
-def test_names_stand_apart():
+def test_labels_do_not_overlap():
     from quality_plot import Box, place_labels
 
     dots = [(300.0, 300.0), (306.0, 302.0), (300.0, 310.0), (840.0, 200.0), (66.0, 95.0)]

@@ -1,4 +1,4 @@
-"""How the table of quality in examples/compare is made in pieces: what is timed, kept, and done again."""
+"""The steps of the quality comparison in examples/compare: costs, stored results, and repeated runs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(COMPARE))
 
 
-def test_memory_is_that_of_all_processes_that_take_part():
+def test_peak_memory_is_the_sum_over_child_processes():
     from cost import Watch
 
     hold = "import time; x = bytearray(40_000_000); time.sleep(1)"
     code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hold!r}]); {hold}; p.wait()"
-    mine = np.ones(200_000_000, np.uint8)  # this process's own memory is nobody's cost
+    own = np.ones(200_000_000, np.uint8)  # memory of this process itself, which must not count
     with Watch() as watch:
         subprocess.run([sys.executable, "-c", code], check=True)
-    assert 80_000_000 < watch.peak_bytes < mine.nbytes
+    assert 80_000_000 < watch.peak_bytes < own.nbytes
     assert 1 < watch.seconds < 30
 
 
-def test_a_peak_between_two_looks_is_seen():
+def test_a_peak_between_two_samples_counts():
     from cost import Watch
 
     code = "import time; x = bytearray(150_000_000); del x; time.sleep(0.7)"
@@ -46,62 +46,62 @@ def test_a_peak_between_two_looks_is_seen():
     assert watch.peak_bytes > 150_000_000
 
 
-def test_two_steps_cost_the_sum_of_time_and_the_larger_memory():
+def test_the_cost_of_two_steps_is_the_sum_of_time_and_the_larger_peak():
     from cost import Cost
 
     assert Cost(1.5, 10, True) + Cost(2.0, 7, False, {"a": 1}) == Cost(3.5, 10, False, {"a": 1})
 
 
-def test_what_is_made_is_timed_once(tmp_path):
-    from quality_make import _timed
+def test_a_folder_is_made_and_timed_once(tmp_path):
+    from quality_make import make_timed
 
-    made = []
+    calls = []
 
     def write(out: Path) -> dict[str, int]:
         out.mkdir()
-        made.append(out)
+        calls.append(out)
         return {"seconds": 3}
 
-    first = _timed(tmp_path / "x", "key", False, write)
+    first = make_timed(tmp_path / "x", "key", False, write)
     assert first is not None and first.report == {"seconds": 3} and not first.quiet
-    assert _timed(tmp_path / "x", "key", False, write) == first
-    assert len(made) == 1
-    _timed(tmp_path / "x", "another key", False, write)
-    assert len(made) == 2
+    assert make_timed(tmp_path / "x", "key", False, write) == first
+    assert len(calls) == 1
+    make_timed(tmp_path / "x", "another key", False, write)
+    assert len(calls) == 2
 
 
-def test_what_others_made_has_no_cost(tmp_path):
-    from prepare import _make
-    from quality_make import _timed
+def test_a_folder_made_otherwise_has_no_cost(tmp_path):
+    from prepare import make_folder
+    from quality_make import make_timed
 
-    _make(tmp_path / "x", Path.mkdir, "key")
-    assert _timed(tmp_path / "x", "key", False, Path.mkdir) is None
+    make_folder(tmp_path / "x", Path.mkdir, "key")
+    assert make_timed(tmp_path / "x", "key", False, Path.mkdir) is None
 
 
-def test_a_converter_that_fails_is_one_candidates_error_and_leaves_no_cost(tmp_path):
-    from quality_make import _timed
+def test_an_exit_of_a_converter_becomes_an_error_and_leaves_no_cost(tmp_path):
+    from quality_make import make_timed
 
-    _timed(tmp_path / "x", "key", False, Path.mkdir)
+    make_timed(tmp_path / "x", "key", False, Path.mkdir)
 
     def fail(out: Path) -> None:
         raise SystemExit("wrong")
 
     with pytest.raises(RuntimeError, match="wrong"):
-        _timed(tmp_path / "x", "new key", False, fail)
+        make_timed(tmp_path / "x", "new key", False, fail)
     assert not (tmp_path / "x.cost.json").exists()
 
 
-def test_making_waits_for_a_quiet_machine_only_where_something_is_to_do(tmp_path, monkeypatch):
+def test_only_making_a_folder_waits_for_a_quiet_machine(tmp_path, monkeypatch):
     import quality_make
 
     waited = []
     monkeypatch.setattr(quality_make, "wait_until_quiet", lambda: waited.append(1))
-    assert quality_make._timed(tmp_path / "x", "key", True, Path.mkdir).quiet
-    quality_make._timed(tmp_path / "x", "key", True, Path.mkdir)
+    assert quality_make.make_timed(tmp_path / "x", "key", True, Path.mkdir).quiet
+    quality_make.make_timed(tmp_path / "x", "key", True, Path.mkdir)
     assert len(waited) == 1
 
 
-def test_the_compiler_is_told_the_flags_and_a_refusal_is_quoted(tmp_path, monkeypatch):
+def test_the_compiler_gets_the_flags_and_its_error_is_reported(tmp_path, monkeypatch):
     import quality_make
 
     seen = []
@@ -111,7 +111,7 @@ def test_the_compiler_is_told_the_flags_and_a_refusal_is_quoted(tmp_path, monkey
         return SimpleNamespace(returncode=0, stderr="", stdout=json.dumps({"report": {"seconds": {"write": 1}}}))
 
     monkeypatch.setattr(quality_make.subprocess, "run", run)
-    report = quality_make._compile(Path("python"), ("--int4", "--algo", "awq"), tmp_path, tmp_path / "out")
+    report = quality_make.compile_llmc(Path("python"), ("--int4", "--algo", "awq"), tmp_path, tmp_path / "out")
     assert report == {"seconds": {"write": 1}}
     flags = ["--int4", "--algo", "awq", "--max-seq-len=1024", "--json"]
     assert seen[0][3:] == ["compile", str(tmp_path), "-o", str(tmp_path / "out"), *flags]
@@ -120,10 +120,10 @@ def test_the_compiler_is_told_the_flags_and_a_refusal_is_quoted(tmp_path, monkey
         quality_make.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="", stdout=refused)
     )
     with pytest.raises(RuntimeError, match="GATE_FAILED: It differs"):
-        quality_make._compile(Path("python"), (), tmp_path, tmp_path / "out")
+        quality_make.compile_llmc(Path("python"), (), tmp_path, tmp_path / "out")
 
 
-def test_parameters_are_those_of_the_file(tmp_path):
+def test_parameters_are_counted_in_the_file(tmp_path):
     from quality_make import parameters
 
     values = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}
@@ -131,7 +131,7 @@ def test_parameters_are_those_of_the_file(tmp_path):
     assert parameters(tmp_path) == 22
 
 
-def test_bytes_are_of_all_files_and_weights_of_those_with_weights(tmp_path):
+def test_bytes_cover_all_files_and_weight_bytes_only_files_with_weights(tmp_path):
     from quality_make import Made
 
     for name, size in (("model.onnx", 3), ("model.onnx.data", 5), ("prefill.onnx", 7), ("tokenizer.json", 100)):
@@ -141,7 +141,7 @@ def test_bytes_are_of_all_files_and_weights_of_those_with_weights(tmp_path):
 
 
 class Uniform:
-    """An engine that was started by a command; the third token's logit is what the command ends with."""
+    """An engine started by a command. All logits are 0, except that of token 2, which is the command's first word."""
 
     vocab_size, version = 4, "9"
     started: list[list[str]] = []
@@ -179,7 +179,7 @@ def ruler(tmp_path, monkeypatch):
     return ruler
 
 
-def test_a_measurement_is_kept_by_what_it_depends_on(ruler, tmp_path):
+def test_measurements_are_stored_by_everything_they_depend_on(ruler, tmp_path):
     first = ruler.measured("a", "files", tmp_path / "results", ["0.0"])
     assert first["perplexity"]["value"] == pytest.approx(4) and first["kld"]["mean"] == 0
     assert (first["tokens"], first["windows"], first["version"]) == (4, 2, "9")
@@ -192,7 +192,7 @@ def test_a_measurement_is_kept_by_what_it_depends_on(ruler, tmp_path):
     assert ruler.measured("a", "files", tmp_path / "results", ["0.0"])["tokens"] == 3
 
 
-def test_windows_differ_by_token_and_by_what_is_scored():
+def test_window_digests_depend_on_tokens_and_scored_tokens():
     from quality_ruler import windows_digest
 
     cuts = [([1, 2, 3], 1), ([1, 2, 3], 2), ([1, 2, 4], 1)]
@@ -200,7 +200,7 @@ def test_windows_differ_by_token_and_by_what_is_scored():
     assert windows_digest([Window(np.array([1, 2]), 1)]) == windows_digest([Window(np.array([1, 2]), 1)])
 
 
-def test_an_engine_is_known_by_its_files_and_its_code(tmp_path):
+def test_a_fingerprint_depends_on_files_and_code(tmp_path):
     from quality_ruler import fingerprint
 
     for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -212,13 +212,13 @@ def test_an_engine_is_known_by_its_files_and_its_code(tmp_path):
         len({a, fingerprint("genai", tmp_path / "a", ["peer_llama.py"]), fingerprint("llama", tmp_path / "a", [])}) == 3
     )
     (tmp_path / "b" / "model").rename(tmp_path / "b" / "other")
-    from quality_ruler import _digest_of
+    from quality_ruler import folder_digest
 
-    _digest_of.cache_clear()
+    folder_digest.cache_clear()
     assert fingerprint("llama", tmp_path / "b", ["peer_llama.py"]) != a
 
 
-def test_a_run_of_speeds_is_known_by_who_takes_part_and_how():
+def test_a_speed_key_depends_on_candidates_and_conditions():
     from quality_speed import Workload, speed_key
 
     usual = Workload(512, 128, 2, 3)
@@ -230,7 +230,7 @@ def test_a_run_of_speeds_is_known_by_who_takes_part_and_how():
     assert len({key, *(speed_key(*other) for other in others)}) == 5
 
 
-def test_graphs_are_the_same_whatever_their_numbers():
+def test_graph_hashes_ignore_weight_values():
     from quality_speed import graphs_of
 
     int8, nearest = artifact("speaking", quantize="int8"), artifact("speaking", quantize="int8", algo="rtn")
@@ -240,7 +240,7 @@ def test_graphs_are_the_same_whatever_their_numbers():
     assert len({graphs_of(int8), *map(graphs_of, others)}) == 3
 
 
-def test_rounds_go_around_and_go_on_where_they_were_stopped(tmp_path):
+def test_engines_take_turns_and_an_interrupted_run_resumes(tmp_path):
     from quality_speed import run_rounds
 
     log, order = tmp_path / "log", []
@@ -255,30 +255,32 @@ def test_rounds_go_around_and_go_on_where_they_were_stopped(tmp_path):
         run_rounds(["a", "b"], 2, log, measure, pytest.fail)
     assert order == ["a", "b", "a"]
     order.append("stopped")
-    found = run_rounds(["a", "b"], 2, log, measure, pytest.fail)
+    results = run_rounds(["a", "b"], 2, log, measure, pytest.fail)
     assert order == ["a", "b", "a", "stopped", "b"]
-    assert found == {"a": [{"number": 1}, {"number": 3}], "b": [{"number": 2}, {"number": 5}]}
-    assert run_rounds(["a", "b"], 2, log, pytest.fail, pytest.fail) == found
+    assert results == {"a": [{"number": 1}, {"number": 3}], "b": [{"number": 2}, {"number": 5}]}
+    assert run_rounds(["a", "b"], 2, log, pytest.fail, pytest.fail) == results
 
 
-def test_one_that_fails_leaves_the_others(tmp_path):
+def test_a_failed_engine_does_not_stop_the_others(tmp_path):
     from quality_speed import run_rounds
 
-    asked, told = [], []
+    measured, reported = [], []
 
     def measure(name: str) -> dict[str, int]:
-        asked.append(name)
+        measured.append(name)
         if name == "a":
             raise RuntimeError("no")
         return {}
 
-    found = run_rounds(["a", "b"], 2, tmp_path / "log", measure, lambda name, error: told.append((name, str(error))))
-    assert found == {"b": [{}, {}]}
-    assert asked == ["a", "b", "b"] and told == [("a", "no")]
+    results = run_rounds(
+        ["a", "b"], 2, tmp_path / "log", measure, lambda name, error: reported.append((name, str(error)))
+    )
+    assert results == {"b": [{}, {}]}
+    assert measured == ["a", "b", "b"] and reported == [("a", "no")]
 
 
-def test_a_step_that_fails_is_a_reason_and_no_later_step_is_taken(capsys):
-    from quality import _attempt
+def test_a_failed_step_is_the_reason_and_later_steps_are_skipped(capsys):
+    from quality import attempt
     from quality_report import Row
     from quality_variants import CANDIDATES
 
@@ -287,9 +289,9 @@ def test_a_step_that_fails_is_a_reason_and_no_later_step_is_taken(capsys):
     def fail(row: Row) -> None:
         raise RuntimeError("many\nwords")
 
-    _attempt(row, "making", fail)
+    attempt(row, "making", fail)
     assert row.failed == "words"
-    _attempt(row, "measuring", lambda row: pytest.fail("went on"))
+    attempt(row, "measuring", lambda row: pytest.fail("went on"))
     assert "many" in capsys.readouterr().err
 
 

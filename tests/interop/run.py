@@ -29,7 +29,7 @@ PROMPTS = [
     "1, 2, 3, 4,",
     "The three laws of motion say that",
 ]
-# The runtimes to compare for each scheme. Optimum needs the fp32 artifact, whose caches grow.
+# The runtimes to compare for each scheme. Optimum needs growing caches, which the fp32 artifact has.
 CASES = {"fp32": ("transformers", "genai", "optimum"), "int8": ("genai",), "int4": ("genai",)}
 
 
