@@ -1,4 +1,6 @@
-"""Measure the time and peak memory of capture for the 135M demo and a 1.1B-parameter Llama with weights on disk.
+"""Measure the time and peak memory of capture.
+
+The models are the 135M demo and a 1.1B-parameter Llama with weights on disk.
 
     python examples/bench_capture.py
 
@@ -34,7 +36,10 @@ print(json.dumps({
 
 
 def write_llama_1b(folder: Path) -> None:
-    """Write the config and a safetensors file of a 1.1B Llama. The file's data is sparse and uses no disk space."""
+    """Write the config and a safetensors file of a 1.1B Llama.
+
+    The file's data is sparse and uses no disk space.
+    """
     from transformers import LlamaConfig
 
     config = LlamaConfig(

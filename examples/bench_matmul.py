@@ -1,4 +1,6 @@
-"""Measure ONNX Runtime's matmuls with quantized weights alone: a lower bound of the time of a decode step.
+"""Measure ONNX Runtime's matmuls with quantized weights alone.
+
+Their time is a lower bound of the time of a decode step.
 
     python examples/bench_matmul.py
 
@@ -36,7 +38,10 @@ class Grid(NamedTuple):
 
 
 def chain(shapes: list[tuple[int, int]], grid: Grid, threads: int) -> ort.InferenceSession:
-    """Build a chain of MatMulNBits nodes, one for each (inputs, outputs) of `shapes`, for one token."""
+    """Build a chain of MatMulNBits nodes for one token.
+
+    There is one node for each (inputs, outputs) of `shapes`.
+    """
     rng = np.random.default_rng(0)
     nodes, weights = [], []
     for i, (inputs, outputs) in enumerate(shapes):

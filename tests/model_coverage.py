@@ -1,4 +1,6 @@
-"""Run the compiler on every causal language model type of transformers, and write a table of the results.
+"""Run the compiler on every causal language model type of transformers.
+
+The results become a table.
 
 python tests/model_coverage.py --write docs/coverage.md      # all types
 python tests/model_coverage.py llama gemma3_text             # some types
@@ -101,7 +103,7 @@ def positions_of(tokens: Tensor) -> Tensor:
 
 
 def difference(program: llmc.Program, model: PreTrainedModel, shapes: Sequence[tuple[int, int]] = SHAPES) -> float:
-    """Compute the worst absolute difference of logits between program and eager over the shapes."""
+    """Compute the worst absolute difference of logits between program and eager."""
     worst = 0.0
     for shape in shapes:
         tokens = torch.randint(5, 90, shape, generator=torch.Generator().manual_seed(sum(shape)))
@@ -113,7 +115,7 @@ def difference(program: llmc.Program, model: PreTrainedModel, shapes: Sequence[t
 
 
 def compile_and_check(model: PreTrainedModel, **options: str) -> Engine:
-    """Compile a model and run the gate on the artifact: whole prompts, a ragged batch of three, prompts in pieces."""
+    """Compile a model and run the gate on the artifact."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact"
         try:
@@ -124,7 +126,7 @@ def compile_and_check(model: PreTrainedModel, **options: str) -> Engine:
 
 
 def cover(model_type: str, engine: bool = False) -> Outcome:
-    """Capture the tiny model of a type up to the canonical stage and compare it with eager.
+    """Capture a type's tiny model up to canonical, and compare it with eager.
 
     Args:
         model_type: the type.
@@ -150,7 +152,7 @@ def cover(model_type: str, engine: bool = False) -> Outcome:
 
 
 def leftovers(program: llmc.Program) -> list[str]:
-    """List the misses of the canonicalizing passes, by pass and reason, with their counts."""
+    """List the misses of the canonicalizing passes, with their counts."""
     reasons = Counter(f"{record.name}: {m.reason}" for record in program.history for m in record.misses)
     return [f"{reason} ({n})" for reason, n in sorted(reasons.items())]
 
@@ -183,7 +185,10 @@ def main() -> int:
 
 
 def _use_one_core(taken: Any) -> None:
-    """Pin this worker, with the threads of torch and ONNX Runtime, to one core. On shared cores they would wait."""
+    """Pin this worker, with the threads of torch and ONNX Runtime, to one core.
+
+    On shared cores they would wait.
+    """
     cores = sorted(os.sched_getaffinity(0))
     with taken.get_lock():
         os.sched_setaffinity(0, {cores[taken.value % len(cores)]})
@@ -200,7 +205,10 @@ def _cover_safely(model_type: str) -> Outcome:
 
 
 def table(outcomes: Sequence[Outcome], page: str = "") -> str:
-    """Build the coverage page. The lines of `page` for types without an outcome are kept."""
+    """Build the coverage page.
+
+    The lines of `page` for types without an outcome are kept.
+    """
     lines = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
     lines |= {outcome.model_type: _table_line(outcome) for outcome in outcomes}
     lines = {name: lines[name] for name in sorted(lines) if name in tiny_model_types()}

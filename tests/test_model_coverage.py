@@ -1,4 +1,7 @@
-"""A third of transformers' causal language models, chosen to cover every feature. `make coverage` runs all."""
+"""A third of transformers' causal language models, chosen to cover every feature.
+
+`make coverage` runs all.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,10 @@ def _change_weight(op: object, name: str) -> Callable[[llmc.Program], None]:
 
 
 def _other_theta(program: llmc.Program) -> None:
-    """Change the first rope's tables to those of another base: all angles change, except the first of each position."""
+    """Change the first rope's tables to those of another base.
+
+    All angles change, except the first of each position.
+    """
     for node in program.nodes:
         if is_op(node, rope):
             cos, sin = (str(arguments(node)[name].target) for name in ("cos", "sin"))

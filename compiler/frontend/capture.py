@@ -1,6 +1,6 @@
-"""Capture a module as a program with `torch.export`, with symbolic batch and sequence sizes.
+"""Capture a module as a program with `torch.export`.
 
-Parameters are not read or copied: each becomes a weight expression.
+Batch and sequence sizes are symbolic. Parameters are not read or copied: each becomes a weight expression.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def trace(module: nn.Module, weights: Mapping[str, Weight], source: str, max_seq
 
 
 class LogitsOf(nn.Module):
-    """Wrap a model so that it maps (tokens, positions) to logits, the only calling convention of programs."""
+    """Wrap a model so that it maps (tokens, positions) to logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -90,7 +90,9 @@ def _calling_convention(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str
 
 
 def _export(module: LogitsOf, max_seq_len: int) -> ExportedProgram:
-    """Export with the first combination of attention and strictness that works, the cheapest first.
+    """Export with the first working combination of attention and strictness.
+
+    The cheapest combination is tried first.
 
     If none works, the refusal reports the first error that the model itself caused.
     """
@@ -166,7 +168,7 @@ def _check_sizes(exported: ExportedProgram, source: str, max_seq_len: int) -> No
 
 
 def _check_values(exported: ExportedProgram, source: str) -> None:
-    """Refuse a graph that reads a number from a tensor, or whose shapes depend on tensor values."""
+    """Refuse a graph with numbers or shapes that depend on tensor values."""
     for node in exported.graph.nodes:
         if free_unbacked_symbols(node.meta.get("val")):
             raise LlmcError(

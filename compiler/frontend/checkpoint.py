@@ -1,4 +1,4 @@
-"""Lazy weights of a folder of safetensors files, under the names that the model uses.
+"""Lazy weights of a folder of safetensors files, by the model's names.
 
 A checkpoint may name and split tensors differently from the model that transformers builds today: for example, one
 tensor per expert in the file and one merged tensor for all experts in the model. transformers describes the
@@ -34,7 +34,10 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def open_safetensors(folder: Path) -> dict[str, Leaf]:
-    """Map each tensor name in the folder's safetensors files to its lazy weight. Only headers are read."""
+    """Map each tensor name in the folder's safetensors files to its lazy weight.
+
+    Only headers are read.
+    """
     leaves: dict[str, Leaf] = {}
     for path in _files(folder):
         leaves.update(_read_header(path))
@@ -77,7 +80,10 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read_header(path: Path) -> dict[str, Leaf]:
-    """Read names, shapes and offsets from a file's header, and check that the file is not truncated."""
+    """Read tensor names, shapes and offsets from a file's header.
+
+    A truncated file is refused.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -148,12 +154,15 @@ def match_checkpoint(
 
 
 def _natural(key: str) -> list[Any]:
-    """Sort key that puts `experts.2` before `experts.10`, the order in which transformers collects them."""
+    """Sort key for tensor names with numbers.
+
+    It puts `experts.2` before `experts.10`, the order in which transformers collects them.
+    """
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|[^\d.]+", key)]
 
 
 def check_complete(model: nn.Module, weights: Mapping[str, Weight], origin: str) -> None:
-    """Refuse a checkpoint that lacks a parameter, or stores a parameter or buffer with the wrong shape."""
+    """Refuse a checkpoint with a missing parameter or a tensor of the wrong shape."""
     hint = "Check that the checkpoint and config.json belong to the same model."
     tied: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

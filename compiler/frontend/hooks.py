@@ -1,9 +1,9 @@
-"""Hooks into transformers, through which attention, its mask and experts are captured as one op each.
+"""Hooks into transformers that capture attention, masks and experts.
 
-transformers looks up attention functions in a registry by name. `capturing` registers the functions below under the
-name `llmc`, so every model that uses the registry is captured the same way, whatever its family. No mask tensor
-enters the graph. The *function* that defines the mask is evaluated during capture, and the rule that it follows
-becomes arguments of the attention op.
+Attention and a mixture of experts become one op each. transformers looks up attention functions in a registry by name.
+`capturing` registers the functions below under the name `llmc`, so every model that uses the registry is captured the
+same way, whatever its family. No mask tensor enters the graph. The *function* that defines the mask is evaluated during
+capture, and the rule that it follows becomes arguments of the attention op.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def is_hookable(model: nn.Module) -> bool:
 
 @contextmanager
 def capturing(model: nn.Module, max_seq_len: int, attention: Attention = Attention.HOOKED) -> Iterator[None]:
-    """Make a transformers model call the dialect's ops for experts and, if hooked, for attention.
+    """Make a transformers model call the dialect's ops.
+
+    Experts become `moe` ops and, if hooked, attention becomes an attention op.
 
     On exit, transformers and the model's configs are as they were. Any other module is left alone.
     """
@@ -85,7 +87,9 @@ def capturing(model: nn.Module, max_seq_len: int, attention: Attention = Attenti
 
 
 class _TorchOfFixedLength:
-    """The `torch` module for rope code, except that `torch.max` of positions is always `max_seq_len - 1`.
+    """A `torch` module for rope code that uses the maximum length.
+
+    Its `max` of positions is always `max_seq_len - 1`.
 
     Some rope scalings choose their frequencies by the largest position in the data. A program must choose once, so
     it uses the frequencies of a sequence of `max_seq_len` tokens.
@@ -121,7 +125,9 @@ def _mask(max_seq_len: int, *_: Any, mask_function: Callable[..., Tensor], **__:
 
 
 def mask_rule(mask_function: Callable[..., Tensor], max_seq_len: int) -> MaskRule:
-    """Find the rule that a transformers mask function follows for all positions below `max_seq_len`.
+    """Find the rule of a transformers mask function.
+
+    The rule holds for all positions below `max_seq_len`.
 
     Raises:
         LlmcError: ``MASK_UNKNOWN`` if it follows none.
@@ -217,7 +223,9 @@ def _experts(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tens
 
 
 def _activation(experts: Any) -> dict[str, Any]:
-    """Find the arguments of `moe` that describe the activation between an expert's two projections.
+    """Find the arguments of `moe` that describe an expert's activation.
+
+    The activation is applied between the expert's two projections.
 
     The module's own function is compared on a grid of inputs with every activation of the dialect. The module's
     float attributes are tried as alpha and limit. The first combination that agrees on the whole grid is returned,

@@ -1,4 +1,7 @@
-"""Turn an error of torch's tracer into a refusal that names the part of the model that caused it."""
+"""Turn an error of torch's tracer into a refusal.
+
+The refusal names the part of the model that caused the error.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ _NOISY = ("torch._guards", "torch._dynamo", "torch.export", "torch.fx.experiment
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence torch's logs and stderr, so that a failed trace reports only its exception."""
+    """Silence torch's logs and stderr.
+
+    A failed trace then reports only its exception.
+    """
     with contextlib.ExitStack() as stack:
         for logger in map(logging.getLogger, _NOISY):
             stack.callback(logger.setLevel, logger.level)
@@ -73,12 +79,18 @@ def refusal(model: nn.Module, error: Exception) -> LlmcError:
 
 
 def is_about_sizes(error: Exception) -> bool:
-    """True if the trace fixed a batch or sequence size. No other way of tracing avoids that."""
+    """True if the trace fixed a batch or sequence size.
+
+    No other way of tracing avoids that.
+    """
     return any(mark in f"{type(error).__name__}: {error}" for mark in _ON_SIZES)
 
 
 def _module(model: nn.Module, error: Exception) -> str:
-    """Innermost module on the error's stack as text (` in DbrxExperts`), or "" if it is the whole model."""
+    """Text for the innermost module on the error's stack, such as ` in DbrxExperts`.
+
+    It is empty if that is the whole model.
+    """
     modules = set(model.modules())
     owners = [f.f_locals.get("self") for f in _frames(error)]
     inside = [m for m in owners if isinstance(m, nn.Module) and m in modules]
@@ -86,7 +98,9 @@ def _module(model: nn.Module, error: Exception) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Source line that fixed a size, as text (` in mamba_selective_scan (modeling_mamba.py:260)`), or "".
+    """Text for the source line that fixed a size, or "".
+
+    For example: ` in mamba_selective_scan (modeling_mamba.py:260)`.
 
     The tracer's shape environment records the line.
     """
@@ -102,7 +116,10 @@ def _line(error: Exception) -> str:
 
 
 def _frames(error: BaseException | None) -> Iterator[FrameType]:
-    """Yield the frames of the error's traceback, outermost first, then those of its causes."""
+    """Yield the frames of the error's traceback, then those of its causes.
+
+    The frames of each traceback come outermost first.
+    """
     while error is not None:
         traceback = error.__traceback__
         while traceback is not None:

@@ -16,7 +16,7 @@ _register_parameter = nn.Module.register_parameter
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Give modules that are built inside this context meta parameters, without storage.
+    """Create parameters on the meta device, without storage, inside this context.
 
     Buffers are real, because modules compute their values when they are built.
     """
@@ -35,7 +35,9 @@ def parameters_on_meta() -> Iterator[None]:
 
 @contextmanager
 def fake_parameters(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
-    """Replace every parameter by a fake CPU tensor of `mode` inside this context. Tied parameters stay tied.
+    """Replace every parameter by a fake CPU tensor of `mode` inside this context.
+
+    Tied parameters stay tied.
 
     On exit, all attributes, parameters, buffers and submodules are restored, because a forward call may have stored
     fake tensors in the module.
@@ -63,5 +65,8 @@ def fake_parameters(module: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
 
 
 def _registered(owner: nn.Module) -> list[tuple[dict, dict]]:
-    """The module's dicts of parameters, buffers and submodules, each with a copy of its present entries."""
+    """The module's dicts of parameters, buffers and submodules.
+
+    Each comes with a copy of its present entries.
+    """
     return [(table, dict(table)) for table in (owner._parameters, owner._buffers, owner._modules)]

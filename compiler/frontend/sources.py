@@ -1,4 +1,4 @@
-"""Find a model by name, path or module, with its config, structure, lazy weights and tokenizer.
+"""Find a model, its config, structure, lazy weights and tokenizer.
 
 No weight is read: the config defines the structure, and file headers name the weights.
 """
@@ -31,7 +31,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "tokeniz
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model whose location and structure are known, and whose weights are not read yet.
+    """A model whose structure is known, but whose weights are not read yet.
 
     Attributes:
         name: the name or path that the user passed, or the module's class name.
@@ -52,7 +52,9 @@ class ModelSource:
 
 
 def find_source(model: str | Path | nn.Module, *, trust_remote_code: bool = False) -> ModelSource:
-    """Find a model: a module, `demo`, a GGUF file, a folder, or the id of a model on the Hugging Face hub.
+    """Find a model by module, name or path.
+
+    The name can be `demo`, a GGUF file, a folder, or the id of a model on the Hugging Face hub.
 
     Args:
         model: the module, path or name.
@@ -87,7 +89,7 @@ def _from_module(module: nn.Module) -> ModelSource:
     name = type(module).__name__
 
     def build(dtype: torch.dtype) -> nn.Module:
-        """Return the module itself, or a copy with meta parameters if their dtype must change."""
+        """Return the module, or a copy with meta parameters if the dtype must change."""
         to_cast = [p for p in module.parameters() if p.is_floating_point() and p.dtype != dtype]
         if not to_cast:
             return module
@@ -151,7 +153,7 @@ def _no_tokenizer(name: str, hint: str) -> LlmcError:
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedConfig, Format | None]:
-    """Read the config of a folder, and the reader of its quantized weights if it has any.
+    """Read a folder's config, and choose the reader of its quantized weights, if any.
 
     The returned config has no `quantization_config`.
     """

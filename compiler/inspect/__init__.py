@@ -1,1 +1,4 @@
-"""Inspection: record what the passes do to a program, find identical layers, plan a compilation, check a machine."""
+"""Inspection of models, programs and machines.
+
+It records what passes do, finds identical layers, plans a compilation and checks a machine.
+"""

@@ -68,7 +68,10 @@ def draw(layer: str, nodes: Sequence[fx.Node], lines: Mapping[fx.Node, str]) -> 
     index: dict[fx.Node | str, int] = {}
 
     def index_of(node: fx.Node) -> int:
-        """Index of the box for an operand. An operand from outside the section gets a box on its first use."""
+        """Index of the box for an operand.
+
+        An operand from outside the section gets a box on its first use.
+        """
         in_a_layer = layer == OUTSIDE and layer_of(node) != OUTSIDE
         key: fx.Node | str = "layers" if in_a_layer else node
         if key not in index:
@@ -101,7 +104,10 @@ def draw(layer: str, nodes: Sequence[fx.Node], lines: Mapping[fx.Node, str]) -> 
 
 
 def _layers(index: Mapping[fx.Node | str, int]) -> Box:
-    """Build the one box for all layers. Its inputs are all earlier boxes that a layer uses."""
+    """Build the one box for all layers.
+
+    Its inputs are all earlier boxes that a layer uses.
+    """
     inputs = (at for node, at in index.items() if isinstance(node, fx.Node) and any(map(layer_of, node.users)))
     return Box("layers", "layers", False, "", tuple(inputs), (), False, "", "", "")
 

@@ -1,7 +1,8 @@
-"""Find identical layers of a program, so that a model of eighty layers is shown as compactly as one of two.
+"""Find identical layers of a program.
 
-Two layers are identical if their calls are: the same ops with the same constant arguments and the same connections,
-on inputs and weights of the same shapes and dtypes. Weight values and layer names may differ.
+A model of eighty layers is then shown as compactly as one of two. Two layers are identical if their calls are: the same
+ops with the same constant arguments and the same connections, on inputs and weights of the same shapes and dtypes.
+Weight values and layer names may differ.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ OUTSIDE = ""  # name of the section of calls that belong to no layer
 
 
 def sections(program: Program) -> dict[str, list[fx.Node]]:
-    """Group the program's calls by layer, in program order. `OUTSIDE` has the calls that belong to no layer."""
+    """Group the program's calls by layer, in program order.
+
+    `OUTSIDE` has the calls that belong to no layer.
+    """
     calls: dict[str, list[fx.Node]] = {}
     for node in program.nodes:
         if node.op == "call_function":
@@ -27,7 +31,10 @@ def sections(program: Program) -> dict[str, list[fx.Node]]:
 
 
 def signature(layer: str, nodes: Iterable[fx.Node]) -> str:
-    """Hash a layer's calls. Two layers have equal signatures exactly if they are identical (see above)."""
+    """Hash a layer's calls.
+
+    Two layers have equal signatures exactly if they are identical (see above).
+    """
     inside: dict[fx.Node, str] = {}
     outside: dict[fx.Node, str] = {}
 
@@ -77,7 +84,10 @@ def fold(kinds: Mapping[str, Hashable]) -> list[list[str]]:
 
 
 def label(layers: Iterable[str]) -> str:
-    """Shorten a list of layer names, such as `model.layers.0-4, 6-10` or, for `OUTSIDE`, `outside of the layers`."""
+    """Shorten a list of layer names, such as `model.layers.0-4, 6-10`.
+
+    The name of `OUTSIDE` is `outside of the layers`.
+    """
     parts = []
     for stem, group in groupby(layers, key=lambda layer: layer.rpartition(".")[0]):
         numbers = [int(layer.rpartition(".")[2]) for layer in group if layer != OUTSIDE]

@@ -1,4 +1,7 @@
-"""Write an inspection as one self-contained HTML page: style, scripts and data are inline, and nothing is loaded."""
+"""Write an inspection as one self-contained HTML page.
+
+Style, scripts and data are inline, and the page loads nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ def write_page(inspection: Inspection, path: Path) -> None:
 
 
 def page_data(inspection: Inspection) -> dict[str, Any]:
-    """Build the page's JSON data. Steps refer to views by index, so that each distinct view is stored once."""
+    """Build the page's JSON data.
+
+    Steps refer to views by index, so that each distinct view is stored once.
+    """
     groups = [[OUTSIDE], *inspection.layers]
     views: list[dict[str, Any]] = []
     index: dict[View, int] = {}

@@ -22,7 +22,10 @@ from .layers import OUTSIDE, count_ops, fold, sections, signature
 
 @dataclass(frozen=True)
 class View:
-    """A section of a program: its Python text, with `*` in place of the layer's name, and its dataflow."""
+    """Python text and dataflow of a section.
+
+    In the text, `*` replaces the layer's name.
+    """
 
     text: str
     drawing: Drawing
@@ -50,7 +53,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One pass: its docstring, its record of matches and misses, and the program after it."""
+    """One pass: its docstring, its matches and misses, and the program after it."""
 
     about: str
     record: PassRecord
@@ -115,9 +118,9 @@ def inspect_model(
     details: bool = False,
     watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
 ) -> Inspection:
-    """Run a model through the passes up to a stage, and record each step. No weight is read.
+    """Run a model through the passes up to a stage, and record each step.
 
-    If a pass refuses the program, the inspection contains the steps before it and the refusal.
+    No weight is read. If a pass refuses the program, the inspection contains the steps before it and the refusal.
 
     Args:
         model: anything that `capture` accepts.

@@ -1,4 +1,7 @@
-"""Summarize an inspection as one JSON document, from which the command line prints its tables."""
+"""Summarize an inspection as one JSON document.
+
+The command line prints its tables from it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from .record import Inspection
 
 
 def summarise(inspection: Inspection) -> dict[str, Any]:
-    """Build the document: passes, misses, ops by stage, and groups of identical layers. It has no graph."""
+    """Build the document, without the graph.
+
+    It has the passes, misses, ops by stage, and groups of identical layers.
+    """
     program, error = inspection.program, inspection.refusal
     return {
         "model": program.source,
@@ -40,7 +46,7 @@ def summarise(inspection: Inspection) -> dict[str, Any]:
 
 
 def group_misses(misses: Iterable[Miss], limit: int | None = None) -> list[dict[str, Any]]:
-    """Group misses by reason, the most frequent first, each with its count and its nodes.
+    """Group misses by reason, with counts and nodes, the most frequent first.
 
     Args:
         misses: the misses of a pass.
@@ -61,7 +67,10 @@ def group_misses(misses: Iterable[Miss], limit: int | None = None) -> list[dict[
 
 
 def _layers(inspection: Inspection) -> list[dict[str, Any]]:
-    """Groups of layers that are identical in the final program, with their ops. The last group is `OUTSIDE`."""
+    """Groups of layers that are identical in the final program, with their ops.
+
+    The last group is `OUTSIDE`.
+    """
     snapshot = inspection.steps[-1].after if inspection.steps else inspection.captured
     groups = [*fold(snapshot.kinds), [OUTSIDE]]
     return [

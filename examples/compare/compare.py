@@ -1,4 +1,6 @@
-"""Compare the speed of llmc, onnxruntime-genai, llama.cpp and OpenVINO GenAI on the same weights, in one table.
+"""Compare llmc, onnxruntime-genai, llama.cpp and OpenVINO GenAI.
+
+All run the same weights, and one table has their speeds.
 
     python examples/compare/compare.py --model demo --model llama-1b --rounds 5 --write docs/performance.md
 

@@ -1,4 +1,7 @@
-"""Measure the cost of making a model: seconds, and the peak memory of all processes involved."""
+"""Measure the time and memory of making a model.
+
+The memory is the peak of all processes involved.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ class Cost:
 
 
 class Watch:
-    """Measure a `with` block: afterwards, `seconds` is its time and `peak_bytes` the memory of its child processes."""
+    """Measure the time and memory of a `with` block.
+
+    Afterwards, `seconds` is its time, and `peak_bytes` is the peak memory of its child processes.
+    """
 
     def __enter__(self) -> Watch:
         self.seconds, self.peak_bytes = 0.0, 0
@@ -58,7 +64,10 @@ class Watch:
 
 
 def memory_below(root: int) -> list[tuple[int, int]]:
-    """Resident set of each descendant of the process `root`, as (bytes now, peak bytes so far)."""
+    """Resident sets of all descendants of the process `root`.
+
+    Each entry is (bytes now, peak bytes so far).
+    """
     parents, memory = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():

@@ -1,4 +1,7 @@
-"""Create one environment per peer: their requirements conflict, and none may change llmc's environment."""
+"""Create one environment per peer.
+
+Their requirements conflict, and none may change llmc's environment.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ for pin in sys.argv[1:]:
 
 
 def python_of(engine: str, cache: Path) -> Path:
-    """Return the interpreter that runs an engine: for llmc this one, for a peer one with its pins installed."""
+    """Return the interpreter that runs an engine.
+
+    For llmc it is this one, for a peer one with its pins installed.
+    """
     if engine == "llmc":
         return Path(sys.executable)
     folder = cache / "envs" / engine
@@ -42,12 +48,18 @@ def python_of(engine: str, cache: Path) -> Path:
 
 
 def requirements(engine: str) -> list[Path]:
-    """List a peer's requirement files in installation order. `*.nodeps.txt` is installed without dependencies."""
+    """List a peer's requirement files in installation order.
+
+    `*.nodeps.txt` is installed without dependencies.
+    """
     return [path for path in (HERE / f"{engine}.txt", HERE / f"{engine}.nodeps.txt") if path.exists()]
 
 
 def pins(path: Path) -> list[str]:
-    """Return the `name==version` lines of a requirements file. Any other requirement is an error."""
+    """Return the `name==version` lines of a requirements file.
+
+    Any other requirement is an error.
+    """
     lines = [line.strip() for line in path.read_text().splitlines()]
     required = [line for line in lines if line and not line.startswith("#")]
     for line in required:

@@ -1,4 +1,4 @@
-"""Describe the machine that runs the measurements, and wait until it is otherwise idle."""
+"""Describe the machine, and wait until it is idle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from llmc.runtimes.engines.cores import physical_cores
 
 
 def describe(threads: int) -> str:
-    """Describe processor, cores, matmul-related instruction sets, memory and kernel in one line."""
+    """Describe the machine in one line.
+
+    It has the processor, cores, matmul-related instruction sets, memory and kernel.
+    """
     cpu = read_cpu(Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = f"{physical_cores()} cores, {threads} threads used"
@@ -20,7 +23,10 @@ def describe(threads: int) -> str:
 
 
 def wait_until_quiet(limit: float = 0.05, patience_s: float = 600) -> None:
-    """Wait until less than `limit` of the processors' time is used. One busy core can halve another core's speed."""
+    """Wait until less than `limit` of the processors' time is used.
+
+    One busy core can halve another core's speed.
+    """
     deadline = time.monotonic() + patience_s
     while (busy := busy_share(1.0)) > limit:
         if time.monotonic() > deadline:
@@ -28,7 +34,7 @@ def wait_until_quiet(limit: float = 0.05, patience_s: float = 600) -> None:
 
 
 def busy_share(seconds: float) -> float:
-    """Measure the share of all processors' time that is not idle, over the next `seconds`."""
+    """Measure the busy share of all processors' time over the next `seconds`."""
     idle, total = cpu_ticks()
     time.sleep(seconds)
     idle_after, total_after = cpu_ticks()

@@ -1,4 +1,7 @@
-"""onnxruntime-genai through its Python `Generator`, with a cache buffer shared between past and present."""
+"""Run onnxruntime-genai through its Python `Generator`.
+
+Past and present caches share one buffer.
+"""
 
 from __future__ import annotations
 

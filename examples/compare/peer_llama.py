@@ -1,7 +1,7 @@
-"""llama.cpp through the C API of llama-cpp-python: one `llama_decode` for the prompt, one for each token.
+"""Run llama.cpp through the C API of llama-cpp-python.
 
-Settings as in llama-bench: batch and micro-batch of 512, default flash attention, f16 cache, and logits of the last
-position only.
+There is one `llama_decode` for the prompt, and one for each token. Settings as in llama-bench: batch and micro-batch of
+512, default flash attention, f16 cache, and logits of the last position only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""llmc through its engine: one `forward` for the prompt, one for each token, and greedy choice in numpy."""
+"""Run llmc through its engine.
+
+There is one `forward` for the prompt and one for each token; numpy makes the greedy choice.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""OpenVINO GenAI through `LLMPipeline` with its default attention, cache and activation precision."""
+"""Run OpenVINO GenAI through `LLMPipeline`.
+
+Attention, cache and activation precision have their defaults.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class OpenVino:
         self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", INFERENCE_NUM_THREADS=threads)
 
     def reset(self) -> None:
-        """Nothing to do: outside a chat, every call of the pipeline starts with an empty cache."""
+        """Nothing to do: outside a chat, every call starts with an empty cache."""
 
     def generate(self, prompt: list[int], count: int, on_token: Callable[[int], None]) -> None:
         ids = np.array([prompt], dtype=np.int64)

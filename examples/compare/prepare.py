@@ -1,4 +1,6 @@
-"""Make the files that each engine runs from one model: `python prepare.py --model demo --cache DIR`.
+"""Make the files that each engine runs from one model.
+
+Usage: `python prepare.py --model demo --cache DIR`.
 
     CACHE/models/MODEL/hf             config, tokenizer and safetensors, from which all other folders are made
     CACHE/models/MODEL/FORMAT         one folder for each engine and format, such as llama-Q4_0
@@ -34,7 +36,10 @@ LLMC_MAX_SEQ_LEN = 1024  # llmc's cache, like those of its peers, is only slight
 
 @dataclass(frozen=True)
 class Variant:
-    """An engine with one of its formats. Formats with equal `bits` are compared with each other."""
+    """An engine with one of its formats.
+
+    Formats with equal `bits` are compared with each other.
+    """
 
     engine: str
     format: str
@@ -60,7 +65,7 @@ VARIANTS = [
 
 
 def prepare(model: str, variants: list[Variant], cache: Path) -> dict[Variant, Path]:
-    """Make the folders of all variants that don't exist yet, and return the folder of each variant."""
+    """Return the folder of each variant, and make those that don't exist yet."""
     home = cache / "models" / model
     hf = make_folder(home / "hf", lambda out: run_python(Path(sys.executable), "-c", _WRITE_MODEL, model, out))
     if not (home / WORKLOAD).exists():
@@ -75,7 +80,10 @@ def _make_variant(variant: Variant, hf: Path, target: Path, cache: Path) -> Path
 
 
 def recipe_key(engine: str) -> str:
-    """Hash all inputs of an engine's recipe: its source, and the pinned versions or llmc's own sources."""
+    """Hash all inputs of an engine's recipe.
+
+    These are its source, and the pinned versions or llmc's own sources.
+    """
     root = Path(llmc.__file__).parent
     packages = (root / name for name in ("compiler", "ir", "kernels", "passes", "runtimes"))
     sources = sorted(path for package in packages for path in package.rglob("*.py"))
@@ -119,7 +127,10 @@ def _openvino(python: Path, format: str, hf: Path, out: Path) -> None:
 
 
 def group_size(hf: Path) -> str:
-    """Return 128, or the largest smaller power of two that divides the input channels of every linear."""
+    """Return the group size for nncf's 4-bit weights.
+
+    It is 128, or the largest smaller power of two that divides the input channels of every linear.
+    """
     config = json.loads((hf / "config.json").read_text())
     return str(math.gcd(128, config["hidden_size"], config["intermediate_size"]))
 
@@ -170,7 +181,10 @@ def make_folder(target: Path, write: Callable[[Path], None], key: str = "") -> P
 
 
 def run_python(python: Path, *arguments: str | Path) -> None:
-    """Run a Python command to its end. Converters print a lot, so their output is shown only if they fail."""
+    """Run a Python command to its end.
+
+    Converters print a lot, so their output is shown only if they fail.
+    """
     environment = {**os.environ, "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
     command = [str(part) for part in (python, *arguments)]
     process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

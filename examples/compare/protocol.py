@@ -1,4 +1,4 @@
-"""Definition of the measurements: the same code, workload and clock for every engine.
+"""Define the measurements: the same code, workload and clock for all engines.
 
     pp: prefill speed, prompt tokens per second. The time starts when 512 random tokens are passed to an engine with an
         empty cache. It ends when the first greedy token is known, so it includes the logits of the last position.
@@ -42,7 +42,7 @@ Load = Callable[[Path, int, int], Engine]  # arguments: folder, threads, capacit
 
 
 def run(name: str, load: Load) -> None:
-    """Run a peer's main program: parse the arguments, load, measure, print one line of JSON."""
+    """Run a peer's main program: load, measure, print one line of JSON."""
     parser = argparse.ArgumentParser(description=f"Measure {name}; prints one line of JSON.")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--prompt", type=int, default=512)
@@ -76,7 +76,10 @@ def run(name: str, load: Load) -> None:
 
 
 def measure(engine: Engine, vocab: int, prompt: int, tokens: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Measure tokens per second of prefill and decode in each repeat, after one unmeasured repeat."""
+    """Measure tokens per second of prefill and decode in each repeat.
+
+    One unmeasured repeat comes first.
+    """
     chooser = random.Random(0)  # the same tokens for every engine, other tokens in every repeat
     pp, tg = [], []
     for repeat in range(-1, repeats):
@@ -123,7 +126,10 @@ def timed(engine: Engine, prompt: list[int], count: int) -> tuple[list[int], lis
 
 
 def peak_rss() -> int:
-    """Peak resident set of this process in bytes. `getrusage` would include its parent's memory before exec."""
+    """Peak resident set of this process in bytes.
+
+    `getrusage` would include its parent's memory before exec.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

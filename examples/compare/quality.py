@@ -1,4 +1,6 @@
-"""Measure the quality of quantized models: every candidate of quality_variants.py, as a table and a plot.
+"""Measure the quality of quantized models.
+
+The results of every candidate of quality_variants.py become a table and a plot.
 
     python examples/compare/quality.py --model moved --write docs/quantization.md --plot docs/images/kld.svg
 
@@ -88,7 +90,10 @@ def main() -> None:
 
 
 def attempt(row: Row, step: str, work: Callable[[Row], None]) -> None:
-    """Run a candidate's next step, unless an earlier one failed. An error is recorded in `row.failed`."""
+    """Run a candidate's next step, unless an earlier one failed.
+
+    An error is recorded in `row.failed`.
+    """
     if row.failed:
         return
     print(f"{row.candidate.name}: {step}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Make the files of each candidate from one model, and measure the cost of making them.
+"""Make the files of each candidate from one model, and measure the cost.
 
 CACHE/models/MODEL/llmc/FORMAT       the artifact of `llmc compile` with the candidate's flags
 CACHE/models/MODEL/logits/genai-...  the same weights in a graph that returns all logits; the fastest graph returns only
@@ -60,7 +60,9 @@ class Made:
 
 
 def make(candidate: Candidate, model: str, cache: Path, quiet: bool) -> Made:
-    """Return a candidate's files. If they don't exist yet, make them and measure the cost.
+    """Return a candidate's files.
+
+    If they don't exist yet, make them and measure the cost.
 
     Args:
         candidate: the candidate.
@@ -98,14 +100,17 @@ def make(candidate: Candidate, model: str, cache: Path, quiet: bool) -> Made:
 
 
 def parameters(hf: Path) -> int:
-    """Count the values in a model's safetensors file. A matrix that two layers share counts once."""
+    """Count the values in a model's safetensors file.
+
+    A matrix that two layers share counts once.
+    """
     with (hf / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def make_timed(folder: Path, key: str, quiet: bool, write: Callable[[Path], Any]) -> Cost | None:
-    """Make a folder if it does not exist, and return the cost of making it, now or earlier.
+    """Make a folder if it does not exist, and return the cost, now or earlier.
 
     The value that `write` returns becomes the cost's report.
     """
@@ -125,7 +130,10 @@ def make_timed(folder: Path, key: str, quiet: bool, write: Callable[[Path], Any]
 
 @contextmanager
 def _exit_as_error() -> Iterator[None]:
-    """Turn an exit of prepare.py, which stops at the first error, into an error of one candidate."""
+    """Turn an exit of prepare.py into an error of one candidate.
+
+    prepare.py stops at the first error.
+    """
     try:
         yield
     except (SystemExit, subprocess.CalledProcessError) as error:
@@ -154,7 +162,7 @@ def _write_gguf(hf: Path, out: Path) -> None:
 
 
 def _all_logits(python: Path, format: str, hf: Path, out: Path) -> None:
-    """Run the same builder as prepare.py, but for a graph with the logits of all tokens."""
+    """Run prepare.py's builder for a graph with the logits of all tokens."""
     work = out.with_name(f"{out.name}-work")
     builder = ["-m", "onnxruntime_genai.models.builder", "-i", hf, "-o", out, "-p", format, "-e", "cpu", "-c", work]
     prepare.run_python(python, *builder, "--extra_options", "accuracy_level=4")

@@ -1,4 +1,7 @@
-"""Logits of onnxruntime-genai's `Generator`. The graph must return those of all tokens, not only of the last one."""
+"""Logits of onnxruntime-genai's `Generator`.
+
+The graph must return those of all tokens, not only of the last one.
+"""
 
 from __future__ import annotations
 

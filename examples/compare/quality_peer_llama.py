@@ -1,6 +1,7 @@
-"""Logits of llama.cpp through the C API of llama-cpp-python: a sequence in one batch, without an added first token.
+"""Compute logits of llama.cpp through the C API of llama-cpp-python.
 
-Settings as in the speed measurement: default flash attention, f16 cache.
+A sequence is one batch, without an added first token. Settings as in the speed measurement: default flash attention,
+f16 cache.
 """
 
 from __future__ import annotations

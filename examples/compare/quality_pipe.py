@@ -1,8 +1,8 @@
-"""Run an engine in its own environment and process, behind an interface that the evaluation can use.
+"""Run an engine in its own environment and process.
 
-The child writes one line of JSON with its version and vocabulary size to stdout. For each line with a JSON list of
-tokens on stdin, it writes the float32 logits of each token. Everything that libraries print goes to stderr. Peers
-import this file, so it uses the standard library and numpy only.
+The evaluation uses it like an engine of this process. The child writes one line of JSON with its version and vocabulary
+size to stdout. For each line with a JSON list of tokens on stdin, it writes the float32 logits of each token.
+Everything that libraries print goes to stderr. Peers import this file, so it uses the standard library and numpy only.
 """
 
 from __future__ import annotations
@@ -29,11 +29,17 @@ class Logits(Protocol):
     vocab_size: int
 
     def logits(self, tokens: list[int]) -> np.ndarray:
-        """Compute logits [S, V] of a sequence that starts at position 0; entry i predicts the token after tokens[i]."""
+        """Compute logits [S, V] of a sequence that starts at position 0.
+
+        Entry i predicts the token after tokens[i].
+        """
 
 
 def serve(load: Callable[[Path, int, int], Logits]) -> None:
-    """Run a child's main program. `load` gets the folder, the threads and the length of the longest sequence."""
+    """Run a child's main program.
+
+    `load` gets the folder, the threads and the length of the longest sequence.
+    """
     parser = argparse.ArgumentParser(description="Compute logits for lines of tokens. quality.py starts this script.")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--threads", type=int, required=True)
@@ -55,7 +61,10 @@ def serve(load: Callable[[Path, int, int], Logits]) -> None:
 
 
 class PipedEngine:
-    """The parent's side: an engine with one slot. Every sequence starts at position 0."""
+    """The parent's side: an engine with one slot.
+
+    Every sequence starts at position 0.
+    """
 
     slots = 1
 

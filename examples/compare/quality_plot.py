@@ -42,7 +42,10 @@ class Box:
 
 
 def svg(points: Sequence[Point], title: str, note: str) -> str:
-    """Draw one or more points: size on the x axis, divergence on a logarithmic y axis."""
+    """Draw one or more points.
+
+    The x axis is the size; the y axis is the divergence, on a logarithmic scale.
+    """
     xs, ys = _sizes(points), _powers(points)
 
     def x(value: float) -> float:
@@ -95,7 +98,10 @@ def svg(points: Sequence[Point], title: str, note: str) -> str:
 
 
 def place_labels(dots: Sequence[tuple[float, float]], labels: Sequence[str]) -> list[Box]:
-    """Place each label next to its dot, where it covers the smallest area of other dots and labels."""
+    """Place each label next to its dot.
+
+    The position is the one that covers the smallest area of other dots and labels.
+    """
     taken = [Box(x - _DOT, y - _DOT, x + _DOT, y + _DOT) for x, y in dots]
     placed = []
     for (x, y), label in zip(dots, labels, strict=True):
@@ -118,7 +124,10 @@ def _outside(box: Box, frame: Box) -> float:
 
 
 def _powers(points: Sequence[Point]) -> list[float]:
-    """Powers of ten around all divergences, for the y axis. A divergence of 0 is drawn at the lower edge."""
+    """Powers of ten around all divergences, for the y axis.
+
+    A divergence of 0 is drawn at the lower edge.
+    """
     positive = [point.kld for point in points if point.kld > 0] or [1.0]
     low = math.floor(math.log10(min(positive)))
     high = max(math.ceil(math.log10(max(positive))), low + 1)
@@ -126,7 +135,10 @@ def _powers(points: Sequence[Point]) -> list[float]:
 
 
 def _sizes(points: Sequence[Point]) -> list[float]:
-    """Round numbers of megabytes around all sizes, for the x axis, in four to eight steps."""
+    """Round numbers of megabytes around all sizes, for the x axis.
+
+    They have four to eight steps.
+    """
     sizes = [point.bytes / 1e6 for point in points]
     span = max(max(sizes) - min(sizes), 1.0)
     unit = 10.0 ** math.floor(math.log10(span))

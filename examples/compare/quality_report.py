@@ -1,4 +1,7 @@
-"""Write the candidates as a Markdown table: size, quality, speed, and the cost of making each."""
+"""Write the candidates as a Markdown table.
+
+It has their size, quality, speed, and the cost of making each.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ class Row:
 
 
 def reason_of(error: BaseException) -> str:
-    """Shorten an error to one line for the table. For a failed process, it is the last line of its output."""
+    """Shorten an error to one line for the table.
+
+    For a failed process, it is the last line of its output.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[-1].startswith("failed with status"):
         lines.pop()
@@ -49,7 +55,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def table(rows: Sequence[Row], prompt: int, tokens: int) -> str:
-    """Build the table, smallest candidate first. Cells without a result are empty; the last column has the reason."""
+    """Build the table, smallest candidate first.
+
+    Cells without a result are empty; the last column has the reason.
+    """
     head = [
         "engine",
         "format",

@@ -1,4 +1,7 @@
-"""Evaluate piped engines as `llmc eval` does: the same windows and the same reference logits for all."""
+"""Evaluate piped engines as `llmc eval` does.
+
+All engines have the same windows and the same reference logits.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,10 @@ def windows_digest(windows: Iterable[Window]) -> bytes:
 
 
 def fingerprint(engine: str, folder: Path, scripts: Iterable[str]) -> str:
-    """Hash an engine's files, its code (pinned versions, or llmc's runtime) and the scripts that run it."""
+    """Hash an engine's files, its code and the scripts that run it.
+
+    The code is given by pinned versions, or for llmc by the sources of its runtime.
+    """
     code = sorted((PACKAGE / "runtimes").rglob("*.py")) if engine == "llmc" else requirements(engine)
     digest = hashlib.sha256(folder_digest(folder).encode())
     for path in [*code, *(HERE / script for script in scripts)]:
@@ -114,7 +120,10 @@ def folder_digest(folder: Path) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that an existing file is always complete."""
+    """Write a file under a temporary name and rename it.
+
+    An existing file is therefore always complete.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
@@ -122,7 +131,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def progress(name: str) -> Callable[[str, int, int], None]:
-    """Return a callback that prints the progress of a measurement to stderr, a line for each quarter."""
+    """Return a callback that prints the progress of a measurement to stderr.
+
+    It prints a line for each quarter.
+    """
 
     def watch(phase: str, done: int, total: int) -> None:
         if total and done * 4 // total != (done - 1) * 4 // total:

@@ -1,4 +1,7 @@
-"""Measure the speed of a table's candidates in rounds. Results are stored on disk, so that a run can resume."""
+"""Measure the speed of a table's candidates in rounds.
+
+Results are stored on disk, so that a run can resume.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,9 @@ def graphs_of(folder: Path) -> str:
 
 
 def speed_key(parts: Mapping[str, str], workload: Workload, quiet: bool) -> str:
-    """Hash a run: the candidates' names and contents, the workload, and if the machine was quiet.
+    """Hash the candidates and conditions of a run.
+
+    These are names and contents, the workload, and if the machine was quiet.
 
     Speeds are compared only within one run, under the same conditions. Another set of candidates is another run.
     """
@@ -55,9 +60,10 @@ def run_rounds(
     measure: Callable[[str], dict[str, Any]],
     failed: Callable[[str, Exception], None],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run the engines in turns (A B C A B C) and return the results of those that finished all rounds.
+    """Run the engines in turns (A B C A B C).
 
-    Rounds that are in the log are not run again. An engine that fails is not run again, either.
+    Return the results of those that finished all rounds. Rounds that are in the log are not run again. An engine that
+    fails is not run again, either.
 
     Args:
         names: the engines.

@@ -1,4 +1,7 @@
-"""List the candidates of the quality table, one per line. Variants of `prepare.py` need only their name."""
+"""List the candidates of the quality table, one per line.
+
+Variants of `prepare.py` need only their name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Quantize a GGUF file with llama.cpp: `python quantize_gguf.py SOURCE TARGET FORMAT`, in llama.cpp's environment."""
+"""Quantize a GGUF file with llama.cpp, in llama.cpp's environment.
+
+Usage: `python quantize_gguf.py SOURCE TARGET FORMAT`.
+"""
 
 from __future__ import annotations
 

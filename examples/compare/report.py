@@ -17,7 +17,7 @@ _MIN_AGREEMENT = {4: 1 / 16, 8: 1 / 2}
 
 @dataclass(frozen=True)
 class Row:
-    """One engine with one format, and the results of each round as its process printed them."""
+    """One engine with one format, and the printed results of each round."""
 
     bits: int
     format: str
@@ -35,12 +35,18 @@ class Row:
         return statistics.median(self.speeds(test))
 
     def agreeing(self, expected: Sequence[int]) -> int:
-        """Count the next tokens that agree with transformers in float32 after the same text, in the worst round."""
+        """Count the next tokens that agree with transformers in float32.
+
+        Each follows the same text; the worst round counts.
+        """
         return min(sum(a == b for a, b in zip(one["following"], expected, strict=True)) for one in self.rounds)
 
 
 def table(rows: Sequence[Row], expected: Sequence[int], prompt: int, tokens: int) -> str:
-    """Build a Markdown table. Entries with equal bits are grouped and compared with the best peer of their group."""
+    """Build a Markdown table.
+
+    Entries with equal bits are grouped and compared with the best peer of their group.
+    """
     head = ["engine", "version", "format", "MB", f"pp{prompt} tok/s", f"tg{tokens} tok/s"]
     head += ["pp, to best peer", "tg, to best peer", "load s", "peak MB", f"next token as fp32, of {len(expected)}"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|---|" + "--:|" * (len(head) - 3)]
@@ -56,7 +62,10 @@ def table(rows: Sequence[Row], expected: Sequence[int], prompt: int, tokens: int
 
 
 def refuse_other_weights(row: Row, expected: Sequence[int]) -> None:
-    """Stop if too few of an engine's next tokens agree with the model: then it runs other weights."""
+    """Stop if too few of an engine's next tokens agree with the model.
+
+    Such an engine runs other weights.
+    """
     if row.agreeing(expected) < _MIN_AGREEMENT[row.bits] * len(expected):
         raise SystemExit(
             f"{row.engine} {row.format} agrees with the float32 model on {row.agreeing(expected)} of {len(expected)} "
@@ -65,13 +74,19 @@ def refuse_other_weights(row: Row, expected: Sequence[int]) -> None:
 
 
 def replace_section(page: Path, text: str) -> None:
-    """Replace the text between a page's two markers. The rest of the page is unchanged."""
+    """Replace the text between a page's two markers.
+
+    The rest of the page is unchanged.
+    """
     before, after = around_section(page)
     page.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}")
 
 
 def around_section(page: Path) -> tuple[str, str]:
-    """Return the text before and after a page's two markers. A page without them is refused."""
+    """Return the text before and after a page's two markers.
+
+    A page without them is refused.
+    """
     before, _, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:

@@ -1,4 +1,6 @@
-"""Write the models for the comparison as Hugging Face folders, with the tokens that an engine must generate.
+"""Write the models for the comparison as Hugging Face folders.
+
+It also writes the tokens that an engine must generate.
 
 demo      SmolLM2-135M-Instruct, read by llmc's own frontend
 moved     the same function with other weights; the demo's are on a 4-bit grid, so all 4-bit methods look perfect
@@ -33,7 +35,9 @@ def write_moved(folder: Path) -> None:
 
 
 def move_scales(model: LlamaForCausalLM, spread: float = 0.25) -> None:
-    """Divide channels by random factors on one side, and multiply by them on the other. The logits don't change.
+    """Move random factors between the two sides of channels.
+
+    One side is divided and the other multiplied, so the logits don't change.
 
     This is done between each norm and the linears that use it, between v and o, and between up and down.
     """
@@ -94,7 +98,10 @@ def write_llama_1b(folder: Path) -> None:
 
 
 def _cut_vocabulary(path: Path, size: int) -> None:
-    """Keep the first `size` tokens. A merged token has a higher id than its parts, so all kept merges are complete."""
+    """Keep the first `size` tokens.
+
+    A merged token has a higher id than its parts, so all kept merges are complete.
+    """
     tokenizer = json.loads(path.read_text())
     vocab = {token: index for token, index in tokenizer["model"]["vocab"].items() if index < size}
     tokenizer["model"]["vocab"] = vocab
@@ -106,7 +113,10 @@ MODELS: dict[str, Callable[[Path], None]] = {"demo": write_demo, "moved": write_
 
 
 def write_workload(folder: Path, target: Path) -> None:
-    """Write the workload: the vocabulary size, a prompt, and the greedy tokens of transformers in float32."""
+    """Write the workload for the engines of a model.
+
+    It has the vocabulary size, a prompt, and the greedy tokens of transformers in float32.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = find_source(folder).tokenizer()(PROMPT).input_ids
     check = {"prompt": list(tokens), "expected": []}

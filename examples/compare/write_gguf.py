@@ -1,4 +1,4 @@
-"""Write a Hugging Face folder of the model type llama as a GGUF file, for llama.cpp's quantizer."""
+"""Write a Hugging Face folder of type llama as GGUF, for llama.cpp's quantizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def write_gguf(folder: Path, target: Path) -> None:
-    """Write the folder's config, tokenizer and weights. Weights keep their dtype (float32, float16 or bfloat16)."""
+    """Write the folder's config, tokenizer and weights.
+
+    Weights keep their dtype (float32, float16 or bfloat16).
+    """
     config = json.loads((folder / "config.json").read_text())
     if config["model_type"] != "llama":
         raise SystemExit(f"{folder} has the model type {config['model_type']}; this script writes only llama as GGUF.")

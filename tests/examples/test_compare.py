@@ -1,4 +1,4 @@
-"""The comparison in examples/compare without its engines: protocol, recipes, environments and report."""
+"""The comparison in examples/compare without its engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counting:
-    """An engine whose next token is the last one plus one. It takes 1 s per prompt token and 4 s per new token."""
+    """An engine whose next token is the last one plus one.
+
+    It takes 1 s per prompt token and 4 s per new token.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -87,7 +90,10 @@ def test_an_engine_that_stops_early_is_refused(counting):
 
 
 def test_interleaved_heads_rotate_like_transformers():
-    """Scores are equal with pairs (i, i + half), and after interleaving the channels with pairs (2i, 2i + 1)."""
+    """Scores don't depend on the pairs that are rotated.
+
+    They are equal with pairs (i, i + half), and after interleaving with pairs (2i, 2i + 1).
+    """
     from write_gguf import interleave_heads
 
     heads, dim, hidden = 3, 8, 16

@@ -1,4 +1,4 @@
-"""The quality comparison in examples/compare without its engines: candidates, pipe, table and plot."""
+"""The quality comparison's candidates, pipe, table and plot, without engines."""
 
 from __future__ import annotations
 

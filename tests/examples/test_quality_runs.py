@@ -1,4 +1,4 @@
-"""The steps of the quality comparison in examples/compare: costs, stored results, and repeated runs."""
+"""The quality comparison's costs, stored results, and repeated runs."""
 
 from __future__ import annotations
 
@@ -141,7 +141,10 @@ def test_bytes_cover_all_files_and_weight_bytes_only_files_with_weights(tmp_path
 
 
 class Uniform:
-    """An engine started by a command. All logits are 0, except that of token 2, which is the command's first word."""
+    """An engine started by a command.
+
+    All logits are 0, except that of token 2, which is the command's first word.
+    """
 
     vocab_size, version = 4, "9"
     started: list[list[str]] = []

@@ -1,8 +1,8 @@
-"""Check that other runtimes generate the same greedy tokens as llmc for the demo. `make interop` runs it.
+"""Check that other runtimes generate the same greedy tokens as llmc for the demo.
 
-transformers runs the original model in this environment. The other runtimes run the artifact's folder, each in its own
-environment under .cache/interop, with the pins of its requirements file next to this script. lm-eval evaluates both
-the artifact and the model.
+`make interop` runs it. transformers runs the original model in this environment. The other runtimes run the artifact's
+folder, each in its own environment under .cache/interop, with the pins of its requirements file next to this script.
+lm-eval evaluates both the artifact and the model.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def main() -> int:
 
 
 def greedy(llm: llmc.LLM, prompts: list[list[int]]) -> list[list[int]]:
-    """Generate with llmc. End-of-text tokens are suppressed, as the minimum length does in the other runtimes."""
+    """Generate with llmc.
+
+    End-of-text tokens are suppressed, as the minimum length does in the other runtimes.
+    """
     no_eos = dict.fromkeys(llm.tokenizer.eos_ids, -1e9)
     params = llmc.SamplingParams(max_tokens=COUNT, logit_bias=no_eos)
     return [list(llm.generate(prompt, params)[0].token_ids) for prompt in prompts]
@@ -83,7 +86,10 @@ def differing_answers(folder: Path, model: Path) -> list[str]:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """True if two answers agree: a text, a log probability, or a log probability with a flag for the likeliest."""
+    """True if two answers agree.
+
+    An answer is a text, a log probability, or a log probability with a flag for the likeliest.
+    """
     if isinstance(ours, list):
         return ours[1] == theirs[1] and same(ours[0], theirs[0])
     return ours == theirs if isinstance(ours, str) else abs(ours - theirs) < 1e-3
@@ -100,7 +106,10 @@ def output_of(runtime: str, *arguments: str | Path) -> Any:
 
 
 def environment(runtime: str) -> Path:
-    """The interpreter of a runtime's environment, created if needed. Without a requirements file, this one."""
+    """The interpreter of a runtime's environment, created if needed.
+
+    Without a requirements file, this one.
+    """
     requirements = HERE / f"{runtime}.txt"
     if not requirements.exists():
         return Path(sys.executable)

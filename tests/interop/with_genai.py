@@ -1,4 +1,7 @@
-"""Greedy tokens by onnxruntime-genai: `python with_genai.py FOLDER "[[1, 2]]" COUNT` prints a JSON list."""
+"""Generate greedy tokens with onnxruntime-genai.
+
+`python with_genai.py FOLDER "[[1, 2]]" COUNT` prints a JSON list.
+"""
 
 import json
 import sys

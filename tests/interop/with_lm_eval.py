@@ -1,7 +1,8 @@
-"""Run lm-eval on an artifact, and on its model with lm-eval's own class for transformers.
+"""Run lm-eval on an artifact and on its model.
 
-`python with_lm_eval.py FOLDER FILE.gguf` prints two JSON lists of answers. The tasks cover every kind of request: the
-likeliest ending, the likelihood of a whole text, and the continuation of a text.
+The model runs by lm-eval's own class for transformers. `python with_lm_eval.py FOLDER FILE.gguf` prints two JSON lists
+of answers. The tasks cover every kind of request: the likeliest ending, the likelihood of a whole text, and the
+continuation of a text.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Greedy tokens by Optimum: `python with_optimum.py FOLDER "[[1, 2]]" COUNT` prints a JSON list."""
+"""Generate greedy tokens with Optimum.
+
+`python with_optimum.py FOLDER "[[1, 2]]" COUNT` prints a JSON list.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""Greedy tokens by transformers: `python with_transformers.py FILE.gguf "[[1, 2]]" COUNT` prints a JSON list."""
+"""Generate greedy tokens with transformers.
+
+`python with_transformers.py FILE.gguf "[[1, 2]]" COUNT` prints a JSON list.
+"""
 
 import json
 import sys

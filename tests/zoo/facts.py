@@ -1,4 +1,4 @@
-"""Facts about single model types that the rules of `shrink` can't know, and types without a tiny model."""
+"""Facts about single model types for `shrink`, and types without a tiny model."""
 
 from __future__ import annotations
 

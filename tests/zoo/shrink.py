@@ -1,4 +1,7 @@
-"""Shrink any Hugging Face config by rules on its attributes' names, without knowing the model family."""
+"""Shrink any Hugging Face config by rules on its attributes' names.
+
+The rules don't depend on the model family.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ _FIRST_TOKEN_IDS = {"pad": 0, "bos": 1, "eos": 2, "decoder_start": 1, "forced_eo
 
 
 def shrink(default: PreTrainedConfig, extra: dict[str, Any] | None = None) -> PreTrainedConfig:
-    """Build a tiny config of `default`'s class that has every kind of layer of `default`.
+    """Build a tiny config of `default`'s class with every kind of its layers.
 
     Args:
         default: the config to shrink; it is not changed.
@@ -104,17 +107,23 @@ def shrink(default: PreTrainedConfig, extra: dict[str, Any] | None = None) -> Pr
 
 
 def _read(config: PreTrainedConfig, name: str) -> Any:
-    """Read a stored attribute directly. Configs with different layers refuse the normal access."""
+    """Read a stored attribute directly.
+
+    Configs with different layers refuse the normal access.
+    """
     return vars(config).get(type(config).attribute_map.get(name, name))
 
 
 def _is_per_layer(values: list[Any]) -> bool:
-    """True if a list has one value per layer. False if it lists the ids of all layers."""
+    """True if a list has one value per layer.
+
+    False if it lists the ids of all layers.
+    """
     return values != list(range(len(values)))
 
 
 def _representative_layers(config: PreTrainedConfig, depth: Any) -> list[int]:
-    """Choose every layer that has a new value in some per-layer list, and at least two layers."""
+    """Choose every layer with a new value in a per-layer list, and at least two."""
     lists = [v for v in vars(config).values() if isinstance(v, list) and len(v) == depth and _is_per_layer(v)]
     if not lists:
         return [0, 1]
@@ -140,7 +149,10 @@ def _shrink_value(name: str, value: Any) -> dict[str, Any]:
 
 
 def _shrink_rope(rope: dict[str, Any]) -> dict[str, Any]:
-    """Shorten a rope scaling's original training length, so that it has an effect at a test's few positions."""
+    """Shorten a rope scaling's original training length.
+
+    It then has an effect at a test's few positions.
+    """
     rope = copy.deepcopy(rope)
     for part in (rope, *(v for v in rope.values() if isinstance(v, dict))):
         if "original_max_position_embeddings" in part:

@@ -1,4 +1,4 @@
-"""The tiny models: valid configs, every kind of layer, no trivial weight, and causal models that run."""
+"""The tiny models have valid configs, nontrivial weights, and run causally."""
 
 from __future__ import annotations
 

@@ -47,7 +47,10 @@ def model_class(model_type: str) -> type[PreTrainedModel]:
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
-    """A tiny config for `model_class(model_type)`. If the class takes only the text config, it is that part."""
+    """A tiny config for `model_class(model_type)`.
+
+    If the class takes only the text config, it is that part.
+    """
     default = CONFIG_MAPPING[model_type]()
     accepted = model_class(model_type).config_class or PreTrainedConfig
     if not isinstance(default, accepted):
@@ -56,7 +59,10 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:
-    """Build the tiny model of a type, in float32 and eval mode, with the same weights on every call."""
+    """Build the tiny model of a type, with the same weights on every call.
+
+    It is in float32 and eval mode.
+    """
     seed = zlib.crc32(model_type.encode())
     config = tiny_config(model_type)
     config._experts_implementation = "eager"
@@ -69,7 +75,10 @@ def tiny_model(model_type: str) -> PreTrainedModel:
 
 
 def forward_ok(model_type: str, model: PreTrainedModel | None = None) -> Forward:
-    """Run the tiny model on tokens [2, 13], and again with another last token to test if it is causal."""
+    """Run the tiny model on tokens [2, 13].
+
+    A second run with another last token tests if the model is causal.
+    """
     model = tiny_model(model_type) if model is None else model
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(FIRST_TOKEN, LAST_TOKEN, (2, 13), generator=generator)

@@ -1,4 +1,4 @@
-"""Random weights without trivial parameters, that is, without constant ones such as all zeros or all ones."""
+"""Random weights without constant parameters, such as all zeros or all ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _NOISE = 0.2
 
 
 def randomize(model: nn.Module, seed: int) -> None:
-    """Fill `model` in place: matrices get random values of unit gain, everything else its own init plus noise.
+    """Fill `model` in place with random weights.
+
+    Matrices get random values of unit gain, everything else its own init plus noise.
 
     With init plus noise, a vector keeps its purpose: a norm weight stays near one, or near zero if the model adds
     one. Ignoring the vector still changes the result.

@@ -1,4 +1,4 @@
-"""Readers of quantized checkpoints, which keep the codes, scales and zero points unchanged.
+"""Readers of quantized checkpoints that keep codes and scales unchanged.
 
 A reader turns the tensors of one linear into one lazy weight, under the name that the weight has in a plain
 checkpoint. `evaluate()` returns the dequantized values; `stored_codes` returns the codes, scales and zero points.
@@ -36,7 +36,9 @@ _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def find_format(quantization: Any) -> Format:
-    """Choose the reader for a config's `quantization_config`, without looking at any weight.
+    """Choose the reader for a `quantization_config`.
+
+    No weight is read.
 
     Raises:
         LlmcError: ``CHECKPOINT_QUANTIZED`` if no reader supports it.
@@ -73,7 +75,11 @@ def read_weights(format: Format, leaves: Mapping[str, Leaf]) -> dict[str, Weight
 
 
 def check_matched(format: Format, model: nn.Module, matched: Mapping[str, Weight]) -> None:
-    """Refuse codes that would be mistaken for plain numbers, and codes of weights that the model stores transposed."""
+    """Refuse codes that the model would use wrongly.
+
+    These are codes without scales, which look like plain numbers, and codes of weights that the model stores
+    transposed.
+    """
     from transformers.pytorch_utils import Conv1D
 
     for name, value in model.state_dict().items():

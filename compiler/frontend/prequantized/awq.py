@@ -48,7 +48,7 @@ def _read(parts: Parts, group_size: int) -> Weight:
 
 
 def _by_output(words: Weight) -> Weight:
-    """Unpack the fields of words [N, O/8] to uint8 [O, N], in the order of the output channels."""
+    """Unpack words [N, O/8] to uint8 [O, N], in the order of the output channels."""
     count, columns = words.shape
 
     def sort(nibbles: Tensor, places: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Reader of bitsandbytes checkpoints: nf4 and fp4 in blocks, and int8 per output channel.
+"""Reader of bitsandbytes checkpoints.
+
+They are nf4 or fp4 in blocks, or int8 per output channel.
 
 weight                   4 bits: bytes in any dtype, the first of two codes in the high nibble; the weight is flattened,
                          so that a block may span output channels; 8 bits: int8 [O, I]
@@ -34,7 +36,10 @@ _FOUR_BITS = (
 
 
 def open_bitsandbytes(config: Mapping[str, Any]) -> Format:
-    """Return the reader for a `quantization_config` of bitsandbytes. A linear's tensors show its number of bits."""
+    """Return the reader for a `quantization_config` of bitsandbytes.
+
+    A linear's tensors show its number of bits.
+    """
     return Format("bitsandbytes", (*_FOUR_BITS, "SCB"), ("weight", "weight_format"), _read)
 
 
@@ -78,7 +83,10 @@ def _read_4bit(parts: Parts) -> Weight:
 
 
 def _state(parts: Parts) -> dict[str, Any]:
-    """Read the state of a 4-bit weight: its shape, block sizes and kind. It is small, so it is read at once."""
+    """Read the state of a 4-bit weight: its shape, block sizes and kind.
+
+    It is small, so it is read at once.
+    """
     part = next((state for state in _STATES if state in parts), _STATES[0])
     raw = bytes(parts.need(part, dtypes=(torch.uint8,)).evaluate().tolist())
     try:
@@ -95,7 +103,10 @@ def _state(parts: Parts) -> dict[str, Any]:
 
 
 def _absmax(parts: Parts, state: Mapping[str, Any], blocks: int) -> Weight:
-    """Scale of each block, float32 [blocks]. The checkpoint may store it quantized, in blocks of its own."""
+    """Scale of each block, float32 [blocks].
+
+    The checkpoint may store it quantized, in blocks of its own.
+    """
     if "nested_blocksize" not in state:
         return parts.need("weight.absmax", (blocks,), (torch.float32,))
     nested, offset = state["nested_blocksize"], float(state["nested_offset"])

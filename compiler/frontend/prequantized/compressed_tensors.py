@@ -112,7 +112,10 @@ def _read(parts: Parts, schemes: list[_Scheme]) -> Weight:
 
 
 def _choose(parts: Parts, schemes: list[_Scheme], kind: str, outputs: int, inputs: int) -> _Scheme:
-    """Choose the config's one scheme that agrees with the linear's tensors. The scheme's `targets` are not read."""
+    """Choose the config's one scheme that agrees with the linear's tensors.
+
+    The scheme's `targets` are not read.
+    """
     shape = parts.need("weight_scale").shape
     candidates = {scheme for scheme in schemes if scheme.fits(kind, shape, outputs, inputs)}
     if len(candidates) > 1:

@@ -1,4 +1,6 @@
-"""Readers of FP8 checkpoints with one scale per block (as DeepSeek's), per output channel, or per tensor.
+"""Readers of FP8 checkpoints.
+
+A scale belongs to a block (as in DeepSeek's checkpoints), an output channel, or the tensor.
 
     weight             float8_e4m3fn [O, I]
     weight_scale_inv   float [O/128, I/128] or one element   (fp8; powers of two may be stored as exponents)

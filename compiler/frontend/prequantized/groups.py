@@ -48,7 +48,7 @@ def _by_input(by_group: Weight, index: Weight) -> Weight:
 
 
 def _order(parts: Parts, part: str, group_size: int, inputs: int, groups: int) -> Weight | None:
-    """The group of each input channel, or None if every group consists of consecutive input channels."""
+    """The group of each input channel, or None if groups are consecutive channels."""
     leaf = parts.need(part, (inputs,), (torch.int32, torch.int64))
     index = leaf.evaluate().long()
     if torch.equal(index, torch.arange(inputs) // group_size):

@@ -22,7 +22,10 @@ def expression(compute: Callable[..., Tensor], *weights: Weight) -> Weight:
 
 
 def fields(raw: Weight, bits: int) -> Weight:
-    """Unpack bytes [..., n] into fields of `bits` bits: uint8 [..., n * 8 / bits], lowest bits first."""
+    """Unpack bytes [..., n] into fields of `bits` bits, lowest bits first.
+
+    The result is uint8 [..., n * 8 / bits].
+    """
     if bits == 8:
         return raw
     mask = (1 << bits) - 1
@@ -30,12 +33,18 @@ def fields(raw: Weight, bits: int) -> Weight:
 
 
 def raw_bytes(words: Weight) -> Weight:
-    """View a tensor as uint8; the bytes of one element are consecutive in the last dim."""
+    """View a tensor as uint8.
+
+    The bytes of one element are consecutive in the last dim.
+    """
     return words if words.dtype == torch.uint8 else expression(lambda x: x.view(torch.uint8), words)
 
 
 def packed_nibbles(codes: Weight) -> Weight:
-    """Pack codes uint8 0..15 [O, I] to [O, I/2] as llmc does. Unlike `pack_nibbles`, this uses `codes` once."""
+    """Pack codes uint8 0..15 [O, I] to [O, I/2] as llmc does.
+
+    Unlike `pack_nibbles`, this uses `codes` once.
+    """
     outputs, inputs = codes.shape
 
     def pack(x: Tensor, places: Tensor) -> Tensor:
@@ -60,7 +69,10 @@ def wide(scales: Weight) -> Weight:
 
 
 def repeated(weight: Weight, times: int, length: int) -> Weight:
-    """Repeat each entry of the last dim `times` times, then keep the first `length` entries."""
+    """Repeat each entry of the last dim `times` times.
+
+    Then keep the first `length` entries.
+    """
     if times == 1 and length == weight.shape[-1]:
         return weight
     lead = weight.shape[:-1]

@@ -1,4 +1,4 @@
-"""The tensors of one linear in a quantized checkpoint, with checks that they fit together."""
+"""The tensors of one linear in a quantized checkpoint."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ def entry(config: Mapping[str, Any], key: str, default: Any, kind: type) -> Any:
 
 
 def group_of(config: Mapping[str, Any]) -> int:
-    """Return the group size of a quantization_config: 1 or more, or -1 for one group per output channel."""
+    """Return the group size of a quantization_config.
+
+    It is 1 or more, or -1 for one group per output channel.
+    """
     size: int = entry(config, "group_size", 128, int)
     if size != -1 and size < 1:
         raise unreadable(f"The quantization_config's group_size is {size}; it must be -1 or at least 1.")

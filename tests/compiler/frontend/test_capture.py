@@ -1,4 +1,4 @@
-"""Capture of plain modules, the refusals of modules that can't be captured, and the order of export attempts."""
+"""Capture of plain modules, refusals, and the order of export attempts."""
 
 from __future__ import annotations
 

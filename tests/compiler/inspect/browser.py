@@ -18,7 +18,10 @@ needs_browser = pytest.mark.skipif(
 
 
 def visit(page: Path, profile: Path, fragment: str = "") -> str:
-    """Return the document after its scripts have run. Any console message fails the test."""
+    """Return the document after its scripts have run.
+
+    Any console message fails the test.
+    """
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]

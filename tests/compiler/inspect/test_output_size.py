@@ -18,7 +18,10 @@ from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, analyse
 
 
 class Model(nn.Module):
-    """An embedding of 10 tokens, a linear layer, and an LM head with a bias for 50 tokens; hidden size 128."""
+    """An embedding of 10 tokens, a linear layer, and an LM head for 50 tokens.
+
+    The hidden size is 128, and the LM head has a bias.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def page(inspection: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 class Parsed(html.parser.HTMLParser):
-    """Parse a document into the attributes of all elements and the text of each script."""
+    """Parse a document into attributes of all elements and texts of scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

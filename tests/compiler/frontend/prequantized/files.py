@@ -1,4 +1,4 @@
-"""Quantized checkpoints of a tiny llama, packed element by element by each format's definition."""
+"""Quantized checkpoints of a tiny llama, packed by each format's definition."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def weights_of(folder: Path) -> dict[str, Weight]:
 
 
 def check(folder: Path, expected: dict[str, Tensor], scheme: str, group_size: int | None = None) -> None:
-    """Check that values are bit-exact, that the stored codes dequantize to them, and that the model uses them."""
+    """Check that values are exact, and that the stored codes are usable.
+
+    The codes dequantize to the same values, and the model's logits agree.
+    """
     weights = weights_of(folder)
     for name, want in expected.items():
         assert weights[name].dtype == torch.float32 and weights[name].shape == tuple(want.shape)
@@ -86,7 +89,7 @@ def check(folder: Path, expected: dict[str, Tensor], scheme: str, group_size: in
 
 
 def check_dequantized(folder: Path, expected: dict[str, Tensor], reason: str) -> None:
-    """Check that values are bit-exact, and that the reason why the codes can't be used is recorded."""
+    """Check that values are exact, and that the codes are unusable for a reason."""
     weights = weights_of(folder)
     for name, want in expected.items():
         assert torch.equal(weights[name].evaluate(), want), name
@@ -115,7 +118,7 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
 
 
 def refusal(folder: Path) -> llmc.LlmcError:
-    """Return the error of opening the checkpoint, after checking that it is one paragraph."""
+    """Return the error of opening the checkpoint, which must be one paragraph."""
     with pytest.raises(llmc.LlmcError) as caught:
         weights_of(folder)
     error = caught.value

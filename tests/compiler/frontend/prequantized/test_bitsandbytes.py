@@ -1,4 +1,7 @@
-"""bitsandbytes: nf4 and fp4 in blocks that span output channels, quantized scales, and int8 per output channel."""
+"""bitsandbytes: nf4 and fp4 in blocks, and int8 per output channel.
+
+Blocks may span output channels, and scales may be quantized.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""compressed-tensors: packed integers, int8 and fp8, with scales per tensor, channel, group and block."""
+"""compressed-tensors: packed integers, int8 and fp8.
+
+Scales are per tensor, channel, group or block.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def effective_group_size(strategy: str, group_size: int | None, inputs: int) -> 
 
 
 def packed(matrix: list[list[int]], bits: int) -> torch.Tensor:
-    """Pack each line of signed numbers as unsigned fields in words; unused fields of the last word are 0."""
+    """Pack each line of signed numbers as unsigned fields in words.
+
+    Unused fields of the last word are 0.
+    """
     per = 32 // bits
     offset = 2 ** (bits - 1)
     return int32(
@@ -135,7 +141,10 @@ def test_packed_integers(tmp_path: Path, bits: int, strategy: str, group_size: i
 
 
 def test_partly_used_words(tmp_path: Path) -> None:
-    """20 and 90 channels end in the middle of a word, both input channels of codes and output channels of zeros."""
+    """20 and 90 channels end in the middle of a word.
+
+    These are input channels of codes, and output channels of zero points.
+    """
     settings = config("pack-quantized", scheme(4, "group", 10, symmetric=False))
     make = make_packed(4, "group", 10, symmetric=False)
     check(tmp_path, write(tmp_path, make, settings, model=tiny_llama(20, 90)), "int4", 10)
@@ -168,7 +177,7 @@ def test_fp8_in_blocks(tmp_path: Path) -> None:
 
 
 def test_several_schemes(tmp_path: Path) -> None:
-    """A linear's tensors show its scheme: by their shapes, or by the presence of zero points."""
+    """A linear's scheme is found by its shapes or by its zero points."""
 
     def make(outputs: int, inputs: int, rng: random.Random) -> Linear:
         if inputs == 96:

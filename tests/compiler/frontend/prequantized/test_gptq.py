@@ -1,4 +1,7 @@
-"""GPTQ: words of consecutive input channels, zero points minus one in version 1, groups in any order."""
+"""GPTQ: words of consecutive input channels, with groups in any order.
+
+Version 1 stores zero points minus one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The choice of a reader, and quantized checkpoints whose tensors transformers merges, renames or transposes."""
+"""The choice of a reader, and tensors that transformers changes.
+
+transformers merges, renames or transposes them.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def test_the_config_has_no_quantization_config(tmp_path: Path) -> None:
 
 
 def save_quantized(folder: Path, name: str, selected: Callable[[str], bool]) -> tuple[Path, Path]:
-    """Save a tiny model with the selected weights in fp8, and a plain checkpoint with the same values."""
+    """Save a tiny model with the selected weights in fp8.
+
+    Also save a plain checkpoint with the same values.
+    """
     model = tiny_model(name)
     folders = folder / "fp8", folder / "plain"
     for each in folders:
@@ -133,7 +139,7 @@ def test_codes_of_a_weight_that_the_model_stores_transposed(tmp_path: Path) -> N
 
 
 def test_codes_without_scales_are_not_plain_numbers(tmp_path: Path) -> None:
-    """Merged experts whose scales have an unknown name must not be read as plain numbers."""
+    """Experts whose scales have an unknown name must not be read as plain numbers."""
     model = tiny_model("mixtral")
     model.save_pretrained(tmp_path, save_original_format=False)
     (name,) = {

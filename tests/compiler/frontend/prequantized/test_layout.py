@@ -35,7 +35,7 @@ class Counted(TensorSource):
 
 
 def evaluated(compute: Callable[[Weight], Weight], tensor: Tensor) -> Tensor:
-    """Evaluate the weight expression after checking that it reads its argument lazily and once."""
+    """Evaluate a weight expression that must read its argument lazily and once."""
     source = Counted(tensor, "argument")
     weight = compute(Leaf(source))
     assert not source.reads, "building the expression must not read the tensor"
