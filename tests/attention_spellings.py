@@ -1,4 +1,4 @@
-"""A model whose attention a test spells itself, and what many spellings have in common."""
+"""A model whose attention is a function of the test, and parts of spellings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Attend = Callable[["Model", Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Model(nn.Module):
-    """Tokens to logits with one attention between, which is `attend(model, q, k, v, tokens)` on [B, H, S, D]."""
+    """A model with one attention, `attend(model, q, k, v, tokens)` on [B, H, S, D]."""
 
     def __init__(self, attend: Attend, kv_heads: int = H, **buffers: Tensor) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def tril(length: int = 32) -> Tensor:
 
 
 def seen_by(rule: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> Tensor:
-    """[1, 1, S, S] from a rule on query and key positions."""
+    """The mask [1, 1, S, S] of a rule on query and key positions."""
     at = torch.arange(like.shape[2])
     return rule(at[:, None], at[None])[None, None]
 
@@ -64,7 +64,8 @@ def masked(scores: Tensor, rule: Callable[[Tensor, Tensor], Tensor] = causal) ->
     return torch.where(seen_by(rule, scores), scores, LOWEST)
 
 
-def found(program: Program) -> dict[str, Any]:
+def attention_arguments(program: Program) -> dict[str, Any]:
+    """The arguments of the only attention op, without q, k and v."""
     (node,) = (n for n in program.nodes if n.target is attention.overload)
     bound = attention.bind(node.args, dict(node.kwargs))
     return {name: value for name, value in bound.items() if name not in "qkv"}

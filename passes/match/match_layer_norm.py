@@ -24,8 +24,8 @@ class MatchLayerNorm(Rewrite):
     The variance may also be `var` of x or of c. Weight and bias may each be absent.
 
     Left alone: 1. it is over several dims or not over the last one; 2. the variance is an unbiased estimate; 3. eps is
-    added to the root, or is not a number; 4. mean, variance and numerator are of different values; 5. the result has
-    another dtype than the input before or after its casts.
+    added to the root, or is not a number; 4. mean, variance and numerator are of different values; 5. the dtype
+    of the result is not that of the input before or after its casts.
     """
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:

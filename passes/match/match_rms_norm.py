@@ -28,8 +28,8 @@ class MatchRmsNorm(Rewrite):
     computed from parameters and numbers, as in `1 + w`. Any other factor stays a `mul` after the norm.
 
     Left alone: 1. eps is added to the root, or is not a number; 2. the squares are summed instead of averaged; 3. the
-    mean is over other dims than the last; 4. the numerator is not the squared value; 5. the result has another dtype
-    than the input before or after its casts.
+    mean is over other dims than the last; 4. the numerator is not the squared value; 5. the dtype of the result is not
+    that of the input before or after its casts.
     """
 
     # A layer norm contains an RMS norm of the centred input. It must become `layer_norm` first.

@@ -127,7 +127,7 @@ class _Regions:
                 if self._is_linear(node):
                     queue += self._inputs(node)
         order = sorted(region, key=self.index.__getitem__)
-        # The earliest place that a node visited so far reads. The value at that place is a start if it is the next one.
+        # The earliest place that the nodes visited so far read. If it is just before `node`, all paths pass through it.
         reaches_back = len(order)
         place = {node: i for i, node in enumerate(order)}
         for i in range(len(order) - 1, 0, -1):
@@ -236,7 +236,7 @@ def _first_of_pairs(rotated: int, interleaved: bool) -> slice:
 
 
 def _grouping(width: int, interleaved: bool) -> list[int]:
-    """The sizes as which to transpose the last dim to swap the layout of pairs."""
+    """Matrix sizes of the last dim; a transpose then swaps the layout of pairs."""
     return [width // 2, 2] if interleaved else [2, width // 2]
 
 

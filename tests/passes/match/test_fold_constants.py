@@ -1,4 +1,4 @@
-"""What hangs on weights and numbers alone becomes a weight, as an expression and at the right value."""
+"""Calls on weights and numbers become lazy weights with the right value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 12
 
 
 class Mixed(nn.Module):
-    """Hidden states [B, S, 12], changed with the help of a vector [12] and a matrix [24, 12]."""
+    """`change` of hidden states [B, S, 12] with a vector [12] and a matrix [24, 12]."""
 
     def __init__(self, change: Callable[[Mixed, Tensor], Tensor], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def test_folds(name: str) -> None:
     assert all(isinstance(program.weights[name], Call) for name in there)
 
 
-def test_the_parts_of_a_weight_are_weights() -> None:
+def test_parts_of_a_split_weight_become_weights() -> None:
     def change(m: Mixed, x: Tensor) -> Tensor:
         gate, up = m.matrix.chunk(2, 0)
         first, rest = m.vector.split([4, 8])
@@ -70,7 +70,7 @@ def test_the_parts_of_a_weight_are_weights() -> None:
     assert set(program.weights) == {"embed.weight", "matrix_chunk_0", "matrix_chunk_1", "vector_cat"}
 
 
-def test_a_value_is_read_when_it_is_asked_for() -> None:
+def test_a_folded_weight_is_evaluated_lazily() -> None:
     module = Mixed(lambda m, x: x * (1.0 + m.vector))
     program = capture(module)
     FoldConstants()(program)
@@ -79,7 +79,7 @@ def test_a_value_is_read_when_it_is_asked_for() -> None:
     assert torch.equal(program.weights["vector_add"].evaluate(), torch.full((WIDTH,), 5.0))
 
 
-def test_a_cast_is_an_expression_without_a_device() -> None:
+def test_a_folded_cast_names_no_device() -> None:
     program = check_pass(
         FoldConstants(),
         Mixed(
@@ -92,7 +92,7 @@ def test_a_cast_is_an_expression_without_a_device() -> None:
     assert isinstance(program.weights["vector_to_copy"].args[0], Leaf)
 
 
-def test_the_same_constant_is_one_weight() -> None:
+def test_equal_constants_share_one_weight() -> None:
     def change(m: Mixed, x: Tensor) -> Tensor:
         low, other = torch.full((), -1.0), torch.full((), -2.0)
         return torch.where(x > 0, x, low) + torch.where(x > 1, torch.full((), -1.0), other)
@@ -101,7 +101,7 @@ def test_the_same_constant_is_one_weight() -> None:
     assert {name for name in program.weights if name.startswith("constants")} == {"constants.full", "constants.full_2"}
 
 
-def test_leaves_what_grows() -> None:
+def test_leaves_a_value_far_larger_than_its_inputs() -> None:
     def change(m: Mixed, x: Tensor) -> Tensor:
         wide = torch.outer(m.matrix.flatten(), m.matrix.flatten())
         return x + wide[:12, 0] + m.vector.expand(5000, WIDTH).sum(0)
@@ -122,10 +122,10 @@ def test_leaves_a_large_tensor_made_from_numbers() -> None:
     )
 
 
-def test_leaves_what_depends_on_an_input() -> None:
+def test_leaves_a_value_that_depends_on_an_input() -> None:
     def change(m: Mixed, x: Tensor) -> Tensor:
-        row = torch.arange(x.shape[1], dtype=torch.float32)
-        return x * m.vector + row[:, None] + m.table[: x.shape[0], None, None].sum() * 0 + torch.zeros_like(x)
+        steps = torch.arange(x.shape[1], dtype=torch.float32)
+        return x * m.vector + steps[:, None] + m.table[: x.shape[0], None, None].sum() * 0 + torch.zeros_like(x)
 
     check_pass(FoldConstants(), Mixed(change), matches=0, there={"aten.arange", "aten.slice", "aten.zeros_like"})
 
@@ -140,13 +140,13 @@ def test_leaves_random_numbers() -> None:
     )
 
 
-def test_leaves_memory_that_nothing_has_set() -> None:
-    # Whatever lies there, x is equal to itself.
+def test_leaves_uninitialized_memory() -> None:
+    # The result does not depend on the memory's content, because x == x is always true.
     check_pass(FoldConstants(), Mixed(lambda m, x: x * ((torch.empty_like(m.vector) > 0) | (x == x))), matches=0)
 
 
 @pytest.mark.parametrize(("dtype", "matches"), [(torch.float32, 5), (torch.float64, 1)])
-def test_a_large_weight_may_double(dtype: torch.dtype, matches: int) -> None:
+def test_folds_a_large_value_up_to_twice_the_size_of_its_inputs(dtype: torch.dtype, matches: int) -> None:
     class Large(Mixed):
         def __init__(self) -> None:
             super().__init__(lambda m, x: x * m.large.t().to(dtype)[0, :WIDTH].to(torch.float32))

@@ -1,4 +1,4 @@
-"""Activations that are written out are found whatever the order of their numbers."""
+"""MatchActivation finds spelled-out activations in any order of operands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Act = Callable[[Tensor], Tensor]
 
 
 class Activated(nn.Module):
-    """An activation of a projection [B, S, 12], between an embedding and a head."""
+    """`act` of a projection [B, S, 12], between embedding and LM head."""
 
     def __init__(self, act: Act) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def bloom(x: Tensor) -> Tensor:
     return x * 0.5 * (1.0 + tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
 
 
-# Name: the activation, the call that it is and what must be gone.
+# Name: (activation, the ATen call it becomes, an op that must be gone).
 SPELLINGS: dict[str, tuple[Act, str, str]] = {
     "gelu python": (GELUActivation(use_gelu_python=True), "aten.gelu", "aten.erf"),
     "gelu, numbers last": (lambda x: 0.5 * (x * (erf(x * 0.7071067811865476) + 1)), "aten.gelu", "aten.erf"),
@@ -62,19 +62,19 @@ SPELLINGS: dict[str, tuple[Act, str, str]] = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_spelling_is_the_call(spelling: str) -> None:
+def test_a_spelling_becomes_one_call(spelling: str) -> None:
     act, call, gone = SPELLINGS[spelling]
     check_pass(MatchActivation(), Activated(act), matches=1, gone={gone}, there={call})
 
 
-def test_gelu_and_its_approximation_stay_apart() -> None:
+def test_gelu_and_its_tanh_approximation_are_distinguished() -> None:
     for act, approximate in ((GELUActivation(use_gelu_python=True), "none"), (NewGELUActivation(), "tanh")):
         program = check_pass(MatchActivation(), Activated(act), matches=1)
         (gelu,) = [n for n in program.nodes if "gelu" in str(n.target)]
         assert gelu.kwargs.get("approximate", "none") == approximate
 
 
-def test_an_activation_with_a_gate_is_found_inside_the_product() -> None:
+def test_finds_the_activation_of_a_gated_unit() -> None:
     module = Activated(lambda x: (x + 1) * NewGELUActivation()(x))
     check_pass(MatchActivation(), module, matches=1, gone={"aten.tanh"}, there={"aten.gelu"})
 
@@ -95,7 +95,7 @@ LEFT: dict[str, tuple[Act, str]] = {
     "laplace": (lambda x: 0.5 * (1 + erf((x - 0.7) / 0.4)), ""),
     "another value": (lambda x: (x + 1) * sigmoid(x), ""),
     "a divided sigmoid": (lambda x: x / sigmoid(x), ""),
-    "a product of squashes": (lambda x: 0.5 * x * (erf(x) + tanh(x)), ""),
+    "a sum of erf and tanh": (lambda x: 0.5 * x * (erf(x) + tanh(x)), ""),
 }
 
 
@@ -105,7 +105,7 @@ def test_left_alone(case: str) -> None:
     check_pass(MatchActivation(), Activated(act), matches=0, miss=reason or None, gone={"aten.gelu", "aten.silu"})
 
 
-def test_a_product_of_many_is_read_in_no_time() -> None:
+def test_deeply_nested_products_are_not_searched_exhaustively() -> None:
     def powers(x: Tensor) -> Tensor:
         y = x
         for _ in range(30):

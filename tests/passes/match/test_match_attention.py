@@ -1,4 +1,4 @@
-"""Every spelling of attention that families use becomes the one op, with the rule that its mask follows."""
+"""Every spelling of attention becomes one op with the right arguments."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from attention_spellings import (
     H,
     Model,
     alibi_as_the_base,
+    attention_arguments,
     causal,
     eager,
     finish,
-    found,
     masked,
     seen_by,
     slopes,
@@ -33,7 +33,7 @@ from torch import Tensor
 from llmc.kernels.ops import attention
 from llmc.passes.match.match_attention import MatchAttention
 
-# --- spellings: (attend, what the op must say, buffers, heads of k and v) ---
+# --- spellings: (attend, expected arguments of the op, buffers, heads of k and v) ---
 
 
 def eager_with_repeated_heads(m: Model, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
@@ -74,12 +74,12 @@ def torch_unmasked(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Ten
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def filled(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+def masked_fill(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
     scores = (q @ k.transpose(-1, -2)) / math.sqrt(D)
     return finish(scores.masked_fill(~seen_by(causal, q), -torch.inf), v)
 
 
-def scaled_before(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+def scaled_queries_and_keys(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
     return finish(masked((q * 0.5) @ (k / 3.0).mT * 2.0), v)
 
 
@@ -117,14 +117,14 @@ def alibi_scaled_later(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> 
     return finish(scores + torch.where(seen_by(causal, q), 0.0, LOWEST), v)
 
 
-def alibi_up_to_the_end(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+def alibi_counted_from_the_last_key(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
     s = q.shape[2]
     alibi = torch.arange(1 - s, 1).view(1, 1, s) * m.slopes[:, None, None]
     scores = q @ k.mT * SCALE + alibi[:, -1:, -s:]
     return finish(scores.masked_fill(torch.ones(s, s, dtype=torch.bool).triu(1), LOWEST).float(), v)
 
 
-def alibi_of_a_column(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+def alibi_by_key_position(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
     return finish(masked(q @ k.mT * SCALE + m.slopes * torch.arange(q.shape[2])), v)
 
 
@@ -159,7 +159,7 @@ def sinks(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
     return F.softmax(both, dim=-1)[..., :-1] @ v
 
 
-def zeroed_again(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
+def weights_zeroed_after_softmax(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
     hidden = seen_by(causal, q) == torch.tensor(False)
     weights = torch.softmax((q @ k.mT * SCALE).masked_fill(hidden, -torch.inf), -1)
     return weights.masked_fill(hidden, 0.0) @ v
@@ -177,16 +177,16 @@ SPELLINGS: list[tuple[Attend, dict[str, Any], dict[str, Tensor], int]] = [
     (torch_bool_mask, {}, {"mask": tril()}, H),
     (torch_added_mask, {}, {}, H),
     (torch_unmasked, {"causal": False}, {}, H),
-    (filled, {}, {}, H),
-    (scaled_before, {"scale": 1 / 3}, {}, H),
+    (masked_fill, {}, {}, H),
+    (scaled_queries_and_keys, {"scale": 1 / 3}, {}, H),
     (constant_tensor_scale, {"scale": 0.4}, {"scale": torch.tensor(2.5)}, H),
     (merged_with_the_batch, {}, {}, H),
     (on_a_base_of_zeros, {}, {}, H),
     (on_an_empty_base, {}, {}, H),
     (alibi_as_the_base, {"slopes": slopes()}, {"slopes": slopes()}, H),
     (alibi_scaled_later, {"slopes": slopes() / 4, "scale": 0.25}, {"slopes": slopes()}, H),
-    (alibi_up_to_the_end, {"slopes": slopes()}, {"slopes": slopes()}, H),
-    (alibi_of_a_column, {"slopes": slopes()}, {"slopes": slopes()[:, None, None]}, H),
+    (alibi_counted_from_the_last_key, {"slopes": slopes()}, {"slopes": slopes()}, H),
+    (alibi_by_key_position, {"slopes": slopes()}, {"slopes": slopes()[:, None, None]}, H),
     (window_in_a_sum, {"window": 7}, {"squares": torch.full((5, 5), 7 / 25)}, H),
     (softcapped, {"softcap": 2.5, "scale": 0.7}, {}, H),
     (multiplied_mask, {}, {"mask": tril()}, H),
@@ -194,24 +194,28 @@ SPELLINGS: list[tuple[Attend, dict[str, Any], dict[str, Tensor], int]] = [
     (window_in_a_buffer, {"window": 7}, {"mask": BAND}, H),
     (chunks, {"chunk": 5}, {}, H),
     (sinks, {"sinks": True}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.1])}, H),
-    (zeroed_again, {}, {}, H),
+    (weights_zeroed_after_softmax, {}, {}, H),
 ]
 
 
-@pytest.mark.parametrize(("attend", "says", "buffers", "kv_heads"), SPELLINGS, ids=[s[0].__name__ for s in SPELLINGS])
-def test_a_spelling(attend: Attend, says: dict[str, Any], buffers: dict[str, Tensor], kv_heads: int) -> None:
+@pytest.mark.parametrize(
+    ("attend", "expected", "buffers", "kv_heads"), SPELLINGS, ids=[s[0].__name__ for s in SPELLINGS]
+)
+def test_a_spelling_becomes_the_op(
+    attend: Attend, expected: dict[str, Any], buffers: dict[str, Tensor], kv_heads: int
+) -> None:
     program = check_pass(MatchAttention(), Model(attend, kv_heads, **buffers), matches=1, gone=SOFTMAX)
-    got = found(program)
-    for name, value in (CAUSAL | {k: v for k, v in says.items() if k not in ("slopes", "sinks")}).items():
-        assert got[name] == (pytest.approx(value) if isinstance(value, float) else value), name
-    assert (got["slopes"] is not None) == ("slopes" in says)
-    if "slopes" in says:
-        torch.testing.assert_close(program.weights[got["slopes"].target].evaluate(), says["slopes"])
-    assert (got["sinks"] is not None) == ("sinks" in says)
-    assert got["bias"] is None
+    actual = attention_arguments(program)
+    for name, value in (CAUSAL | {k: v for k, v in expected.items() if k not in ("slopes", "sinks")}).items():
+        assert actual[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+    assert (actual["slopes"] is not None) == ("slopes" in expected)
+    if "slopes" in expected:
+        torch.testing.assert_close(program.weights[actual["slopes"].target].evaluate(), expected["slopes"])
+    assert (actual["sinks"] is not None) == ("sinks" in expected)
+    assert actual["bias"] is None
     (node,) = (n for n in program.nodes if n.target is attention.overload)
     assert node.args[1].meta["val"].shape[1] == kv_heads
-    left = program.ops()
+    ops = program.ops()
     assert not [
-        name for name in ("arange", "tril", "triu", "le", "where", "full", "bmm", "baddbmm") if left[f"aten.{name}"]
+        name for name in ("arange", "tril", "triu", "le", "where", "full", "bmm", "baddbmm") if ops[f"aten.{name}"]
     ]

@@ -1,4 +1,4 @@
-"""Attention as it stands in a model: other modules, other readers of what it computes, masks that are handed in."""
+"""Attention in context: other modules, other users, masks from outside."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from attention_spellings import (
     H,
     Model,
     alibi_as_the_base,
+    attention_arguments,
     causal,
     eager,
     finish,
-    found,
     masked,
     seen_by,
     slopes,
@@ -31,8 +31,6 @@ from torch import Tensor, nn
 from llmc.kernels.ops import attention
 from llmc.passes.base import Fuel
 from llmc.passes.match.match_attention import MatchAttention
-
-# --- modules that don't fit Model ---
 
 
 class OneHead(nn.Module):
@@ -64,22 +62,22 @@ class TorchModule(nn.Module):
         return self.head(x if self.batch_first else x.transpose(0, 1))
 
 
-def test_a_single_head_without_a_dim_of_its_own() -> None:
+def test_a_single_head_without_a_head_dim() -> None:
     program = check_pass(MatchAttention(), OneHead(), matches=1, gone=SOFTMAX)
-    assert found(program)["causal"]
+    assert attention_arguments(program)["causal"]
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_torchs_module(need_weights: bool, batch_first: bool) -> None:
+def test_torch_multihead_attention(need_weights: bool, batch_first: bool) -> None:
     program = check_pass(MatchAttention(), TorchModule(need_weights, batch_first), matches=1, gone=SOFTMAX)
-    assert found(program)["causal"]
-    assert found(program)["scale"] == pytest.approx(SCALE)
+    assert attention_arguments(program)["causal"]
+    assert attention_arguments(program)["scale"] == pytest.approx(SCALE)
     (node,) = (n for n in program.nodes if n.target is attention.overload)
-    assert node.meta["val"].shape[1] == H  # heads are heads, not rows of the batch
+    assert node.meta["val"].shape[1] == H  # heads are not merged with the batch
 
 
-def test_heads_that_are_tiled_are_not_taken_for_repeated_ones() -> None:
+def test_tiled_heads_are_not_taken_for_repeated_ones() -> None:
     def attend(m: Model, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor) -> Tensor:
         b, heads, s, d = k.shape
         k, v = (x[:, None].expand(b, H // heads, heads, s, d).reshape(b, H, s, d) for x in (k, v))
@@ -90,7 +88,7 @@ def test_heads_that_are_tiled_are_not_taken_for_repeated_ones() -> None:
     assert node.args[1].meta["val"].shape[1] == H
 
 
-def test_a_bias_that_is_no_alibi_is_handed_on() -> None:
+def test_a_bias_that_is_no_alibi_is_passed_to_the_op() -> None:
     def attend(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
         at = torch.arange(q.shape[2])
         bias = F.embedding((at[:, None] - at).clamp(0, 8), m.table).permute(2, 0, 1)[None]  # [1, H, S, S]
@@ -99,11 +97,11 @@ def test_a_bias_that_is_no_alibi_is_handed_on() -> None:
 
     table = torch.randn(9, H, generator=torch.Generator().manual_seed(0))
     program = check_pass(MatchAttention(), Model(attend, table=table), matches=1, gone=SOFTMAX | {"aten.where"})
-    assert found(program)["bias"] is not None
-    assert found(program)["slopes"] is None
+    assert attention_arguments(program)["bias"] is not None
+    assert attention_arguments(program)["slopes"] is None
 
 
-def test_a_mask_of_positions() -> None:
+def test_a_mask_computed_from_positions() -> None:
     class Positional(Model):
         def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
             self.seen = (positions[:, None, :, None] >= positions[:, None, None, :]) & (
@@ -115,24 +113,24 @@ def test_a_mask_of_positions() -> None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=m.seen)
 
     program = check_pass(MatchAttention(), Positional(attend), matches=1, gone=SOFTMAX)
-    assert found(program)["window"] == 3
+    assert attention_arguments(program)["window"] == 3
 
 
-def test_a_wide_window_is_looked_for_as_far_as_its_number_says() -> None:
+def test_finds_a_window_larger_than_the_short_lengths() -> None:
     def attend(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
         return finish(masked(q @ k.mT * SCALE, lambda i, j: (j <= i) & (i - j < 100)), v)
 
     program = capture(Model(attend), max_seq_len=400)
-    assert found(check_pass(MatchAttention(), program, matches=1))["window"] == 100
+    assert attention_arguments(check_pass(MatchAttention(), program, matches=1))["window"] == 100
 
 
-def test_a_wide_band_is_looked_for_as_far_as_its_buffer_goes() -> None:
+def test_finds_a_large_window_in_a_buffer() -> None:
     band = tril(400).bitwise_xor(tril(400).tril(-100))
     program = capture(Model(window_in_a_buffer, mask=band), max_seq_len=400)
-    assert found(check_pass(MatchAttention(), program, matches=1))["window"] == 100
+    assert attention_arguments(check_pass(MatchAttention(), program, matches=1))["window"] == 100
 
 
-def test_weights_that_are_read_elsewhere_stay_for_that_reader() -> None:
+def test_attention_weights_with_another_user_stay() -> None:
     def attend(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
         weights = torch.softmax(masked(q @ k.mT * SCALE), -1)
         return weights @ v + weights.amax(-1, keepdim=True)
@@ -140,21 +138,21 @@ def test_weights_that_are_read_elsewhere_stay_for_that_reader() -> None:
     check_pass(MatchAttention(), Model(attend), matches=1, there={"aten.softmax", "llmc.attention"})
 
 
-def test_a_scale_that_is_read_elsewhere_stays_where_it_is() -> None:
+def test_scaled_queries_with_another_user_stay() -> None:
     def attend(_m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
         q = q * 0.5
         return finish(masked(q @ k.mT), v) + q
 
     program = check_pass(MatchAttention(), Model(attend), matches=1, there={"aten.mul"})
-    assert found(program)["scale"] == 1.0
+    assert attention_arguments(program)["scale"] == 1.0
 
 
-def test_a_scale_for_each_head_stays_where_it_is() -> None:
+def test_a_scale_per_head_stays() -> None:
     def attend(m: Model, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
         return finish(masked((q * m.scales[:, None, None]) @ k.mT), v)
 
     model = Model(attend, scales=torch.tensor([0.5, 0.25, 0.3, 0.7]))
-    assert found(check_pass(MatchAttention(), model, matches=1, there={"aten.mul"}))["scale"] == 1.0
+    assert attention_arguments(check_pass(MatchAttention(), model, matches=1, there={"aten.mul"}))["scale"] == 1.0
 
 
 def test_half_precision_with_a_wide_softmax() -> None:
@@ -162,13 +160,13 @@ def test_half_precision_with_a_wide_softmax() -> None:
         scores = q.float() @ k.float().mT * SCALE
         return torch.softmax(masked(scores), -1).to(v.dtype) @ v
 
-    # The module rounds its weights to bfloat16, the op does not: 2**-9 of values of about one.
+    # The module rounds attention weights to bfloat16 and the op does not: an error of 2**-9 at values of about 1.
     program = check_pass(MatchAttention(), Model(attend).bfloat16(), matches=1, gone=SOFTMAX, atol=0.02)
     (node,) = (n for n in program.nodes if n.target is attention.overload)
     assert {n.meta["val"].dtype for n in node.args[:3]} == {torch.bfloat16}
 
 
-def test_layers_share_the_slopes() -> None:
+def test_layers_share_alibi_slopes() -> None:
     class Two(Model):
         def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
             return super().forward(tokens, positions) + super().forward(tokens + 1 - 1, positions)

@@ -1,4 +1,4 @@
-"""Buffers that are filled piece by piece."""
+"""MatchConcat replaces buffers that are filled completely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmc.passes.match.match_concat import MatchConcat
 
 
 class Filled(nn.Module):
-    """Puts a buffer together from two projections in the way that `fill` says."""
+    """A model that fills a buffer from two values: `fill(buffer, a, b)`."""
 
     def __init__(self, fill: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def last_first(buffer: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return buffer
 
 
-def spread(buffer: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def broadcast(buffer: Tensor, a: Tensor, b: Tensor) -> Tensor:
     buffer[..., :5] = a[:, :, :1]
     buffer[..., 5:] = b
     return buffer
@@ -63,7 +63,7 @@ def two_dims(buffer: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return buffer
 
 
-def over_something(buffer: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def into_a_computed(buffer: Tensor, a: Tensor, b: Tensor) -> Tensor:
     full = torch.cat([a, b], -1) + 0.0
     full[..., :5] = a * 2
     full[..., 5:] = b * 3
@@ -74,29 +74,25 @@ def test_pieces_in_order() -> None:
     check_pass(MatchConcat(), Filled(in_order), matches=3, gone={"aten.slice_scatter", "aten.copy"}, there={"aten.cat"})
 
 
-def test_pieces_that_come_last_first() -> None:
+def test_pieces_in_reverse_order() -> None:
     check_pass(MatchConcat(), Filled(last_first), matches=3, gone={"aten.slice_scatter"}, there={"aten.cat"})
 
 
-def test_a_copy_spreads_its_piece() -> None:
-    check_pass(MatchConcat(), Filled(spread), matches=3, gone={"aten.copy", "aten.slice_scatter"})
+def test_a_copy_that_broadcasts() -> None:
+    check_pass(MatchConcat(), Filled(broadcast), matches=3, gone={"aten.copy", "aten.slice_scatter"})
 
 
 def test_leaves_a_gap() -> None:
-    check_pass(
-        MatchConcat(), Filled(with_a_gap), matches=2, there={"aten.slice_scatter"}, miss="leave a gap or overlap"
-    )
+    check_pass(MatchConcat(), Filled(with_a_gap), matches=2, there={"aten.slice_scatter"}, miss="gap or overlap")
 
 
 def test_leaves_pieces_that_overlap() -> None:
-    check_pass(
-        MatchConcat(), Filled(overlapping), matches=2, there={"aten.slice_scatter"}, miss="leave a gap or overlap"
-    )
+    check_pass(MatchConcat(), Filled(overlapping), matches=2, there={"aten.slice_scatter"}, miss="gap or overlap")
 
 
 def test_leaves_pieces_along_two_dims() -> None:
     check_pass(MatchConcat(), Filled(two_dims), matches=2, there={"aten.slice_scatter"}, miss="several dims")
 
 
-def test_leaves_what_is_no_fresh_buffer() -> None:
-    check_pass(MatchConcat(), Filled(over_something), matches=2, there={"aten.slice_scatter"}, miss="no new buffer")
+def test_leaves_pieces_in_a_computed_tensor() -> None:
+    check_pass(MatchConcat(), Filled(into_a_computed), matches=2, there={"aten.slice_scatter"}, miss="no new buffer")

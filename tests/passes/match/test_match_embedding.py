@@ -1,4 +1,4 @@
-"""Reading rows by number becomes one op; masks, columns and numbers from the end stay what they are."""
+"""MatchEmbedding replaces lookups, but no masks, columns or negative indices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST = [RemoveNoOps(), FoldConstants()]
 
 
 class Tables(nn.Module):
-    """Rows by token [B, S, 12], and what a function of the two tables and both inputs adds to them."""
+    """Token embeddings [B, S, 12] plus `read(model, tokens, positions)`."""
 
     def __init__(self, read: Callable[[Tables, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def xglm(m: Tables, tokens: Tensor, positions: Tensor) -> Tensor:
     return m.places.index_select(0, positions.view(-1)).view(batch, length, WIDTH).detach()
 
 
-def rows_of_a_list(m: Tables, tokens: Tensor, positions: Tensor) -> Tensor:
+def gather_with_expanded_indices(m: Tables, tokens: Tensor, positions: Tensor) -> Tensor:
     return torch.gather(m.places, 0, positions[0].unsqueeze(-1).expand(-1, WIDTH))
 
 
@@ -57,7 +57,7 @@ FOUND: dict[str, Callable[[Tables, Tensor, Tensor], Tensor]] = {
     "index by a constant": lambda m, t, p: F.embedding(p, m.places[m.order]),
     "index_select": lambda m, t, p: m.places.index_select(-2, p[0]),
     "xglm": xglm,
-    "gather": rows_of_a_list,
+    "gather": gather_with_expanded_indices,
 }
 
 
@@ -75,12 +75,12 @@ def test_finds(name: str) -> None:
         assert not program.ops()["aten.reshape"]
 
 
-def test_takes_a_folded_weight_for_an_index() -> None:
+def test_accepts_a_folded_weight_as_the_table() -> None:
     program = check_pass(MatchEmbedding(), Tables(lambda m, t, p: m.places[m.order][p]), first=FIRST, matches=2, atol=0)
     assert set(program.weights) == {"embed.weight", "places_index"}
 
 
-def test_reads_a_computed_table_where_the_model_calls_it_an_embedding() -> None:
+def test_accepts_a_computed_table_in_an_embedding_call() -> None:
     check_pass(
         MatchEmbedding(), Tables(lambda m, t, p: F.embedding(p, m.places * t.shape[1])), first=FIRST, matches=2, atol=0
     )
@@ -92,16 +92,16 @@ LEFT: dict[str, tuple[Callable[[Tables, Tensor, Tensor], Tensor], str | None]] =
     "the second dim": (lambda m, t, p: m.places[:, p % WIDTH].sum(0).unsqueeze(-1), "several indices"),
     "columns": (lambda m, t, p: m.places.index_select(1, p[0] % WIDTH).sum(0)[:, None], "another dim"),
     "three dims": (lambda m, t, p: m.deep[p].sum(2), "3 dims"),
-    "from the end": (lambda m, t, p: m.places[p - 5], "negative"),
-    "from the end by some": (lambda m, t, p: m.places[torch.where(p > 3, m.backwards[0], p)], "negative"),
-    "from the end by a constant": (lambda m, t, p: m.places[m.backwards[:1] + p], "negative"),
-    "from the end by a constant behind": (lambda m, t, p: m.places[p + m.backwards[:1]], "negative"),
-    "from the end, clamped": (lambda m, t, p: m.places[(p - 7).clamp(min=-3)], "negative"),
-    "parts of rows": (
+    "negative": (lambda m, t, p: m.places[p - 5], "negative"),
+    "negative for some": (lambda m, t, p: m.places[torch.where(p > 3, m.backwards[0], p)], "negative"),
+    "negative by a constant": (lambda m, t, p: m.places[m.backwards[:1] + p], "negative"),
+    "negative by a constant on the right": (lambda m, t, p: m.places[p + m.backwards[:1]], "negative"),
+    "negative although clamped": (lambda m, t, p: m.places[(p - 7).clamp(min=-3)], "negative"),
+    "parts of table rows": (
         lambda m, t, p: m.places.gather(0, p[0, :, None].expand(-1, 4)).repeat(1, 3),
         "parts of table rows",
     ),
-    "other rows in each column": (
+    "another index for each column": (
         lambda m, t, p: m.places.gather(0, p[0, :, None] + torch.arange(WIDTH)),
         "parts of table rows",
     ),
@@ -115,7 +115,7 @@ def test_leaves(name: str) -> None:
 
 
 def test_leaves_a_mask() -> None:
-    # Capture refuses a mask, for what it selects has no size that could be known; a pass may make one.
+    # Capture refuses a mask, because the size of the result depends on data. A pass may still create one.
     program = capture(Tables(lambda m, t, p: m.places[p]), first=[RemoveNoOps()])
     (node,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.index.Tensor)
     mask = program.add_weight("mask", constant(torch.arange(PLACES) > 4, "mask"), like=node)

@@ -1,4 +1,4 @@
-"""Gated units of every family are one op; activations and scores are not taken for them."""
+"""Every spelling of a gated unit becomes one op; other products do not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Unit = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Gated(nn.Module):
-    """What a unit makes of two projections [B, S, 12] and a parameter [12]."""
+    """`unit(gate, up, weight)` on two projections [B, S, 12] and a parameter [12]."""
 
     def __init__(self, unit: Unit) -> None:
         super().__init__()
@@ -57,10 +57,10 @@ def one_projection(g: Tensor, u: Tensor, w: Tensor) -> Tensor:
     return u * F.silu(g)
 
 
-Said = tuple[str, float, float | None, float]
+Arguments = tuple[str, float, float | None, float]
 
-# Name: the unit and what it says: activation, alpha, limit, offset.
-UNITS: dict[str, tuple[Unit, Said]] = {
+# Name: (unit, expected activation, alpha, limit and offset of the op).
+UNITS: dict[str, tuple[Unit, Arguments]] = {
     "silu": (lambda g, u, w: F.silu(g) * u, ("silu", 1.0, None, 0.0)),
     "commuted": (lambda g, u, w: u * F.silu(g), ("silu", 1.0, None, 0.0)),
     "one projection": (one_projection, ("silu", 1.0, None, 0.0)),
@@ -87,35 +87,35 @@ UNITS: dict[str, tuple[Unit, Said]] = {
 }
 
 
-def said(program: Program) -> dict[str, Any]:
+def op_arguments(program: Program) -> dict[str, Any]:
     (node,) = [n for n in program.nodes if "gated_act" in str(n.target)]
     return dict(zip(("gate", "up", "act", "alpha", "limit", "offset"), node.args, strict=True))
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_is_the_op(unit: str) -> None:
+def test_a_unit_becomes_the_op(unit: str) -> None:
     module, expected = UNITS[unit]
     program = check_pass(MatchGatedAct(), Gated(module), matches=1, there={"llmc.gated_act"})
-    found = said(program)
-    assert tuple(found[name] for name in ("act", "alpha", "limit", "offset")) == expected
+    values = op_arguments(program)
+    assert tuple(values[name] for name in ("act", "alpha", "limit", "offset")) == expected
     assert bool(program.ops()["aten.clamp"]) == ("clamped" in unit and expected[2] is None)
 
 
-def test_an_activation_that_is_written_out_is_named_before() -> None:
+def test_a_spelled_out_activation_is_matched_first() -> None:
     module = Gated(lambda g, u, w: u * NewGELUActivation()(g))
     program = check_pass(MatchGatedAct(), module, matches=1, gone={"aten.tanh"}, first=[MatchActivation()])
-    assert said(program)["act"] == "gelu_tanh"
+    assert op_arguments(program)["act"] == "gelu_tanh"
     assert MatchActivation in MatchGatedAct.after
 
 
-# The op rounds once where the models round twice.
-def test_casts_around_a_half_precision_unit_go_with_it() -> None:
+# The op rounds once and the models round twice, hence the tolerance.
+def test_casts_around_a_half_precision_unit_are_removed() -> None:
     def unit(g: Tensor, u: Tensor, w: Tensor) -> Tensor:
         g, u = g.to(torch.bfloat16), u.to(torch.bfloat16)
         return (u * F.silu(g.to(torch.float32))).to(torch.bfloat16)
 
     program = check_pass(MatchGatedAct(), Gated(unit), matches=1, atol=0.04)
-    assert dtype(said(program)["gate"]) == dtype(said(program)["up"]) == torch.bfloat16
+    assert dtype(op_arguments(program)["gate"]) == dtype(op_arguments(program)["up"]) == torch.bfloat16
 
 
 def test_a_wide_unit_keeps_its_wide_inputs() -> None:
@@ -123,7 +123,7 @@ def test_a_wide_unit_keeps_its_wide_inputs() -> None:
         return F.silu(g.to(torch.bfloat16).float()) * u
 
     program = check_pass(MatchGatedAct(), Gated(unit), matches=1)
-    assert dtype(said(program)["gate"]) == dtype(said(program)["up"]) == torch.float32
+    assert dtype(op_arguments(program)["gate"]) == dtype(op_arguments(program)["up"]) == torch.float32
 
 
 def mixed(g: Tensor, u: Tensor, w: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ LEFT: dict[str, tuple[Unit, str]] = {
     "1. silu": (lambda g, u, w: g * torch.sigmoid(g), ""),
     "1. quick gelu": (lambda g, u, w: g * torch.sigmoid(1.702 * g), ""),
     "1. relu squared": (lambda g, u, w: (r := F.relu(g)) * r, ""),
-    "2. a score": (lambda g, u, w: torch.sigmoid(g[:, :, :1]) * u, "broadcasts"),
+    "2. one score per token": (lambda g, u, w: torch.sigmoid(g[:, :, :1]) * u, "broadcasts"),
     "2. a vector": (lambda g, u, w: F.silu(g[0, 0]) * u, "broadcasts"),
     "2. one up": (lambda g, u, w: F.silu(g) * u[:, :, :1], "broadcasts"),
     "3. a weight": (lambda g, u, w: F.silu(g.sum((0, 1))) * w, "weight"),
@@ -147,7 +147,7 @@ LEFT: dict[str, tuple[Unit, str]] = {
     "a sum": (lambda g, u, w: F.silu(g) + u, ""),
     "no activation of the dialect": (lambda g, u, w: torch.tanh(g) * u, ""),
     "relu cubed": (lambda g, u, w: F.relu(g) ** 3 * u, ""),
-    "an activation behind a scale": (lambda g, u, w: (F.silu(g) * 2) * u, ""),
+    "a scale after the activation": (lambda g, u, w: (F.silu(g) * 2) * u, ""),
 }
 
 

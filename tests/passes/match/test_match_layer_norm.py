@@ -1,4 +1,4 @@
-"""A layer norm is one op whether it is called or written out; what only looks like one stays."""
+"""Every spelling of a layer norm becomes one op; similar formulas stay."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Normed(nn.Module):
-    """A norm of hidden states [B, S, 12], with weight and bias, between an embedding and a head."""
+    """`norm(x, weight, bias)` of hidden states [B, S, 12]."""
 
     def __init__(self, norm: Norm, *shape: int) -> None:
         super().__init__()
@@ -45,21 +45,21 @@ def centre(x: Tensor) -> Tensor:
 
 
 def cohere(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    given = x.dtype
+    original_dtype = x.dtype
     x = x.to(torch.float32)
     mean = x.mean(-1, keepdim=True)
     variance = (x - mean).pow(2).mean(-1, keepdim=True)
     x = (x - mean) * torch.rsqrt(variance + EPS)
-    return (w.to(torch.float32) * x).to(given)
+    return (w.to(torch.float32) * x).to(original_dtype)
 
 
 def deberta(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    given = x.dtype
+    original_dtype = x.dtype
     x = x.float()
     mean = x.mean(-1, keepdim=True)
     variance = (x - mean).pow(2).mean(-1, keepdim=True)
     x = (x - mean) / torch.sqrt(variance + EPS)
-    return w * x.to(given) + b
+    return w * x.to(original_dtype) + b
 
 
 def xlstm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def native(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return torch.native_layer_norm(x, (WIDTH,), w, b, EPS)[0]
 
 
-# Name: the norm, and whether weight and bias go into the op.
+# Name: (norm, whether the op has the weight, whether it has the bias).
 SPELLINGS: dict[str, tuple[Norm, bool, bool]] = {
     "aten": (lambda x, w, b: F.layer_norm(x, (WIDTH,), w, b, EPS), True, True),
     "aten without bias": (lambda x, w, b: F.layer_norm(x, (WIDTH,), w, None, EPS), True, False),
@@ -91,54 +91,54 @@ SPELLINGS: dict[str, tuple[Norm, bool, bool]] = {
 }
 
 
-def only_norm(program: Program) -> dict[str, Any]:
+def norm_arguments(program: Program) -> dict[str, Any]:
     (node,) = [n for n in program.nodes if "layer_norm" in str(n.target)]
     return dict(zip(("x", "weight", "bias", "eps"), node.args, strict=True))
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_spelling_is_the_op(spelling: str) -> None:
+def test_a_spelling_becomes_the_op(spelling: str) -> None:
     norm, weighted, shifted = SPELLINGS[spelling]
     gone = {"aten.rsqrt", "aten.sqrt", "aten.mean", "aten.var", "aten.mul", "aten.layer_norm", "aten.native_layer_norm"}
     program = check_pass(MatchLayerNorm(), Normed(norm), matches=1, gone=gone, there={"llmc.layer_norm"})
-    found = only_norm(program)
-    assert ((found["weight"] is not None), (found["bias"] is not None)) == (weighted, shifted)
+    values = norm_arguments(program)
+    assert ((values["weight"] is not None), (values["bias"] is not None)) == (weighted, shifted)
 
 
 @pytest.mark.parametrize("spelling", ["cohere", "deberta", "xlstm", "nemotron"])
-def test_constants_may_be_folded_before(spelling: str) -> None:
+def test_matches_after_constants_are_folded(spelling: str) -> None:
     program = check_pass(MatchLayerNorm(), Normed(SPELLINGS[spelling][0]), matches=1, first=[FoldConstants()])
-    assert program.weight_of(only_norm(program)["weight"]) is not None
+    assert program.weight_of(norm_arguments(program)["weight"]) is not None
 
 
-# The norm rounds once where the models round twice.
+# The op rounds once and the models round twice, hence the tolerance.
 @pytest.mark.parametrize("spelling", ["aten", "cohere", "deberta"])
-def test_casts_around_a_half_precision_norm_go_with_it(spelling: str) -> None:
+def test_casts_around_a_half_precision_norm_are_removed(spelling: str) -> None:
     def half(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return SPELLINGS[spelling][0](*(t.to(torch.bfloat16) for t in (x, w, b)))
 
     program = check_pass(MatchLayerNorm(), Normed(half), matches=1, gone={"aten.mul"}, atol=0.04)
-    assert dtype(only_norm(program)["x"]) == torch.bfloat16
+    assert dtype(norm_arguments(program)["x"]) == torch.bfloat16
 
 
-def test_a_weight_for_each_head_multiplies_behind_the_norm() -> None:
+def test_a_weight_per_head_stays_after_the_norm() -> None:
     def norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return SPELLINGS["per head"][0](x, w, b) * w + b
 
     module = Normed(norm, HEADS, WIDTH // HEADS)
     program = check_pass(MatchLayerNorm(), module, matches=1, there={"aten.mul", "aten.add"})
-    assert only_norm(program)["weight"] is only_norm(program)["bias"] is None
+    assert norm_arguments(program)["weight"] is norm_arguments(program)["bias"] is None
 
 
-def test_a_scaled_shift_is_no_bias() -> None:
+def test_a_bias_with_a_factor_stays_after_the_norm() -> None:
     def norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return torch.add(cohere(x, w, b), b, alpha=2)
 
     program = check_pass(MatchLayerNorm(), Normed(norm), matches=1, there={"aten.add"})
-    assert only_norm(program)["bias"] is None
+    assert norm_arguments(program)["bias"] is None
 
 
-def test_statistics_that_are_read_stay() -> None:
+def test_statistics_with_users_stay() -> None:
     def norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         y, mean, _ = torch.native_layer_norm(x, (WIDTH,), w, b, EPS)
         return y + mean
@@ -146,7 +146,7 @@ def test_statistics_that_are_read_stay() -> None:
     check_pass(MatchLayerNorm(), Normed(norm), matches=1, there={"llmc.layer_norm", "aten.native_layer_norm"})
 
 
-def mean_of_others(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def mean_of_another_value(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return (x - (x * w).mean(-1, True)) * torch.rsqrt(centre(x).pow(2).mean(-1, True) + EPS)
 
 
@@ -166,7 +166,7 @@ LEFT: dict[str, tuple[Norm, str]] = {
         lambda x, w, b: centre(x) * ((x * w).var(-1, False, True) + EPS).rsqrt(),
         "different values",
     ),
-    "4. another mean": (mean_of_others, ""),
+    "4. another mean": (mean_of_another_value, ""),
     "5. a wider result": (lambda x, w, b: (centre(x) * (x.var(-1, False, True).double() + EPS).rsqrt()) * 2, "float64"),
     "not centred": (lambda x, w, b: x * (x.var(-1, False, True) + EPS).rsqrt(), ""),
     "another root": (lambda x, w, b: centre(x) * (x.var(-1, False, True) + EPS).sqrt(), ""),
@@ -179,6 +179,6 @@ def test_left_alone(case: str) -> None:
     check_pass(MatchLayerNorm(), Normed(norm), matches=0, miss=reason or None, gone={"llmc.layer_norm"})
 
 
-def test_a_root_mean_square_norm_is_not_reported() -> None:
+def test_an_rms_norm_is_no_miss() -> None:
     module = Normed(lambda x, w, b: x / (x.square().mean(-1, True).sqrt() + EPS))
     assert not MatchLayerNorm()(capture(module)).misses

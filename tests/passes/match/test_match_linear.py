@@ -1,4 +1,4 @@
-"""Products with a weight become one op, whichever way round they are written."""
+"""Products with a weight become one op, whatever the weight's layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST = [RemoveNoOps(), FoldConstants()]
 
 
 class Layer(nn.Module):
-    """Hidden states [B, S, 12] through a function of weights that lie both ways."""
+    """`call(model, x)` of hidden states [B, S, 12], with weights [O, I] and [I, O]."""
 
     def __init__(self, call: Callable[[Layer, Tensor], Tensor]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ ONE: dict[str, Callable[[Layer, Tensor], Tensor]] = {
     "matmul with a transpose": lambda m, x: torch.matmul(x, m.by_output.transpose(-1, -2)),
     "matmul with T": lambda m, x: x @ m.by_output.T,
     "matmul with a permute": lambda m, x: x @ m.by_output.permute(1, 0).contiguous(),
-    "mm of rows": lambda m, x: torch.mm(x.reshape(-1, I), m.by_input).reshape(x.shape[0], x.shape[1], 4, 5).flatten(2),
+    "flat mm": lambda m, x: torch.mm(x.reshape(-1, I), m.by_input).reshape(x.shape[0], x.shape[1], 4, 5).flatten(2),
     "one vector": lambda m, x: (x[0, 0] @ m.by_input).expand(x.shape[0], x.shape[1], O),
 }
 
@@ -71,34 +71,32 @@ def test_makes_one_linear(name: str) -> None:
 
 
 WITH_BIAS: dict[str, Callable[[Layer, Tensor], Tensor]] = {
-    "behind": lambda m, x: x @ m.by_input + m.bias,
+    "after": lambda m, x: x @ m.by_input + m.bias,
     "before": lambda m, x: m.bias + F.linear(x, m.by_output),
-    "of rows": lambda m, x: (x.view(-1, I) @ m.by_input + m.bias).view(x.shape[0], x.shape[1], O),
+    "flattened tokens": lambda m, x: (x.view(-1, I) @ m.by_input + m.bias).view(x.shape[0], x.shape[1], O),
 }
 
 
 @pytest.mark.parametrize("name", WITH_BIAS)
-def test_takes_the_bias_in(name: str) -> None:
+def test_adds_the_bias_to_the_op(name: str) -> None:
     program = check_pass(
         MatchLinear(), Layer(WITH_BIAS[name]), first=FIRST, matches=2, gone={"aten.add", "aten.matmul", "aten.reshape"}
     )
     assert program.ops()["llmc.linear"] == 1
 
 
-def test_a_head_that_multiplies_by_the_transposed_embedding_shares_its_weight() -> None:
+def test_an_lm_head_with_the_transposed_embedding_shares_its_weight() -> None:
     program = check_pass(MatchLinear(), Layer(lambda m, x: x @ m.table.t()), first=FIRST, matches=1)
     assert set(program.weights) == {"table"}
 
 
-def test_a_weight_that_lies_by_input_is_transposed_under_a_name_of_its_own() -> None:
+def test_a_weight_with_input_channels_first_is_transposed_under_its_own_name() -> None:
     program = check_pass(MatchLinear(), Layer(lambda m, x: x @ m.square @ m.square), first=FIRST, matches=2)
     assert set(program.weights) == {"table", "square_t"}
     assert program.weights["square_t"].evaluate().is_contiguous()
 
 
-def test_rows_stay_flat_where_something_reads_them_so() -> None:
-    """A router: its rows are sorted one by one."""
-
+def test_tokens_stay_flat_if_a_user_reads_them_flat() -> None:
     def router(m: Layer, x: Tensor) -> Tensor:
         scores = F.linear(x.view(-1, I), m.by_output)
         return scores.softmax(-1).view(x.shape[0], x.shape[1], O) + scores.view(x.shape[0], x.shape[1], O)
@@ -107,16 +105,16 @@ def test_rows_stay_flat_where_something_reads_them_so() -> None:
     assert program.ops()["aten.reshape"] == 3
 
 
-def test_rows_stay_flat_where_they_are_parted_otherwise() -> None:
-    def turned(m: Layer, x: Tensor) -> Tensor:
+def test_tokens_stay_flat_if_they_are_split_differently() -> None:
+    def swapped(m: Layer, x: Tensor) -> Tensor:
         y = F.linear(x.reshape(-1, I), m.by_output)
         return y.reshape(x.shape[1], x.shape[0], O).transpose(0, 1)
 
-    program = check_pass(MatchLinear(), Layer(turned), first=FIRST, matches=1)
+    program = check_pass(MatchLinear(), Layer(swapped), first=FIRST, matches=1)
     assert program.ops()["aten.reshape"] == 2
 
 
-def test_rows_of_another_width_than_before_stay() -> None:
+def test_a_reshape_that_changes_the_width_stays() -> None:
     def halves(m: Layer, x: Tensor) -> Tensor:
         y = torch.mm(torch.cat([x, x], -1).reshape(-1, I), m.by_input)
         return y.reshape(x.shape[0], x.shape[1], 2 * O)
@@ -154,7 +152,7 @@ LEFT: dict[str, tuple[Callable[[Layer, Tensor], Tensor], int, str, str]] = {
         "aten.addmm",
     ),
     "a bias of one": (lambda m, x: x @ m.by_input + m.bias[:1], 1, "no vector", "aten.add"),
-    "a product with two readers": (lambda m, x: ((y := x @ m.by_input) + m.bias) * y, 1, "other users", "aten.add"),
+    "a product with two users": (lambda m, x: ((y := x @ m.by_input) + m.bias) * y, 1, "other users", "aten.add"),
     "a scaled bias": (lambda m, x: torch.add(x @ m.by_input, m.bias, alpha=2), 1, "", "aten.add"),
     "a second bias": (lambda m, x: F.linear(x, m.by_output, m.bias) + m.bias, 1, "", "aten.add"),
     "a residual": (lambda m, x: x + x @ m.square, 1, "", "aten.add"),

@@ -1,4 +1,4 @@
-"""Every spelling of a root mean square norm is one op, and what only looks like one stays."""
+"""Every spelling of an RMS norm becomes one op; similar formulas stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Norm = Callable[[Tensor, Tensor], Tensor]
 
 
 class Normed(nn.Module):
-    """A norm of hidden states [B, S, 12], with one weight, between an embedding and a head."""
+    """`norm(x, weight)` of hidden states [B, S, 12] between embedding and LM head."""
 
     def __init__(self, norm: Norm, *shape: int) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ def bare(x: Tensor) -> Tensor:
 
 
 def llama(x: Tensor, w: Tensor) -> Tensor:
-    given = x.dtype
+    original_dtype = x.dtype
     x = x.to(torch.float32)
-    return w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)).to(given)
+    return w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)).to(original_dtype)
 
 
 def t5(x: Tensor, w: Tensor) -> Tensor:
@@ -65,11 +65,11 @@ def gemma3n(x: Tensor, w: Tensor) -> Tensor:
 
 
 def half_scale(x: Tensor, w: Tensor) -> Tensor:
-    """deepseek_v4 casts the scale and not the product."""
+    """deepseek_v4: the scale is cast, not the product."""
     return x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS).to(x.dtype)
 
 
-# Name: the norm, and whether its weight goes into the op.
+# Name: (norm, whether the op has the weight).
 SPELLINGS: dict[str, tuple[Norm, bool]] = {
     "llama": (llama, True),
     "t5": (t5, True),
@@ -93,46 +93,46 @@ SPELLINGS: dict[str, tuple[Norm, bool]] = {
 }
 
 
-def only_norm(program: Program) -> dict[str, Any]:
+def norm_arguments(program: Program) -> dict[str, Any]:
     (node,) = [n for n in program.nodes if "rms_norm" in str(n.target)]
     return dict(zip(("x", "weight", "eps"), node.args, strict=True))
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_spelling_is_the_op(spelling: str) -> None:
+def test_a_spelling_becomes_the_op(spelling: str) -> None:
     norm, weighted = SPELLINGS[spelling]
     gone = {"aten.rsqrt", "aten.sqrt", "aten.pow", "aten.mean", "aten.sum", "aten.mul", "aten.div", "aten.rms_norm"}
     program = check_pass(MatchRmsNorm(), Normed(norm), matches=1, gone=gone, there={"llmc.rms_norm"})
-    assert (only_norm(program)["weight"] is not None) == weighted
+    assert (norm_arguments(program)["weight"] is not None) == weighted
 
 
 def one_over(x: Tensor, w: Tensor) -> Tensor:
-    """Captured as a reciprocal times 1."""
+    """A norm that is captured as a reciprocal times 1."""
     return x * (1 / torch.sqrt(x.square().mean(-1, True) + EPS)) * w
 
 
 @pytest.mark.parametrize("norm", [llama, t5, gemma, gemma3n, one_over])
-def test_constants_may_be_folded_and_no_ops_be_gone_before(norm: Norm) -> None:
+def test_matches_after_no_ops_and_constants_are_folded(norm: Norm) -> None:
     first = [RemoveNoOps(), FoldConstants()]
     program = check_pass(MatchRmsNorm(), Normed(norm), matches=1, gone={"aten.mul"}, first=first)
-    assert program.weight_of(only_norm(program)["weight"]) is not None
+    assert program.weight_of(norm_arguments(program)["weight"]) is not None
 
 
-# The norm rounds once where the models round twice.
+# The op rounds once and the models round twice, hence the tolerance.
 @pytest.mark.parametrize(
     "spelling", ["llama", "olmo2", "gemma", "gemma3n", "deepseek_v4", "no weight", "F.rms_norm bare"]
 )
-def test_casts_around_a_half_precision_norm_go_with_it(spelling: str) -> None:
+def test_casts_around_a_half_precision_norm_are_removed(spelling: str) -> None:
     def half(x: Tensor, w: Tensor) -> Tensor:
         return SPELLINGS[spelling][0](x.to(torch.bfloat16), w.to(torch.bfloat16))
 
     program = check_pass(MatchRmsNorm(), Normed(half), matches=1, gone={"aten.mul"}, atol=0.04)
-    assert dtype(only_norm(program)["x"]) == torch.bfloat16
+    assert dtype(norm_arguments(program)["x"]) == torch.bfloat16
 
 
-def test_a_norm_of_half_precision_that_stays_wide_reads_its_input_wide() -> None:
+def test_a_float32_result_of_a_half_precision_norm_needs_a_float32_input() -> None:
     program = check_pass(MatchRmsNorm(), Normed(lambda x, w: t5(x.to(torch.bfloat16), w)), matches=1, gone={"aten.mul"})
-    assert dtype(only_norm(program)["x"]) == torch.float32
+    assert dtype(norm_arguments(program)["x"]) == torch.float32
 
 
 def test_a_cast_that_rounds_the_input_stays() -> None:
@@ -140,7 +140,7 @@ def test_a_cast_that_rounds_the_input_stays() -> None:
         return llama(x.to(torch.bfloat16).to(torch.float32), w)
 
     program = check_pass(MatchRmsNorm(), Normed(norm), matches=1)
-    assert dtype(behind_widening(only_norm(program)["x"])) == torch.bfloat16
+    assert dtype(behind_widening(norm_arguments(program)["x"])) == torch.bfloat16
 
 
 def test_the_default_eps_is_that_of_the_accumulator() -> None:
@@ -148,47 +148,47 @@ def test_the_default_eps_is_that_of_the_accumulator() -> None:
         return F.rms_norm((x * 1e-3).to(torch.bfloat16), (WIDTH,))
 
     program = check_pass(MatchRmsNorm(), Normed(norm), matches=1, atol=0.02)
-    assert only_norm(program)["eps"] == torch.finfo(torch.float32).eps
+    assert norm_arguments(program)["eps"] == torch.finfo(torch.float32).eps
 
 
-def test_a_weight_for_each_head_multiplies_behind_the_norm() -> None:
+def test_a_weight_per_head_stays_after_the_norm() -> None:
     def norm(x: Tensor, w: Tensor) -> Tensor:
         return bare(heads(x)) * w
 
     program = check_pass(MatchRmsNorm(), Normed(norm, HEADS, WIDTH // HEADS), matches=1, there={"aten.mul"})
-    assert only_norm(program)["weight"] is None
+    assert norm_arguments(program)["weight"] is None
 
 
-def test_a_weight_with_ones_in_front_is_reshaped() -> None:
+def test_a_weight_with_leading_dims_of_size_one_is_reshaped() -> None:
     def norm(x: Tensor, w: Tensor) -> Tensor:
         return bare(x) * w
 
     program = check_pass(MatchRmsNorm(), Normed(norm, 1, 1, WIDTH), matches=1, gone={"aten.mul"})
-    assert shape(only_norm(program)["weight"]) == (WIDTH,)
+    assert shape(norm_arguments(program)["weight"]) == (WIDTH,)
 
 
-def test_a_normed_value_that_others_read_has_no_weight_of_its_own() -> None:
+def test_the_weight_stays_outside_if_the_normed_value_has_other_users() -> None:
     def norm(x: Tensor, w: Tensor) -> Tensor:
         y = bare(x)
         return y * w + y
 
     program = check_pass(MatchRmsNorm(), Normed(norm), matches=1, there={"aten.mul"})
-    assert only_norm(program)["weight"] is None
+    assert norm_arguments(program)["weight"] is None
 
 
-def test_a_gated_norm_of_groups_keeps_its_gate_and_weight() -> None:
+def test_gate_and_weight_of_a_grouped_norm_stay_outside() -> None:
     def mamba(x: Tensor, w: Tensor) -> Tensor:
         return w * bare(heads(x * F.silu(x))).view(x.shape)
 
     check_pass(MatchRmsNorm(), Normed(mamba), matches=1, gone={"aten.rsqrt"}, there={"aten.mul", "aten.silu"})
 
 
-def test_what_multiplies_from_the_input_is_no_weight() -> None:
+def test_a_factor_computed_from_the_input_is_no_weight() -> None:
     def norm(x: Tensor, w: Tensor) -> Tensor:
         return bare(x) * x.mean((0, 1))
 
     program = check_pass(MatchRmsNorm(), Normed(norm), matches=1, there={"aten.mul"})
-    assert only_norm(program)["weight"] is None
+    assert norm_arguments(program)["weight"] is None
 
 
 LEFT: dict[str, tuple[Norm, str]] = {
@@ -209,7 +209,7 @@ LEFT: dict[str, tuple[Norm, str]] = {
     "a product that is no square": (lambda x, w: x * torch.rsqrt((x * (x * w.abs())).mean(-1, True) + EPS), ""),
     "the root itself": (lambda x, w: x * torch.sqrt(x.square().mean(-1, True) + EPS), ""),
     "a third root": (lambda x, w: x * torch.pow(x.square().mean(-1, True) + EPS, -1 / 3), ""),
-    "what is over the norm": (lambda x, w: torch.sqrt(x.square().mean(-1, True) + EPS) / (x.square() + 1), ""),
+    "a division of the root": (lambda x, w: torch.sqrt(x.square().mean(-1, True) + EPS) / (x.square() + 1), ""),
 }
 
 
@@ -219,7 +219,7 @@ def test_left_alone(case: str) -> None:
     check_pass(MatchRmsNorm(), Normed(norm), matches=0, miss=reason or None, gone={"llmc.rms_norm"})
 
 
-def test_a_layer_norm_is_named_before() -> None:
+def test_a_layer_norm_is_matched_first() -> None:
     def norm(x: Tensor, w: Tensor) -> Tensor:
         return bare(x - x.mean(-1, keepdim=True)) * w
 

@@ -1,4 +1,4 @@
-"""Rotations are found by what they do, in every spelling; what only looks like one is left alone."""
+"""MatchRope finds rotations in every spelling and leaves similar formulas alone."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.queries import is_op
 
 
-def the_rope(program: Program) -> dict[str, Any]:
+def rope_arguments(program: Program) -> dict[str, Any]:
     (node,) = [n for n in program.nodes if is_op(n, rope)]
     return rope.bind(node.args, node.kwargs)
 
 
-def at_random_positions(program: Program, module: nn.Module, atol: float) -> None:
+def check_at_random_positions(program: Program, module: nn.Module, atol: float) -> None:
     generator = torch.Generator().manual_seed(1)
     for size in SIZES:
         tokens, _ = inputs(*size)
@@ -37,8 +37,8 @@ def at_random_positions(program: Program, module: nn.Module, atol: float) -> Non
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_a_spelling_is_the_op(name: str) -> None:
-    rotate, interleaved, turning = SPELLINGS[name]
+def test_a_spelling_becomes_the_op(name: str) -> None:
+    rotate, interleaved, rotated = SPELLINGS[name]
     module = Model(rotate)
     program = check_pass(
         MatchRope(),
@@ -48,12 +48,12 @@ def test_a_spelling_is_the_op(name: str) -> None:
         gone={"aten.mul", "aten.neg", "aten.cat", "aten.stack", "aten.view_as_complex", "llmc.embedding"},
         there={"llmc.rope"},
     )
-    found = the_rope(program)
-    assert found["interleaved"] is interleaved
-    assert found["positions"] is program.inputs[1]
-    assert [program.weight_of(found[t]).shape for t in ("cos", "sin")] == [(MAX, turning // 2)] * 2
+    values = rope_arguments(program)
+    assert values["interleaved"] is interleaved
+    assert values["positions"] is program.inputs[1]
+    assert [program.weight_of(values[t]).shape for t in ("cos", "sin")] == [(MAX, rotated // 2)] * 2
     assert not [name for name in program.weights if name.startswith("tables.")]
-    at_random_positions(program, module, atol=1e-5)
+    check_at_random_positions(program, module, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_spelling_is_the_op(name: str) -> None:
         ("complex numbers", torch.bfloat16),
     ],
 )
-def test_half_precision_hides_no_rotation(name: str, dtype: torch.dtype) -> None:
+def test_finds_a_rotation_in_half_precision(name: str, dtype: torch.dtype) -> None:
     def rotate(m: Model, x: Tensor, p: Tensor) -> Tensor:
         return SPELLINGS[name][0](m, x, p).to(dtype)
 
@@ -80,9 +80,9 @@ def test_half_precision_hides_no_rotation(name: str, dtype: torch.dtype) -> None
         there={"llmc.rope"},
         atol=0.05 if dtype == torch.bfloat16 else 0.005,
     )
-    assert the_rope(program)["x"].meta["val"].dtype == dtype
-    # The tables are not rounded: the op computes wide.
-    cos, sin = (program.weight_of(the_rope(program)[t]).evaluate() for t in ("cos", "sin"))
+    assert rope_arguments(program)["x"].meta["val"].dtype == dtype
+    # The tables are not rounded, because the op computes in float32.
+    cos, sin = (program.weight_of(rope_arguments(program)[t]).evaluate() for t in ("cos", "sin"))
     torch.testing.assert_close(cos.square() + sin.square(), torch.ones_like(cos))
 
 
@@ -95,8 +95,8 @@ def test_queries_and_keys_share_their_tables() -> None:
     assert sorted(name for name in program.weights if "rope" in name) == ["rope.cos", "rope.sin"]
 
 
-def test_local_and_global_tables_stay_apart() -> None:
-    """gemma3, modernbert: two kinds of layers, one after the other."""
+def test_local_and_global_layers_keep_their_own_tables() -> None:
+    """gemma3, modernbert: layers with different frequencies alternate."""
 
     def one_then_other(m: Model, x: Tensor, p: Tensor) -> Tensor:
         for frequencies in (m.frequencies, m.local):
@@ -107,11 +107,11 @@ def test_local_and_global_tables_stay_apart() -> None:
     module = Model(one_then_other)
     program = check_pass(MatchRope(), module, first=[PrecomputePositions()], matches=2, gone={"aten.mul"})
     assert len([name for name in program.weights if "rope" in name]) == 4
-    at_random_positions(program, module, atol=1e-5)
+    check_at_random_positions(program, module, atol=1e-5)
 
 
-def test_one_rotation_behind_another_is_two() -> None:
-    """Each of them turns pairs; so do both together, but by angles that are in no table."""
+def test_two_successive_rotations_become_two_ops() -> None:
+    """Both together are a rotation too, but no table has the sums of their angles."""
 
     def twice(m: Model, x: Tensor, p: Tensor) -> Tensor:
         for frequencies in (m.frequencies, m.local):
@@ -122,15 +122,15 @@ def test_one_rotation_behind_another_is_two() -> None:
     check_pass(MatchRope(), Model(twice), first=[PrecomputePositions()], matches=2, gone={"aten.mul"})
 
 
-def test_a_rotated_value_may_have_other_readers() -> None:
+def test_a_rotated_value_may_have_several_users() -> None:
     def rotate(m: Model, x: Tensor, p: Tensor) -> Tensor:
-        turned = llama(m, x, p)
-        return turned * x.sigmoid() + turned.flip(2)
+        rotated = llama(m, x, p)
+        return rotated * x.sigmoid() + rotated.flip(2)
 
     check_pass(MatchRope(), Model(rotate), first=[PrecomputePositions()], matches=1, there={"aten.mul", "aten.flip"})
 
 
-def test_a_model_that_looks_its_angles_up_itself() -> None:
+def test_a_model_with_its_own_table_of_angles() -> None:
     program = trace(tiny_model("gptj"), {}, "gptj", MAX)
     want = program(*inputs(2, 9))
     PrecomputePositions()(program)
@@ -168,7 +168,7 @@ def trained_tables(m: Model, x: Tensor, p: Tensor) -> Tensor:
 
 
 def beside(x: Tensor, cos: Tensor, sin: Tensor, m: Model) -> Tensor:
-    """What a linear way leads from is not all that arrives at its end."""
+    """The result depends on x directly too, not only through `start`."""
     start = x.roll(1, -1)
     return start.flip(-1) * cos + rotate_half(x.sin()) * sin
 
@@ -188,47 +188,47 @@ LEFT: dict[str, tuple[Rotate, str | None]] = {
     "1. no sign": (with_tables(lambda x, c, s, m: x * c + rotate_half(x).abs() * s), NOT_ROTATED),
     "1. a mirror": (with_tables(lambda x, c, s, m: x * c + x.roll(HALF, -1) * s), NOT_ROTATED),
     "1. pairs of other dims": (with_tables(lambda x, c, s, m: x * c + rotate_half(x.flip(-1)) * s), NOT_ROTATED),
-    "1. the heads change places": (with_tables(lambda x, c, s, m: x * c + rotate_half(x.flip(1)) * s), NOT_ROTATED),
-    "1. the rows change places": (with_tables(lambda x, c, s, m: x * c + rotate_half(x.roll(1, 2)) * s), NOT_ROTATED),
-    "2. a table that a weight scales": (with_tables(lambda x, c, s, m: halves(x, c * m.scale, s)), None),
+    "1. reordered heads": (with_tables(lambda x, c, s, m: x * c + rotate_half(x.flip(1)) * s), NOT_ROTATED),
+    "1. reordered positions": (with_tables(lambda x, c, s, m: x * c + rotate_half(x.roll(1, 2)) * s), NOT_ROTATED),
+    "2. a table scaled by a weight": (with_tables(lambda x, c, s, m: halves(x, c * m.scale, s)), None),
     "2. tables of other positions": (other_positions, None),
     "2. lookups at other positions": (looked_up_elsewhere, None),
-    "2. tables that are trained": (trained_tables, None),
-    "2. angles that are trained": (trained, None),
-    "2. angles that follow from the data": (by_data, None),
+    "2. trained tables": (trained_tables, None),
+    "2. trained angles": (trained, None),
+    "2. angles that depend on tokens": (by_data, None),
     "3. a product of two values": (with_tables(lambda x, c, s, m: x * x * c), NOT_ROTATED),
-    "3. one of them in the sine": (with_tables(lambda x, c, s, m: x * c + rotate_half(x) * (s * x)), NOT_ROTATED),
-    "3. scaled by a weight on the way": (
+    "3. a product with the sine": (with_tables(lambda x, c, s, m: x * c + rotate_half(x) * (s * x)), NOT_ROTATED),
+    "3. partly scaled by a weight": (
         with_tables(lambda x, c, s, m: x * c + rotate_half(x * m.scale) * s),
         NOT_ROTATED,
     ),
-    "4. a value that comes in beside": (with_tables(beside), NOT_ROTATED),
+    "4. a second input": (with_tables(beside), NOT_ROTATED),
     "4. two values": (with_tables(lambda x, c, s, m: x * c + rotate_half(x.sin()) * s), NOT_ROTATED),
 }
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_what_is_no_rotation_is_left_alone(name: str) -> None:
+def test_left_alone(name: str) -> None:
     rotate, reason = LEFT[name]
     check_pass(MatchRope(), Model(rotate), first=[PrecomputePositions()], matches=0, gone={"llmc.rope"}, miss=reason)
 
 
-BEHIND: dict[str, tuple[Rotate, str]] = {
+AFTER: dict[str, tuple[Rotate, str]] = {
     "times a number": (lambda m, x, p: llama(m, x, p) * 1.7, "aten.mul"),
     "times a weight": (lambda m, x, p: llama(m, x, p) * m.scale, "aten.mul"),
     "plus a table": (lambda m, x, p: llama(m, x, p) + tables(m.local, p)[1].unsqueeze(1), "aten.add"),
 }
 
 
-@pytest.mark.parametrize("name", BEHIND)
-def test_what_is_done_behind_a_rotation_is_still_done(name: str) -> None:
-    rotate, op = BEHIND[name]
+@pytest.mark.parametrize("name", AFTER)
+def test_calls_after_a_rotation_stay(name: str) -> None:
+    rotate, op = AFTER[name]
     program = check_pass(MatchRope(), Model(rotate), first=[PrecomputePositions()], matches=1, there={op})
     assert program.ops()[op] == 1
 
 
-def test_a_cast_between_is_no_part_of_a_rotation() -> None:
-    """The op gives what it is given: x stays the wide value that it was."""
+def test_a_cast_after_a_rotation_is_not_part_of_it() -> None:
+    """The op keeps the dtype of its input, so x stays float32."""
 
     def rotate(m: Model, x: Tensor, p: Tensor) -> Tensor:
         return llama(m, x.sin(), p).to(torch.bfloat16)
@@ -236,7 +236,7 @@ def test_a_cast_between_is_no_part_of_a_rotation() -> None:
     program = check_pass(
         MatchRope(), Model(rotate), first=[PrecomputePositions()], matches=1, there={"aten.to"}, atol=0.01
     )
-    assert the_rope(program)["x"].meta["val"].dtype == torch.float32
+    assert rope_arguments(program)["x"].meta["val"].dtype == torch.float32
 
 
 def test_without_tables_nothing_is_probed() -> None:

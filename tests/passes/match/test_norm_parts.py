@@ -1,4 +1,4 @@
-"""The parts of a norm are read the same in any order; the spellings of whole norms are tested with their passes."""
+"""Parts of norms. Spellings of whole norms are tested with their passes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_product_of_two_roots_has_two_readings() -> None:
     assert sum(isinstance(found, torch.fx.Node) for found in squares) == 1
 
 
-def test_a_weight_is_told_from_what_depends_on_an_input_however_far_back() -> None:
+def test_a_factor_that_depends_on_an_input_through_a_long_chain_is_no_weight() -> None:
     program = capture(Vector())
     (square,), (mean,), (product,) = (calls(program, name) for name in ("square", "mean", "mul"))
     last = mean

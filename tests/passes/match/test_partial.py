@@ -1,4 +1,4 @@
-"""Pieces of a program run on real tensors, and what of it positions alone decide is known."""
+"""Evaluation of single nodes, and the nodes that depend on positions alone."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.embed(tokens)
-        rows = torch.arange(tokens.shape[1]).float().exp()
+        steps = torch.arange(tokens.shape[1]).float().exp()
         cos = (positions[..., None].float() * self.frequencies).cos()
         sin = (positions[..., None].float() * self.trained).sin()
-        return self.head(x * cos + sin + rows[:, None].tan().sigmoid() + self.frequencies.sqrt())
+        return self.head(x * cos + sin + steps[:, None].tan().sigmoid() + self.frequencies.sqrt())
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +39,25 @@ def the(program: Program, name: str) -> fx.Node:
     return node
 
 
-def test_what_positions_decide_alone(program: Program) -> None:
+def test_finds_the_nodes_that_depend_on_positions_alone(program: Program) -> None:
     names = {op_name(node) for node in depends_on_positions(program)}
     assert "aten.cos" in names
     assert not names & {"aten.sin", "aten.embedding", "aten.linear", "aten.exp", "aten.sigmoid", "aten.sqrt"}
-    assert not names & {"aten.sym_size"}, "a size is known without the positions"
+    assert not names & {"aten.sym_size"}, "a size does not depend on positions"
 
 
-def test_a_value_is_computed_at_given_positions(program: Program) -> None:
+def test_evaluates_at_given_positions(program: Program) -> None:
     positions = torch.tensor([[3, 1, 4], [1, 5, 9]])
     value = Evaluator(program, positions)(the(program, "cos"))
     torch.testing.assert_close(value, (positions[..., None] * Model().frequencies).cos())
 
 
-def test_sizes_are_those_of_the_positions(program: Program) -> None:
+def test_takes_sizes_from_the_positions(program: Program) -> None:
     value = Evaluator(program, torch.zeros(2, 5, dtype=torch.long))(the(program, "exp"))
     torch.testing.assert_close(value, torch.arange(5.0).exp())
 
 
-def test_it_stops_at_given_values(program: Program) -> None:
+def test_stops_at_given_values(program: Program) -> None:
     cos = the(program, "cos")
     (product,) = [n for n in program.nodes if cos in n.all_input_nodes]
     (other,) = [n for n in product.all_input_nodes if n is not cos]
@@ -65,12 +65,12 @@ def test_it_stops_at_given_values(program: Program) -> None:
     assert torch.equal(Evaluator(program, torch.zeros(1, 2, dtype=torch.long), given)(product), 2 * given[other])
 
 
-def test_what_was_not_given_is_an_error(program: Program) -> None:
+def test_an_input_without_a_value_is_an_error(program: Program) -> None:
     with pytest.raises(KeyError, match="no value was given for the input tokens"):
         Evaluator(program, torch.zeros(1, 2, dtype=torch.long))(the(program, "embedding"))
 
 
-def test_only_what_is_needed_is_read_and_only_once(program: Program) -> None:
+def test_reads_only_the_weights_it_needs_and_each_once(program: Program) -> None:
     twin, reads = program.copy(), []
 
     class Counted(TensorSource):

@@ -1,4 +1,4 @@
-"""What follows from a position alone is looked up; what follows from anything else is computed as before."""
+"""Values that depend on the position alone become lookups; others stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Angle = Callable[["Model", Tensor, Tensor, Tensor], Tensor]
 
 
 class Model(nn.Module):
-    """`mix(model, h, positions, tokens)` between an embedding [B, S, 8] and a head."""
+    """`mix(model, h, positions, tokens)` between embedding [B, S, 8] and LM head."""
 
     def __init__(self, mix: Angle) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def angles(model: Model, positions: Tensor) -> Tensor:
     return positions[:, :, None].float() * model.frequencies
 
 
-# Name: how positions are mixed into h, and how many lookups they become.
+# Name: (how positions are mixed into h, the number of lookups they become).
 TABLES: dict[str, tuple[Angle, int]] = {
     "llama": (
         lambda m, h, p, t: (
@@ -88,7 +88,7 @@ def test_a_computation_on_positions_becomes_a_table(name: str) -> None:
     tables = [weight for name, weight in program.weights.items() if name.startswith("tables.")]
     assert len(tables) == program.ops()["llmc.embedding"]
     assert all(table.is_constant and table.shape[0] == MAX for table in tables)
-    # In any order and more than once, too.
+    # Positions may be in any order and repeat.
     generator = torch.Generator().manual_seed(1)
     for size in SIZES:
         tokens, _ = inputs(*size)
@@ -97,14 +97,14 @@ def test_a_computation_on_positions_becomes_a_table(name: str) -> None:
             torch.testing.assert_close(program(tokens, positions), module(tokens, positions), atol=1e-5, rtol=0)
 
 
-def test_equal_values_are_one_lookup() -> None:
+def test_equal_values_share_one_lookup() -> None:
     program = check_pass(PrecomputePositions(), Model(TABLES["one value twice"][0]), matches=2)
     assert program.ops()["llmc.embedding"] == 1
     assert [w.shape for w in program.weights.values() if w.is_constant] == [(MAX, WIDTH)]
 
 
-def test_tables_of_other_dtypes_are_others() -> None:
-    """All of them zero: bytes alone don't tell them apart."""
+def test_equal_tables_of_different_dtypes_are_not_shared() -> None:
+    """All tables are zero, so their bytes alone do not distinguish them."""
 
     def mix(model: Model, h: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         zero = angles(model, positions) * 0
@@ -114,8 +114,8 @@ def test_tables_of_other_dtypes_are_others() -> None:
     check_pass(PrecomputePositions(), Model(mix), matches=3)
 
 
-def test_a_view_behind_a_table_stays_behind_it() -> None:
-    """So that layers that cast and unsqueeze the same values in their own way share one table."""
+def test_views_stay_after_the_lookup() -> None:
+    """Thus layers with different casts and views of the same values share one table."""
 
     def mix(model: Model, h: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         cos = angles(model, positions).cos()
@@ -126,7 +126,7 @@ def test_a_view_behind_a_table_stays_behind_it() -> None:
 
 
 def longest(model: Model, positions: Tensor, threshold: int) -> Tensor:
-    """Frequencies that shrink when any position is large, as dynamic scaling does it."""
+    """Angles that shrink when any position is large, as with dynamic scaling."""
     far = positions.max() >= threshold
     return angles(model, positions) * torch.where(far, 0.5, 1.0)
 
@@ -135,24 +135,24 @@ LEFT: dict[str, tuple[Angle, str | None]] = {
     "1. an index of a learned table": (lambda m, h, p, t: h + m.places(p), None),
     "1. an index that is computed": (lambda m, h, p, t: h + m.places((p * 3 + 1) % MAX), None),
     "1. a mask": (lambda m, h, p, t: torch.where((p % 2 == 0)[..., None], h, -h), None),
-    "2. the longest position": (lambda m, h, p, t: h * longest(m, p, 16).cos(), "depends on other positions"),
-    "2. the longest position, rarely": (lambda m, h, p, t: h * longest(m, p, 31).cos(), "depends on other positions"),
+    "2. the longest position": (lambda m, h, p, t: h * longest(m, p, 16).cos(), "other positions"),
+    "2. the longest position, rarely": (lambda m, h, p, t: h * longest(m, p, 31).cos(), "other positions"),
     "2. the longest position, nearly always": (
         lambda m, h, p, t: h * longest(m, p, 2).cos(),
-        "depends on other positions",
+        "other positions",
     ),
-    "2. the position before": (lambda m, h, p, t: h * angles(m, p - p.roll(1, 1)).cos(), "depends on other positions"),
+    "2. the position before": (lambda m, h, p, t: h * angles(m, p - p.roll(1, 1)).cos(), "other positions"),
     "2. the mean of the batch": (
         lambda m, h, p, t: h * (angles(m, p) - angles(m, p).mean(0, True)).cos(),
-        "depends on other positions",
+        "other positions",
     ),
-    "2. the length": (lambda m, h, p, t: h * (angles(m, p) / p.shape[1]).cos(), "depends on other positions"),
-    "3. the first row's": (
+    "2. the length": (lambda m, h, p, t: h * (angles(m, p) / p.shape[1]).cos(), "other positions"),
+    "3. of the first sequence": (
         lambda m, h, p, t: h * (p[0, :, None].float() * m.frequencies).cos(),
         "exactly one dim each",
     ),
-    "3. the first of each row": (lambda m, h, p, t: h * angles(m, p[:, :1]).cos(), "exactly one dim each"),
-    "3. from each to each": (
+    "3. the first position of each sequence": (lambda m, h, p, t: h * angles(m, p[:, :1]).cos(), "one dim each"),
+    "3. between pairs of positions": (
         lambda m, h, p, t: (
             h * (p[:, :, None] - p[:, None, :]).float().cos().sum(-1, True)
             + ((p[:, :, None] - p[:, None, :]).float().sin() @ h)
@@ -170,12 +170,12 @@ LEFT: dict[str, tuple[Angle, str | None]] = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_what_does_not_follow_from_the_position_alone_is_left_alone(name: str) -> None:
+def test_left_alone(name: str) -> None:
     mix, reason = LEFT[name]
     check_pass(PrecomputePositions(), Model(mix), matches=0, miss=reason)
 
 
-def test_an_unread_position_is_no_candidate() -> None:
+def test_unused_positions_are_no_candidate() -> None:
     program = capture(Model(lambda m, h, p, t: h))
     before = str(program)
     assert PrecomputePositions()(program) == PassResult(0, [])

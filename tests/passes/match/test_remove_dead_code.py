@@ -1,4 +1,4 @@
-"""What nothing reads goes, with its weights; what is read and the inputs stay."""
+"""RemoveDeadCode removes unused calls and weights; inputs stay."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def program() -> Program:
     return capture(Model(), first=[RemoveNoOps()])
 
 
-def test_calls_and_weights_that_nothing_reads_go(program: Program) -> None:
+def test_removes_unused_calls_and_weights(program: Program) -> None:
     want = str(program)
     head = program.output
     with program.graph.inserting_before(head):
         first = program.call(aten.neg.default, head.args[0], like=head)
-        weight = program.add_weight("unread", constant(torch.ones(3), "unread"), like=head)
+        weight = program.add_weight("unused", constant(torch.ones(3), "unused"), like=head)
         program.call(aten.sin.default, first, like=head)
         program.call(aten.sin.default, weight, like=head)
     result = check_pass(RemoveDeadCode(), program, matches=4, gone={"aten.neg", "aten.sin"})
-    assert str(result) == want and "unread" not in result.weights
+    assert str(result) == want and "unused" not in result.weights
 
 
-def test_inputs_stay_read_or_not(program: Program) -> None:
-    """1. The positions of this model are read by nothing."""
+def test_unused_inputs_stay(program: Program) -> None:
+    """1. This model does not use its positions."""
     assert not program.inputs[1].users
     result = check_pass(RemoveDeadCode(), program, matches=0)
     assert [node.name for node in result.inputs] == ["tokens", "positions"]

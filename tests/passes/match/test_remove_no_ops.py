@@ -1,4 +1,4 @@
-"""What changes nothing goes; what changes anything at all stays."""
+"""RemoveNoOps removes calls that change nothing and no others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH, HEADS = 12, 3
 
 
 class Around(nn.Module):
-    """A function of hidden states [B, S, 12] between an embedding and a head."""
+    """`change(x)` of hidden states [B, S, 12] between embedding and LM head."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def heads(x: Tensor) -> Tensor:
     return x.view(x.shape[0], x.shape[1], HEADS, WIDTH // HEADS).transpose(1, 2)
 
 
-# The program ends in one view to the captured logits' shape, which is a no-op too.
+# The program ends in a view to the captured shape of the logits, which is one more no-op.
 END = 1
 
 GONE: dict[str, tuple[Callable[[Tensor], Tensor], int, set[str]]] = {
@@ -88,10 +88,10 @@ def test_removes(name: str) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "a part": (lambda x: F.pad(x[:, :, 1:], (0, 1)), "aten.slice"),
+    "a partial slice": (lambda x: F.pad(x[:, :, 1:], (0, 1)), "aten.slice"),
     "every second": (lambda x: x[:, :, ::2].repeat(1, 1, 2), "aten.slice"),
     "another dtype": (lambda x: x.to(torch.int64).to(torch.float32), "aten.to"),
-    "a dtype that loses": (lambda x: x.to(torch.bfloat16).to(torch.float32), "aten.to"),
+    "a lossy cast": (lambda x: x.to(torch.bfloat16).to(torch.float32), "aten.to"),
     "large ints in float": (lambda x: (x * 1e9).to(torch.int64).to(torch.float32).to(torch.int64) * 1e-9, "aten.to"),
     "pad that shifts": (lambda x: F.pad(x, (1, -1)), "aten.pad"),
     "roll": (lambda x: x.roll(1, 2), "aten.roll"),
@@ -120,15 +120,15 @@ CHANGES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_leaves(name: str) -> None:
     change, stays = CHANGES[name]
-    given = capture(Around(change))
-    program = given.copy()
+    original = capture(Around(change))
+    program = original.copy()
     RemoveNoOps()(program)
     assert program.ops()[stays] >= 1
-    check_pass(RemoveNoOps(), given, matches=RemoveNoOps()(given.copy()).matches, atol=0)
+    check_pass(RemoveNoOps(), original, matches=RemoveNoOps()(original.copy()).matches, atol=0)
 
 
 def test_a_view_after_a_copy_becomes_a_reshape_without_one() -> None:
-    """The way back from attention heads: without its copy, `view` would refuse the transposed strides."""
+    """Without the copy, `view` would refuse the transposed strides of the heads."""
 
     def change(x: Tensor) -> Tensor:
         swapped = (heads(x) * 2).transpose(1, 2).contiguous()
@@ -146,7 +146,7 @@ def test_a_view_after_a_copy_becomes_a_reshape_without_one() -> None:
     }
 
 
-def test_casts_that_lose_nothing_are_skipped_on_the_way_to_a_third_dtype() -> None:
+def test_lossless_casts_before_another_cast_are_skipped() -> None:
     def change(x: Tensor) -> Tensor:
         return x.to(torch.bfloat16).to(torch.float32).to(torch.float64).to(torch.float16).to(torch.float32)
 
@@ -172,13 +172,13 @@ def casts(program: Program) -> list[torch.dtype]:
         (torch.bool, torch.int8),
     ],
 )
-def test_a_dtype_that_does_not_hold_all_values_of_another(wide: torch.dtype, narrow: torch.dtype) -> None:
+def test_a_cast_to_a_dtype_that_cannot_hold_all_values_stays(wide: torch.dtype, narrow: torch.dtype) -> None:
     program = capture(Around(lambda x: (x * 500).to(narrow).to(wide).to(narrow).to(torch.float32) / 500))
     RemoveNoOps()(program)
     assert wide in casts(program)
 
 
-def test_leaves_a_copy_whose_strides_are_read() -> None:
+def test_leaves_a_copy_on_whose_strides_a_later_op_depends() -> None:
     def change(x: Tensor) -> Tensor:
         pairs = x.view(x.shape[0], x.shape[1], 2, -1).transpose(2, 3).contiguous()
         return torch.view_as_real(torch.view_as_complex(pairs * 2) * 1j).flatten(2)
@@ -190,8 +190,8 @@ def test_leaves_a_copy_whose_strides_are_read() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(6, 2), (2, 3, 2)])
-def test_leaves_reshapes_whose_strides_are_read(sizes: tuple[int, ...]) -> None:
-    """The first of the two copies; what the second alone would make of its input has pairs that lie apart."""
+def test_leaves_reshapes_on_whose_strides_a_later_op_depends(sizes: tuple[int, ...]) -> None:
+    """Without the first of two reshapes, a pair would not be adjacent in memory."""
 
     def change(x: Tensor) -> Tensor:
         copied = x.unflatten(2, (2, -1)).transpose(2, 3).reshape(x.shape)

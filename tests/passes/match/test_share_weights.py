@@ -1,4 +1,4 @@
-"""Names that stand for one value become one name; values that are merely equal are not read to find out."""
+"""ShareWeights merges weights with the same expression and reads no values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
 
 
 class Model(nn.Module):
-    """Three square matrices, the first of them a table."""
+    """A model with three square matrices, the first of them an embedding table."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,25 +42,24 @@ SHARED: dict[str, tuple[Weight, Weight, Weight, set[str]]] = {
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_one_value_is_one_weight(name: str) -> None:
+def test_equal_expressions_share_one_weight(name: str) -> None:
     *weights, kept = SHARED[name]
-    given = program(*weights)
-    result = check_pass(ShareWeights(), given, matches=3 - len(kept))
+    result = check_pass(ShareWeights(), program(*weights), matches=3 - len(kept))
     assert set(result.weights) == kept
 
 
 def test_fuel_stops_it() -> None:
-    given = program(A, A, A)
-    assert ShareWeights()(given, Fuel(1)).matches == 1
-    assert set(given.weights) == {"embed", "head"}
-    torch.testing.assert_close(given(*inputs(1, 3)), program(A, A, A)(*inputs(1, 3)))
+    shared = program(A, A, A)
+    assert ShareWeights()(shared, Fuel(1)).matches == 1
+    assert set(shared.weights) == {"embed", "head"}
+    torch.testing.assert_close(shared(*inputs(1, 3)), program(A, A, A)(*inputs(1, 3)))
 
 
 LEFT: dict[str, tuple[Weight, Weight, Weight]] = {
     "1. equal by value": (A, parameter(TABLE.clone(), "a"), parameter(TABLE + 0, "a")),
     "another expression of it": (A, transpose(A), fold(A, 2.0)),
     "another number": (A, fold(A, 3.0), fold(A, 2.0)),
-    "rounded on the way": (
+    "rounded to different dtypes": (
         A,
         cast(cast(A, torch.bfloat16), torch.float32),
         cast(cast(A, torch.float16), torch.float32),
@@ -69,6 +68,6 @@ LEFT: dict[str, tuple[Weight, Weight, Weight]] = {
 
 
 @pytest.mark.parametrize("name", LEFT)
-def test_what_is_not_the_same_expression_of_the_same_bytes_is_left_alone(name: str) -> None:
+def test_left_alone(name: str) -> None:
     result = check_pass(ShareWeights(), program(*LEFT[name]), matches=0)
     assert set(result.weights) == {"embed", "middle", "head"}

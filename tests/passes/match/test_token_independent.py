@@ -1,4 +1,4 @@
-"""What follows from sizes, positions and constants is told from what follows from tokens, and is evaluated."""
+"""Token-independent values are found and evaluated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from check_pass import VOCAB, capture
 from torch import Tensor, fx, nn
 
 from llmc.ir.program import Program
-from llmc.passes.match import token_independent as statics
+from llmc.passes.match import token_independent
 from llmc.passes.match.token_independent import Statics, Unknown
 from llmc.passes.queries import is_call
 
@@ -23,7 +23,7 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = self.embed(tokens)
         size = tokens.shape[1]
-        of_shape = torch.ones_like(x).cumsum(1)  # static: only the shape of x
+        of_shape = torch.ones_like(x).cumsum(1)  # token-independent: only the shape of x is used
         of_size = self.grid[:size, :size].sin()
         of_positions = positions.cos()[:, :, None]
         of_tokens = x.exp()
@@ -40,7 +40,7 @@ def the(program: Program, *ops: str) -> fx.Node:
     return node
 
 
-def test_what_is_static(program: Program) -> None:
+def test_finds_token_independent_nodes(program: Program) -> None:
     values = Statics(program)
     assert the(program, "cumsum") in values
     assert the(program, "sin") in values
@@ -60,14 +60,14 @@ def test_values_at_a_size(program: Program, batch: int, length: int) -> None:
     assert at.shape(the(program, "exp")) == [batch, length, 4]
 
 
-def test_a_number_is_one_at_every_size(program: Program) -> None:
+def test_a_number_must_be_the_same_at_every_size(program: Program) -> None:
     values = Statics(program)
     assert values.number(2) == 2.0
     assert values.number(the(program, "mean")) is None
     assert values.number(the(program, "exp")) is None
 
 
-def test_a_random_value_is_not_static() -> None:
+def test_a_random_value_is_not_token_independent() -> None:
     class Random(Model):
         def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
             return super().forward(tokens, positions) + torch.rand(tokens.shape[1], 1).tanh()
@@ -77,6 +77,6 @@ def test_a_random_value_is_not_static() -> None:
 
 
 def test_a_value_that_is_too_large_is_refused(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statics, "_MOST_ELEMENTS", 100)
+    monkeypatch.setattr(token_independent, "_MOST_ELEMENTS", 100)
     with pytest.raises(Unknown, match="too large to evaluate"):
         Statics(program).at(1, 11)(the(program, "sin"))

@@ -1,4 +1,4 @@
-"""Other names of the same op."""
+"""UnifyOpNames replaces alternative names of ops."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Computed(nn.Module):
         (lambda x: torch.negative(x), "negative", "neg"),
     ],
 )
-def test_other_names(compute: Callable[[Tensor], Tensor], gone: str, there: str) -> None:
-    twice = 2 if gone == "moveaxis" else 1
-    check_pass(UnifyOpNames(), Computed(compute), matches=twice, gone={f"aten.{gone}"}, there={f"aten.{there}"})
+def test_replaces_alternative_names(compute: Callable[[Tensor], Tensor], gone: str, there: str) -> None:
+    matches = 2 if gone == "moveaxis" else 1
+    check_pass(UnifyOpNames(), Computed(compute), matches=matches, gone={f"aten.{gone}"}, there={f"aten.{there}"})
 
 
 @pytest.mark.parametrize(("other", "name"), sorted(NAMES.items()))
-def test_the_names_mean_the_same(other: str, name: str) -> None:
-    given, kept = getattr(torch.ops.aten, other), getattr(torch.ops.aten, name)
-    for overload in given.overloads():
+def test_both_names_have_the_same_schemas(other: str, name: str) -> None:
+    replaced, kept = getattr(torch.ops.aten, other), getattr(torch.ops.aten, name)
+    for overload in replaced.overloads():
         if overload.endswith("out") or overload.startswith("names"):
-            continue  # writes into an argument, or is of named tensors: neither can be captured
-        arguments = [(a.name, str(a.type)) for a in getattr(given, overload)._schema.arguments]
+            continue  # it writes into an argument or uses named dims; neither can be captured
+        arguments = [(a.name, str(a.type)) for a in getattr(replaced, overload)._schema.arguments]
         assert arguments == [(a.name, str(a.type)) for a in getattr(kept, overload)._schema.arguments]
 
 
