@@ -1,4 +1,4 @@
-"""Small models of two layers whose attention a test writes itself."""
+"""Two-layer models whose attention is a function of the test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Attend = Callable[["Attending", int, Tensor, Tensor], Tensor]
 
 
 class Layer(nn.Module):
-    """Projections, and the sum of what comes in and what attention makes of it."""
+    """The projections of one layer, and its attention with a residual."""
 
     def __init__(self, value_dim: int) -> None:
         super().__init__()
@@ -36,7 +36,10 @@ class Layer(nn.Module):
 
 
 class Attending(nn.Module):
-    """`attend(model, place, x, positions)` [B, S, H*Dv] in each of two layers."""
+    """Two layers with `attend(model, place, x, positions)` -> [B, S, H*Dv] in each.
+
+    `place` is the index of the layer.
+    """
 
     def __init__(self, attend: Attend, value_dim: int) -> None:
         super().__init__()
@@ -79,13 +82,13 @@ def qkv(m: Attending, place: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def optimized(attend: Attend, value_dim: int = VALUE_DIM) -> Program:
-    """The program without a cache."""
+    """The optimized program, without a cache."""
     module = Attending(attend, value_dim)
     return capture(module, first=[RemoveNoOps()], stage=Stage.OPTIMIZED, max_seq_len=MAX_SEQ_LEN)
 
 
 def cached(attend: Attend, ring: bool = True, value_dim: int = DIM, codes: str | None = None) -> Program:
-    """The program with a cache, by default of keys and values of one size."""
+    """The program with a KV cache; by default keys and values have the same width."""
     program = optimized(attend, value_dim)
     InsertKvCache(ring, codes)(program)
     return program

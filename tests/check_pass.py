@@ -1,10 +1,10 @@
-"""The one harness of pass tests: what a pass must do, and what it must leave alone.
+"""The test harness for passes.
 
-A test gives a pass and a small module; the module is captured, earlier passes run if the test names them, and then
-the pass is held to everything at once: how often it matched, which ops went and came, that the numbers are
-those of the program it was given, at the captured size and at others, that its result can be exported again,
-that running it twice changes nothing more. A program with a cache is given rows that start at different positions and
-caches full of numbers, and all that comes out is compared.
+A test names a pass and a small module. The module is captured, earlier passes run if the test lists them, and then
+`check_pass` checks everything about the pass at once: the number of matches, the ops that must be gone or present, the
+same numbers as before at several sizes, a result that can be printed and traced again, no matches in a second run. A
+program with a cache gets sequences that start at different positions and caches filled with random numbers. All its
+outputs are compared.
 """
 
 from __future__ import annotations
@@ -27,26 +27,30 @@ SIZES = ((2, 11), (1, 5), (3, 1))
 def capture(
     module: nn.Module, *, first: Sequence[Pass] = (), stage: Stage = Stage.CAPTURED, max_seq_len: int = 32
 ) -> Program:
-    """A program of `module` after the passes `first`, declared to have reached `stage`."""
+    """Capture `module`, run the passes `first` and set the stage to `stage`."""
     program = trace(module.eval(), {}, type(module).__name__, max_seq_len)
-    for before in first:
-        before(program)
+    for earlier in first:
+        earlier(program)
     program.stage = stage
     return program
 
 
 def inputs(batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Random tokens and their positions from 0, both [B, S]."""
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     tokens = torch.randint(0, VOCAB, (batch, length), generator=generator)
     return tokens, torch.arange(length).repeat(batch, 1)
 
 
-# What a program with an input `rows` is asked for.
+# The value of the input `rows`, which chooses the logits to return.
 ROWS = (-1, 0)
 
 
 def samples(program: Program, batch: int, length: int) -> list[Tensor]:
-    """A value for each input of a program, by its name; inputs of one name are the same for all programs."""
+    """A value for each input of a program.
+
+    Values depend on the input's name and the size only, so they are the same for all programs.
+    """
     tokens, positions = inputs(batch, length)
     generator = torch.Generator().manual_seed(length)
     starts = torch.randint(0, program.max_seq_len - length + 1, (batch,), generator=generator)
@@ -71,43 +75,45 @@ def check_pass(
     expected: Callable[[Tensor], Tensor] = lambda logits: logits,
     again: int = 0,
 ) -> Program:
-    """Run `subject` on `before` and hold it to its promise; the program that came out is returned.
+    """Run the pass `subject` on `before`, check the result and return it.
 
     Args:
-        matches: exactly how many places it must rewrite.
-        gone, there: op names that must be absent or present after it.
-        miss: words that the reason of one of its misses must contain.
+        matches: the exact number of matches.
+        gone, there: op names that must be absent or present after the pass.
+        miss: text that the reason of one of the misses must contain.
         first: passes to run before it.
-        expected: what the logits become, for a pass that changes them on purpose.
-        again: matches that a second run still finds; 0 for a pass that reaches its end at once.
+        expected: maps the logits before the pass to those after it, for a pass that changes them on purpose.
+        again: the number of matches in a second run.
     """
-    given = before if isinstance(before, Program) else capture(before, first=first, stage=subject.needs)
-    program = given.copy()
+    original = before if isinstance(before, Program) else capture(before, first=first, stage=subject.needs)
+    program = original.copy()
     result = subject(program)
 
     reasons = [m.reason for m in result.misses]
     assert result.matches == matches, (
-        f"{result.matches} matches, not {matches}; misses: {list(map(str, result.misses))}"
+        f"{result.matches} matches instead of {matches}; misses: {list(map(str, result.misses))}"
     )
     ops = program.ops()
-    assert not [name for name in gone if ops[name]], f"still there: {ops}"
-    assert not [name for name in there if not ops[name]], f"not there: {ops}"
-    assert miss is None or any(miss in reason for reason in reasons), f"no miss says {miss!r}: {reasons}"
+    assert not [name for name in gone if ops[name]], f"some of {gone} are not gone: {ops}"
+    assert not [name for name in there if not ops[name]], f"some of {there} are absent: {ops}"
+    assert miss is None or any(miss in reason for reason in reasons), f"no miss contains {miss!r}: {reasons}"
 
     for size in SIZES:
-        logits, *caches = given.run(*samples(given, *size))
+        logits, *caches = original.run(*samples(original, *size))
         torch.testing.assert_close(
             program.run(*samples(program, *size)), (expected(logits), *caches), atol=atol, rtol=0
         )
     check_rerun(program)
 
-    assert subject(program.copy()).matches == again, "a second run still matches"
+    assert subject(program.copy()).matches == again, "a second run finds another number of matches"
     return program
 
 
 def check_rerun(program: Program) -> None:
-    """The program as printed computes the same, and every node's recorded shape and dtype are what its call gives:
-    the program can be traced again as it is."""
+    """Check that a program can be printed and traced again.
+
+    The printed program must compute the same, and each node's call must infer the shape and dtype recorded for it.
+    """
     rerun = from_python(to_python(program))
     values = {name: weight.evaluate() for name, weight in program.weights.items()}
     for size in SIZES:
@@ -123,7 +129,7 @@ def check_rerun(program: Program) -> None:
 
 
 def _as_bytes(x: Tensor) -> Tensor:
-    """What can be compared, as float8 can't."""
+    """View float8 values, which torch cannot compare, as bytes."""
     return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
 
 
