@@ -1,4 +1,4 @@
-"""The activations of the dialect in ONNX."""
+"""The activation functions of the dialect in ONNX."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .lower import Lowering
 
 
 def activation(g: Lowering, x: Any, act: str, alpha: float = 1.0, dtype: torch.dtype = torch.float32) -> str:
-    """One of the activations of `gated_act`, on a value of `dtype`."""
+    """Write one of the activations of `gated_act` for a value of `dtype`."""
     if act == "silu":
-        slope = x if alpha == 1.0 else g.op("Mul", x, g.constant(alpha, dtype))
-        return g.op("Mul", x, g.op("Sigmoid", slope))
+        scaled = x if alpha == 1.0 else g.op("Mul", x, g.constant(alpha, dtype))
+        return g.op("Mul", x, g.op("Sigmoid", scaled))
     if act == "relu2":
         positive = g.op("Relu", x)
         return g.op("Mul", positive, positive)
@@ -26,7 +26,7 @@ def activation(g: Lowering, x: Any, act: str, alpha: float = 1.0, dtype: torch.d
 def gate_by(
     g: Lowering, gate: Any, up: Any, act: str, alpha: float, limit: float | None, offset: float, dtype: torch.dtype
 ) -> str:
-    """`gated_act` on values of `dtype`."""
+    """Write `gated_act` for values of `dtype`."""
     if limit is not None:
         gate = g.op("Min", gate, g.constant(limit, dtype))
         up = g.op("Clip", up, g.constant(-limit, dtype), g.constant(limit, dtype))

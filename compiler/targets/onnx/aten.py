@@ -1,4 +1,7 @@
-"""Plain ATen ops in ONNX: what no pass has made an op of the dialect. What has no lowering is not in the table."""
+"""ATen ops in ONNX, for calls that no pass replaced by an op of the dialect.
+
+Ops without a lowering are not in the table.
+"""
 
 from __future__ import annotations
 

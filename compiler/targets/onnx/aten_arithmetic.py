@@ -13,12 +13,12 @@ from .lower import Entry, Lowering, Table
 
 Operand = Any  # a Value, or a Python number
 
-# What arithmetic on truth values is.
+# The logical ops that replace arithmetic on bools.
 _ON_BOOLS = {"Add": "Or", "Mul": "And", "Max": "Or", "Min": "And"}
 
 
 def operand(g: Lowering, x: Operand, dtype: torch.dtype) -> Value:
-    """A tensor of this dtype for a tensor, a size or a number."""
+    """Return a tensor of this dtype from a tensor, a size or a number."""
     return g.cast(x, dtype) if isinstance(x, Value) else g.constant(x, dtype)
 
 
@@ -27,11 +27,11 @@ def result(g: Lowering) -> torch.dtype:
 
 
 def op(g: Lowering, kind: str, *inputs: str) -> str:
-    """A node whose inputs and result have the dtype of the program's node."""
+    """Write a node whose inputs and result have the dtype of the program's node."""
     return g.op(_ON_BOOLS.get(kind, kind) if result(g) == torch.bool else kind, *inputs)
 
 
-# Of one tensor -----------------------------------------------------------------------------------------------------
+# Unary ops ---------------------------------------------------------------------------------------------------------
 
 
 def unary(kind: str) -> Entry:
@@ -45,7 +45,7 @@ def relu(g: Lowering, input: Value) -> str:
 
 
 def asked_of_floats(kind: str) -> Entry:
-    """Whether a value is of a kind that only floats know."""
+    """Return an entry for a predicate that ONNX defines for floats only."""
     return lambda g, input: g.op(kind, input if input.dtype.is_floating_point else g.cast(input, torch.float32))
 
 
@@ -79,14 +79,14 @@ def log2(g: Lowering, input: Value) -> str:
 
 
 def expm1(g: Lowering, input: Value) -> str:
-    """As tanh(x / 2) (exp(x) + 1), for exp(x) - 1 loses what is near zero."""
+    """Write tanh(x / 2) (exp(x) + 1), which is more accurate near 0 than exp(x) - 1."""
     x = operand(g, input, result(g))
     half = g.op("Tanh", g.op("Mul", x, g.constant(0.5, result(g))))
     return g.op("Mul", half, g.op("Add", g.op("Exp", x), g.constant(1, result(g))))
 
 
 def log1p(g: Lowering, input: Value) -> str:
-    """As 2 atanh(x / (2 + x)) where x is small, for log(1 + x) loses what is near zero."""
+    """Write 2 atanh(x / (2 + x)) for x < 1, which is more accurate than log(1 + x)."""
     x = operand(g, input, result(g))
     one, two = (g.constant(n, result(g)) for n in (1, 2))
     near = g.op("Mul", two, g.op("Atanh", g.op("Div", x, g.op("Add", two, x))))
@@ -94,11 +94,11 @@ def log1p(g: Lowering, input: Value) -> str:
 
 
 def softplus(g: Lowering, input: Value, beta: float = 1, threshold: float = 20) -> str:
-    """log(1 + exp(beta x)) / beta, and x itself above the threshold."""
+    """Write log(1 + exp(beta x)) / beta, or x if beta x is above the threshold."""
     scaled = input if beta == 1 else g.op("Mul", input, g.constant(beta, input.dtype))
     soft = g.op("Softplus", scaled)
     soft = soft if beta == 1 else g.op("Div", soft, g.constant(beta, input.dtype))
-    if threshold >= 20:  # from there on float32 sees no difference
+    if threshold >= 20:  # both are equal in float32
         return soft
     return g.op("Where", g.op("Greater", scaled, g.constant(threshold, input.dtype)), input, soft)
 
@@ -112,15 +112,15 @@ def leaky_relu(g: Lowering, input: Value, negative_slope: float = 0.01) -> str:
 
 
 def elu(g: Lowering, input: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> str:
-    """Linear above zero and exponential below, each with a slope."""
+    """Write scale * (max(x, 0) + alpha * (exp(input_scale * min(x, 0)) - 1))."""
     positive = g.op("Relu", input)
     negative = g.op("Min", input, g.constant(0, input.dtype))
-    steep = g.op("Elu", g.op("Mul", negative, g.constant(input_scale, input.dtype)), alpha=float(alpha))
-    return g.op("Mul", g.op("Add", positive, steep), g.constant(scale, input.dtype))
+    exponential = g.op("Elu", g.op("Mul", negative, g.constant(input_scale, input.dtype)), alpha=float(alpha))
+    return g.op("Mul", g.op("Add", positive, exponential), g.constant(scale, input.dtype))
 
 
 def clamp(g: Lowering, input: Value, min: Operand = None, max: Operand = None) -> str:
-    """Bounds may be numbers, sizes or tensors; where they cross, the upper one holds."""
+    """Clamp to bounds that are numbers, sizes or tensors; returns `max` if min > max."""
     value: Any = operand(g, input, result(g))
     for kind, bound in (("Max", min), ("Min", max)):
         if bound is not None:
@@ -136,7 +136,7 @@ def to(g: Lowering, input: Value, **_: Any) -> str:
     return g.op("Identity", input) if input.dtype == result(g) else g.cast(input, result(g))
 
 
-# Of two tensors ----------------------------------------------------------------------------------------------------
+# Binary ops --------------------------------------------------------------------------------------------------------
 
 
 def binary(kind: str) -> Entry:
@@ -169,19 +169,19 @@ def mul(g: Lowering, input: Operand, other: Operand) -> str:
 
 
 def _complex_mul(g: Lowering, input: Value, other: Value) -> str:
-    """Complex tensors are pairs in a last dim that the program doesn't count."""
+    """Multiply complex tensors, stored as pairs in an additional last dimension."""
     (a, b), (c, d) = (g.op("Split", x, axis=-1, num_outputs=2, count=2) for x in (input, other))
     real = g.op("Sub", g.op("Mul", a, c), g.op("Mul", b, d))
     return g.op("Concat", real, g.op("Add", g.op("Mul", a, d), g.op("Mul", b, c)), axis=-1)
 
 
 def div(g: Lowering, input: Operand, other: Operand, rounding_mode: str | None = None) -> str:
-    """The quotient as it is, cut off towards zero, or rounded down."""
+    """Write the quotient: exact, truncated or rounded down."""
     if rounding_mode == "floor":
         return floor_divide(g, input, other)
     a, b = operand(g, input, result(g)), operand(g, other, result(g))
     quotient = g.op("Div", a, b)
-    if rounding_mode is None or not result(g).is_floating_point:  # ONNX cuts integers off towards zero, as "trunc" does
+    if rounding_mode is None or not result(g).is_floating_point:  # ONNX truncates quotients of integers
         return quotient
     return g.op("Mul", g.op("Sign", quotient), g.op("Floor", g.op("Abs", quotient)))
 
@@ -191,7 +191,7 @@ def remainder(g: Lowering, input: Operand, other: Operand) -> str:
 
 
 def _remainder(g: Lowering, a: str, b: str) -> str:
-    """With the sign of the divisor. ONNX has that for integers alone."""
+    """Write the remainder with the divisor's sign, which ONNX has for integers only."""
     if not result(g).is_floating_point:
         return g.op("Mod", a, b)
     rest = g.op("Mod", a, b, fmod=1)
@@ -200,10 +200,10 @@ def _remainder(g: Lowering, a: str, b: str) -> str:
 
 
 def floor_divide(g: Lowering, input: Operand, other: Operand) -> str:
-    """By way of the remainder: a quotient may be rounded up to an integer that it doesn't reach."""
+    """Write (a - remainder) / b, because a / b may be rounded up to an integer."""
     a, b = operand(g, input, result(g)), operand(g, other, result(g))
-    whole = g.op("Div", g.op("Sub", a, _remainder(g, a, b)), b)
-    return g.op("Round", whole) if result(g).is_floating_point else whole
+    quotient = g.op("Div", g.op("Sub", a, _remainder(g, a, b)), b)
+    return g.op("Round", quotient) if result(g).is_floating_point else quotient
 
 
 def fmod(g: Lowering, input: Operand, other: Operand) -> str:
@@ -211,16 +211,16 @@ def fmod(g: Lowering, input: Operand, other: Operand) -> str:
 
 
 def power(g: Lowering, exponent: Operand, **base: Operand) -> str:
-    """Tensors to numbers, numbers to tensors, or tensors to tensors."""
-    (given,) = base.values()  # `self`, a tensor or a number
+    """Write a power; base and exponent may be tensors or numbers."""
+    (value,) = base.values()  # named `self` or `input`, as the base is a number or a tensor
     if isinstance(exponent, (int, float)) and exponent == 2:
-        return square(g, given)
-    return g.op("Pow", operand(g, given, result(g)), operand(g, exponent, result(g)))
+        return square(g, value)
+    return g.op("Pow", operand(g, value, result(g)), operand(g, exponent, result(g)))
 
 
 def lerp(g: Lowering, input: Value, end: Value, weight: Operand) -> str:
-    way = g.op("Mul", g.op("Sub", end, input), operand(g, weight, result(g)))
-    return g.op("Add", input, way)
+    step = g.op("Mul", g.op("Sub", end, input), operand(g, weight, result(g)))
+    return g.op("Add", input, step)
 
 
 def addcmul(g: Lowering, input: Value, tensor1: Value, tensor2: Value, value: float = 1) -> str:
@@ -228,11 +228,11 @@ def addcmul(g: Lowering, input: Value, tensor1: Value, tensor2: Value, value: fl
     return _sum(g, input, Value(product, result(g)), value, "Add")
 
 
-# Questions ---------------------------------------------------------------------------------------------------------
+# Comparisons and logic ---------------------------------------------------------------------------------------------
 
 
 def compare(kind: str, negated: bool = False) -> Entry:
-    """An entry that compares in the dtype that torch promotes both sides to."""
+    """Return an entry that compares in the dtype that torch promotes both sides to."""
 
     def entry(g: Lowering, input: Operand, other: Operand) -> str:
         dtype = _common(input, other)
@@ -245,7 +245,10 @@ def compare(kind: str, negated: bool = False) -> Entry:
 
 
 def _common(*operands: Operand) -> torch.dtype:
-    """What torch promotes two operands to: a number, a size or a tensor without dims weighs less than one with some."""
+    """Return the dtype that torch promotes operands to.
+
+    Numbers, sizes and zero-dimensional tensors have a lower priority than tensors with dimensions.
+    """
     examples: list[Any] = []
     for x in operands:
         if not isinstance(x, Value):
@@ -262,7 +265,7 @@ def logical(kind: str) -> Entry:
 
 
 def bitwise(kind: str) -> Entry:
-    """An entry that works on truth values or on the bits of integers."""
+    """Return an entry that works on bools or on the bits of integers."""
 
     def entry(g: Lowering, input: Operand, other: Operand) -> str:
         name = kind if result(g) == torch.bool else f"Bitwise{kind}"
@@ -272,11 +275,11 @@ def bitwise(kind: str) -> Entry:
 
 
 def where(g: Lowering, condition: Value, input: Operand, other: Operand) -> str:
-    """One or the other, promoted to the dtype of the result."""
+    """Select from two operands, promoted to the dtype of the result."""
     chosen, a, b = g.cast(condition, torch.bool), operand(g, input, result(g)), operand(g, other, result(g))
     if result(g) != torch.bool:
         return g.op("Where", chosen, a, b)
-    return g.op("Or", g.op("And", chosen, a), g.op("And", g.op("Not", chosen), b))  # ONNX Runtime has no Where for it
+    return g.op("Or", g.op("And", chosen, a), g.op("And", g.op("Not", chosen), b))  # ONNX Runtime has no Where of bools
 
 
 def masked_fill(g: Lowering, input: Value, mask: Value, value: Operand) -> str:

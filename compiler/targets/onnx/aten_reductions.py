@@ -1,4 +1,4 @@
-"""Ops that run over a dim, in ONNX: sums, sorting, normalisation and contractions."""
+"""Ops over a dimension in ONNX: reductions, softmax, sorting and products."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ Dims = int | Sequence[int] | None
 
 
 def _axes(g: Lowering, dim: Dims) -> Value | None:
-    """None, which ONNX reads as all, where torch does."""
+    """Return the axes as a constant, or None for all of them."""
     if dim is None or dim == [] or dim == ():
         return None
     return g.constant([dim] if isinstance(dim, int) else list(dim))
 
 
 def reduction(kind: str) -> Entry:
-    """Over one dim, several or all; in the dtype of the result, so that integers are not summed as bools."""
+    """Return an entry that reduces one, several or all dimensions.
+
+    It computes in the dtype of the result: a sum of bools is an integer.
+    """
 
     def entry(g: Lowering, input: Value, dim: Dims = None, keepdim: bool = False, dtype: Any = None) -> str:
         return g.op(kind, operand(g, input, result(g)), _axes(g, dim), keepdims=int(keepdim))
@@ -33,7 +36,7 @@ def reduction(kind: str) -> Entry:
 
 
 def quantifier(kind: str) -> Entry:
-    """`any` is the largest truth value, `all` the smallest."""
+    """Return an entry for `any`, the maximum of bools, or `all`, the minimum."""
 
     def entry(g: Lowering, input: Value, dim: Dims = None, keepdim: bool = False) -> Value:
         number = g.cast(g.cast(input, torch.bool), torch.int32)
@@ -43,21 +46,25 @@ def quantifier(kind: str) -> Entry:
 
 
 def extremum(kind: str) -> Entry:
-    """`max` and `min`: of two tensors, of all values, or of a dim with the place of the first."""
+    """Return an entry for `max` or `min`.
 
-    def entry(g: Lowering, input: Value, **given: Any) -> Any:
-        if "other" in given:
-            return binary(kind)(g, input, given["other"])
-        if "dim" not in given:
+    Of two tensors, of all values, or of a dimension; the latter also returns the index of the first extremum.
+    """
+
+    def entry(g: Lowering, input: Value, **arguments: Any) -> Any:
+        if "other" in arguments:
+            return binary(kind)(g, input, arguments["other"])
+        if "dim" not in arguments:
             return g.op(f"Reduce{kind}", input, keepdims=0)
-        values = g.op(f"Reduce{kind}", input, g.constant([given["dim"]]), keepdims=int(given["keepdim"]))
-        return values, place(f"Arg{kind}")(g, input, given["dim"], given["keepdim"])
+        dim, keepdim = arguments["dim"], arguments["keepdim"]
+        values = g.op(f"Reduce{kind}", input, g.constant([dim]), keepdims=int(keepdim))
+        return values, place(f"Arg{kind}")(g, input, dim, keepdim)
 
     return entry
 
 
 def place(kind: str) -> Entry:
-    """Where the first of the largest or smallest values of a dim is, or of all values."""
+    """Return an entry for the index of the first extremum of a dimension or of all."""
 
     def entry(g: Lowering, input: Value, dim: int | None = None, keepdim: bool = False) -> str:
         value: Any = g.cast(input, torch.float64) if input.dtype == torch.int64 else input
@@ -72,29 +79,32 @@ def var(
     g: Lowering, input: Value, dim: Dims = None, unbiased: bool = True, correction: float | None = None,
     keepdim: bool = False,
 ) -> str:  # fmt: skip
-    """The mean square of distances from the mean, over one value less unless it says otherwise."""
-    less = (1 if unbiased else 0) if correction is None else correction
+    """Write the variance: squared differences from the mean over count - correction.
+
+    The correction is 1 by default.
+    """
+    subtracted = (1 if unbiased else 0) if correction is None else correction
     axes = _axes(g, dim)
     centred = g.op("Sub", input, g.op("ReduceMean", input, axes, keepdims=1))
     squares = g.op("Mul", centred, centred)
-    if less == 0:
+    if subtracted == 0:
         return g.op("ReduceMean", squares, axes, keepdims=int(keepdim))
-    over = range(len(input.shape)) if axes is None else [dim] if isinstance(dim, int) else dim
+    dims = range(len(input.shape)) if axes is None else [dim] if isinstance(dim, int) else dim
     count: Any = g.constant(1, input.dtype)
-    for d in over or ():
+    for d in dims or ():
         count = g.op("Mul", count, g.cast(g.op("Squeeze", g.length(input, d)), input.dtype))
-    free = g.op("Max", g.op("Sub", count, g.constant(less, input.dtype)), g.constant(0, input.dtype))
-    return g.op("Div", g.op("ReduceSum", squares, axes, keepdims=int(keepdim)), free)
+    divisor = g.op("Max", g.op("Sub", count, g.constant(subtracted, input.dtype)), g.constant(0, input.dtype))
+    return g.op("Div", g.op("ReduceSum", squares, axes, keepdims=int(keepdim)), divisor)
 
 
-def std(g: Lowering, input: Value, **given: Any) -> str:
-    return g.op("Sqrt", var(g, input, **given))
+def std(g: Lowering, input: Value, **arguments: Any) -> str:
+    return g.op("Sqrt", var(g, input, **arguments))
 
 
 def vector_norm(
     g: Lowering, input: Value, ord: float = 2, dim: Dims = None, keepdim: bool = False, dtype: Any = None
 ) -> str:
-    """The p-norm for any p, with the limits for 0 and both infinities."""
+    """Write the p-norm for any p, including 0 and both infinities."""
     x = operand(g, input, result(g))
     axes, keep = _axes(g, dim), int(keepdim)
     if ord in (1, 2):
@@ -113,7 +123,7 @@ def cumsum(g: Lowering, input: Value, dim: int, dtype: Any = None) -> str:
 
 
 def softmax(kind: str) -> Entry:
-    """`softmax` or its logarithm, in the dtype of the result."""
+    """Return an entry for `softmax` or its logarithm, in the dtype of the result."""
 
     def entry(g: Lowering, input: Value, dim: int, dtype: Any = None) -> str:
         return g.op(kind, operand(g, input, result(g)), axis=dim)
@@ -133,7 +143,7 @@ def topk(
 def sort(
     g: Lowering, input: Value, dim: int = -1, descending: bool = False, stable: bool | None = None
 ) -> tuple[str, str]:
-    """Of equal values the earlier one comes first in TopK, whichever way it looks: it is stable."""
+    """Sort by TopK, which is stable: of equal values, the earlier one comes first."""
     return topk(g, input, Value(g.length(input, dim)), dim, descending)
 
 
@@ -154,7 +164,7 @@ def matmul(g: Lowering, input: Value, **other: Value) -> str:
 
 
 def addmm(g: Lowering, input: Value, beta: float = 1, alpha: float = 1, **factors: Value) -> str:
-    """A product of matrices and what is added to it; `baddbmm` is the same with a batch."""
+    """Write beta * input + alpha * (a @ b); `baddbmm` is the same for batches."""
     product: Any = g.op("MatMul", *factors.values())
     if alpha != 1:
         product = g.op("Mul", product, g.constant(alpha, result(g)))
@@ -176,13 +186,13 @@ def conv1d(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> str:
-    """Padded by a number on both sides, or so that the length stays."""
+    """Write a convolution, padded by a number on both sides or to the same length."""
     if isinstance(padding, str):
         missing = dilation[0] * (weight.shape[2] - 1) if padding == "same" else 0
         pads = [missing // 2, missing - missing // 2]
     else:
         pads = [padding[0], padding[0]]
-    # A batch dim is what ONNX always has and torch may leave out.
+    # ONNX requires a batch dimension; in torch it is optional.
     value: Any = input if len(input.shape) == 3 else g.op("Unsqueeze", input, g.constant([0]))
     y = g.op("Conv", value, weight, bias, strides=list(stride), pads=pads, dilations=list(dilation), group=groups)
     return y if len(input.shape) == 3 else g.op("Squeeze", y, g.constant([0]))

@@ -1,4 +1,4 @@
-"""Ops that make tensors from numbers and sizes, and Python's arithmetic on sizes, in ONNX."""
+"""Tensors from numbers and sizes, and Python's arithmetic on sizes, in ONNX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def arange(g: Lowering, end: Operand, start: Operand = 0, step: Operand = 1, **_
 
 
 def filled(value: float | None = None) -> Entry:
-    """All one value, of a size that is given or that another tensor has."""
+    """Return an entry for a constant tensor, whose size is given or that of `input`."""
 
     def entry(
         g: Lowering, size: Sequence[Any] | None = None, input: Value | None = None, fill_value: Operand = None, **_: Any
@@ -37,7 +37,7 @@ def eye(g: Lowering, n: Operand, m: Operand = None, **_: Any) -> Value:
     return g.cast(Value(g.op("EyeLike", zeros), torch.float32), result(g))
 
 
-# Sizes are int64 scalars and divisions of them float64, which is what Python computes with.
+# Sizes are int64 scalars and their quotients float64, as in Python.
 
 
 def on_sizes(kind: str) -> Entry:
@@ -58,7 +58,7 @@ def divided(g: Lowering, a: Operand, b: Operand) -> Value:
 
 
 def divided_down(g: Lowering, a: Operand, b: Operand) -> Value:
-    """Python rounds down, ONNX towards zero."""
+    """Write a floor division: Python rounds down, ONNX towards zero."""
     return _scalar(g, "Div", _scalar(g, "Sub", a, _scalar(g, "Mod", a, b)), b)
 
 

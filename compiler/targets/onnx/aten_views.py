@@ -1,4 +1,4 @@
-"""Ops that move, select and join values, in ONNX."""
+"""Ops that reshape, move, select and concatenate values, in ONNX."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ....errors import LlmcError
 from .graph import Value
 from .lower import Entry, Lowering, Table
 
-# What torch and ONNX alike read as "to the end", and ONNX as "down to the first" where it steps back.
+# Ends of slices: "to the end" in torch and ONNX, and "down to the first element" in ONNX, with a negative step.
 _END, _BEFORE_FIRST = 2**63 - 1, -(2**63)
 
 
 def unsupported(g: Lowering, what: str) -> LlmcError:
-    """The error for a spelling of an op that no entry writes."""
+    """Return the error for a form of an op that no entry supports."""
     return LlmcError(
         "OP_UNSUPPORTED",
         f"The ONNX back end has no lowering for {what}, which {g.scope or 'the model'} does in {g.node.name}.",
@@ -37,7 +37,7 @@ def reshape(g: Lowering, input: Value, **sizes: Any) -> str:
 
 
 def as_result(g: Lowering, input: Value, **_: Any) -> str:
-    """A reshape to what the program knows of the result."""
+    """Reshape to the shape of the program's result."""
     return g.reshape(input, g.node.meta["val"].shape)
 
 
@@ -50,18 +50,18 @@ def unsqueeze(g: Lowering, input: Value, dim: int) -> str:
 
 
 def squeeze(g: Lowering, input: Value, dim: int | Sequence[int] | None = None) -> str:
-    """Without dims that the program knows to be 1."""
+    """Remove dimensions whose size is known to be 1."""
     rank = len(input.shape)
-    asked = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
-    axes = sorted({d % rank for d in asked if str(input.shape[d]) == "1"})
+    dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
+    axes = sorted({d % rank for d in dims if str(input.shape[d]) == "1"})
     return g.op("Squeeze", input, g.constant(axes)) if axes else g.op("Identity", input)
 
 
 def transpose(g: Lowering, input: Value, **dims: int) -> str:
-    """Two dims swapped; `transpose` and `swapaxes` name them differently."""
-    one, other = dims.values()
+    """Swap two dimensions; `transpose` and `swapaxes` name them differently."""
+    first, second = dims.values()
     order = list(range(len(input.shape)))
-    order[one], order[other] = order[other], order[one]
+    order[first], order[second] = order[second], order[first]
     return g.op("Transpose", input, perm=order)
 
 
@@ -74,19 +74,19 @@ def permute(g: Lowering, input: Value, dims: Sequence[int]) -> str:
 
 
 def movedim(g: Lowering, input: Value, source: Any, destination: Any) -> str:
-    """The other dims keep their order."""
+    """Move dimensions; the others keep their order."""
     rank = len(input.shape)
-    froms, tos = ([x] if isinstance(x, int) else list(x) for x in (source, destination))
-    placed = {to % rank: d % rank for to, d in zip(tos, froms, strict=True)}
-    rest = iter(d for d in range(rank) if d not in placed.values())
-    return g.op("Transpose", input, perm=[placed[i] if i in placed else next(rest) for i in range(rank)])
+    sources, destinations = ([x] if isinstance(x, int) else list(x) for x in (source, destination))
+    moved = {to % rank: d % rank for to, d in zip(destinations, sources, strict=True)}
+    rest = iter(d for d in range(rank) if d not in moved.values())
+    return g.op("Transpose", input, perm=[moved[i] if i in moved else next(rest) for i in range(rank)])
 
 
 def expand(g: Lowering, input: Value, size: Sequence[Any], implicit: bool = False) -> str:
-    """Broadcast to a size, of which -1 keeps what is there."""
-    # ONNX broadcasts both ways: 1 keeps what is there, whatever it is.
-    known = [*[None] * (len(size) - len(input.shape)), *map(str, input.shape)]
-    kept = [old == str(new) for old, new in zip(known, g.node.meta["val"].shape, strict=True)]
+    """Broadcast to a size, in which -1 keeps a dimension."""
+    # ONNX's Expand broadcasts in both directions: 1 keeps a dimension of any size.
+    old_sizes = [*[None] * (len(size) - len(input.shape)), *map(str, input.shape)]
+    kept = [old == str(new) for old, new in zip(old_sizes, g.node.meta["val"].shape, strict=True)]
     return g.op("Expand", input, g.sizes([1 if keep else s for keep, s in zip(kept, size, strict=True)]))
 
 
@@ -100,34 +100,34 @@ def repeat(g: Lowering, input: Value, repeats: Sequence[Any]) -> str:
     return g.op("Tile", wide, g.sizes(repeats))
 
 
-def repeat_interleave(g: Lowering, dim: int | None = None, output_size: Any = None, **given: Any) -> str:
-    """Each slice of a dim several times in a row."""
-    if "input" not in given or (isinstance(given["repeats"], Value) and not given["repeats"].symbol):
+def repeat_interleave(g: Lowering, dim: int | None = None, output_size: Any = None, **arguments: Any) -> str:
+    """Repeat each slice of a dimension."""
+    if "input" not in arguments or (isinstance(arguments["repeats"], Value) and not arguments["repeats"].symbol):
         raise unsupported(g, "aten.repeat_interleave by a tensor")
-    input: Value = given["input"]
+    input: Value = arguments["input"]
     flat: Any = input if dim is not None else g.op("Reshape", input, g.constant([-1]))
-    rank, at = (len(input.shape), dim % len(input.shape)) if dim is not None else (1, 0)
+    rank, axis = (len(input.shape), dim % len(input.shape)) if dim is not None else (1, 0)
     tiles: list[Any] = [1] * (rank + 1)
-    tiles[at + 1] = given["repeats"]
-    wide = g.op("Tile", g.op("Unsqueeze", flat, g.constant([at + 1])), g.sizes(tiles))
-    # 0 keeps the dims before the repeated one; those behind it have moved and are named.
+    tiles[axis + 1] = arguments["repeats"]
+    wide = g.op("Tile", g.op("Unsqueeze", flat, g.constant([axis + 1])), g.sizes(tiles))
+    # In Reshape, 0 keeps the size at the same index: true before the repeated dimension, but not after it.
     if dim is None:
         return g.op("Reshape", wide, g.constant([-1]))
-    behind = [g.length(input, d) for d in range(at + 1, rank)]
-    return g.op("Reshape", wide, g.op("Concat", g.constant([0] * at + [-1]), *behind, axis=0))
+    after = [g.length(input, d) for d in range(axis + 1, rank)]
+    return g.op("Reshape", wide, g.op("Concat", g.constant([0] * axis + [-1]), *after, axis=0))
 
 
 # Parts -------------------------------------------------------------------------------------------------------------
 
 
 def slice_(g: Lowering, input: Value, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> str:
-    """torch's `slice`; its ends are cut off at the dim's, as ONNX does it."""
+    """Slice a dimension; torch and ONNX both clamp the ends to its size."""
     first, last = 0 if start is None else start, _END if end is None else end
     return g.op("Slice", input, g.size(first), g.size(last), g.constant([dim]), g.size(step))
 
 
 def narrow(g: Lowering, input: Value, dim: int, start: Any, length: Any) -> str:
-    """So many slices of a dim from one on."""
+    """Return `length` slices of a dimension, beginning at `start`."""
     if isinstance(start, Value) and not start.symbol:
         raise unsupported(g, "aten.narrow from a tensor")
     if isinstance(start, int) and isinstance(length, int):
@@ -138,8 +138,8 @@ def narrow(g: Lowering, input: Value, dim: int, start: Any, length: Any) -> str:
 
 
 def select(g: Lowering, input: Value, dim: int, index: Any) -> str:
-    at = g.constant(index) if isinstance(index, int) else index
-    return g.op("Gather", input, at, axis=dim)
+    position = g.constant(index) if isinstance(index, int) else index
+    return g.op("Gather", input, position, axis=dim)
 
 
 def unbind(g: Lowering, input: Value, dim: int = 0) -> tuple[str, ...]:
@@ -147,12 +147,12 @@ def unbind(g: Lowering, input: Value, dim: int = 0) -> tuple[str, ...]:
 
 
 def parts(g: Lowering, input: Value, dim: int = 0, **_: Any) -> tuple[str, ...]:
-    """`split`, `split_with_sizes` and `chunk`: in parts of the sizes that the program knows of the results."""
+    """Write `split` or `chunk`; the sizes are those of the program's results."""
     return split(g, input, [part.shape[dim] for part in g.node.meta["val"]], dim)
 
 
 def split(g: Lowering, input: Value, split_sizes: Sequence[Any], dim: int = 0) -> tuple[str, ...]:
-    """In parts of these sizes."""
+    """Split into parts of the given sizes."""
     if len(split_sizes) == 1:
         return (g.op("Identity", input),)
     if not all(isinstance(size, (int, Value)) for size in split_sizes):
@@ -161,12 +161,12 @@ def split(g: Lowering, input: Value, split_sizes: Sequence[Any], dim: int = 0) -
 
 
 def flip(g: Lowering, input: Value, dims: Sequence[int]) -> str:
-    back = [g.constant([x] * len(dims)) for x in (-1, _BEFORE_FIRST)]
-    return g.op("Slice", input, *back, g.constant(list(dims)), g.constant([-1] * len(dims)))
+    ends = [g.constant([x] * len(dims)) for x in (-1, _BEFORE_FIRST)]
+    return g.op("Slice", input, *ends, g.constant(list(dims)), g.constant([-1] * len(dims)))
 
 
 def roll(g: Lowering, input: Value, shifts: Sequence[Any], dims: Sequence[int] = ()) -> str:
-    """What falls off the end comes in at the front, and the reverse."""
+    """Shift values along dimensions; values beyond one end reenter at the other."""
     if not dims:
         raise unsupported(g, "aten.roll of no dim")
     value: Any = input
@@ -193,7 +193,10 @@ def stack(g: Lowering, tensors: Sequence[Value], dim: int = 0) -> str:
 
 
 def pad(g: Lowering, input: Value, pad: Sequence[Any], mode: str = "constant", value: Any = None) -> str:
-    """torch counts dims from the last one, a pair each; ONNX wants all befores and then all afters."""
+    """Pad dimensions.
+
+    torch has one pair per dimension, beginning with the last. ONNX has all starts and then all ends.
+    """
     rank = len(input.shape)
     before, after = [0] * rank, [0] * rank
     for i in range(len(pad) // 2):
@@ -215,71 +218,75 @@ def index_select(g: Lowering, input: Value, dim: int, index: Value) -> str:
 
 
 def index(g: Lowering, input: Value, indices: Sequence[Value | None]) -> str:
-    """Where each index is, its dim goes; what they name together stands at the first of them, or in front of all
-    where other dims lie between them."""
-    at = [dim for dim, picked in enumerate(indices) if picked is not None]
-    given = [picked for picked in indices if picked is not None]
-    if any(picked.dtype == torch.bool for picked in given):
-        raise unsupported(g, "aten.index by a mask, of which nobody knows the size")
-    if len(at) == 1:
-        return g.op("Gather", input, given[0], axis=at[0])
+    """Index dimensions by tensors, as torch's advanced indexing does.
+
+    The broadcast shape of the indices replaces the indexed dimensions. It takes the place of the first one, or comes
+    first of all if the indexed dimensions are not adjacent.
+    """
+    dims = [dim for dim, positions in enumerate(indices) if positions is not None]
+    tensors = [positions for positions in indices if positions is not None]
+    if any(positions.dtype == torch.bool for positions in tensors):
+        raise unsupported(g, "aten.index by a mask, whose result has an unknown size")
+    if len(dims) == 1:
+        return g.op("Gather", input, tensors[0], axis=dims[0])
     rank = len(input.shape)
-    rest = [dim for dim in range(rank) if dim not in at]
-    zero: Any = g.op("Sub", given[0], given[0])
-    for picked in given[1:]:
-        zero = g.op("Add", zero, g.op("Sub", picked, picked))
-    columns = [g.op("Unsqueeze", g.op("Add", picked, zero), g.constant([-1])) for picked in given]
-    front = g.op("Transpose", input, perm=[*at, *rest]) if at != list(range(len(at))) else input
-    found = g.op("GatherND", front, g.op("Concat", *columns, axis=-1))
-    if at != list(range(at[0], at[-1] + 1)) or at[0] == 0:
-        return found
-    width = len(g.node.meta["val"].shape) - len(rest)
-    order = [*range(width, width + at[0]), *range(width), *range(width + at[0], width + len(rest))]
-    return g.op("Transpose", found, perm=order)
+    rest = [dim for dim in range(rank) if dim not in dims]
+    # Adding a zero of the broadcast shape broadcasts the indices.
+    zero: Any = g.op("Sub", tensors[0], tensors[0])
+    for positions in tensors[1:]:
+        zero = g.op("Add", zero, g.op("Sub", positions, positions))
+    columns = [g.op("Unsqueeze", g.op("Add", positions, zero), g.constant([-1])) for positions in tensors]
+    front = g.op("Transpose", input, perm=[*dims, *rest]) if dims != list(range(len(dims))) else input
+    values = g.op("GatherND", front, g.op("Concat", *columns, axis=-1))
+    if dims != list(range(dims[0], dims[-1] + 1)) or dims[0] == 0:
+        return values
+    index_rank = len(g.node.meta["val"].shape) - len(rest)
+    before, after = range(index_rank, index_rank + dims[0]), range(index_rank + dims[0], index_rank + len(rest))
+    return g.op("Transpose", values, perm=[*before, *range(index_rank), *after])
 
 
-def scatter(g: Lowering, input: Value, dim: int, index: Value, **given: Any) -> str:
-    how = {None: None, "add": "add", "multiply": "mul"}[given.get("reduce")]
-    return _scatter(g, input, dim, index, given["src"] if "src" in given else given["value"], how)
+def scatter(g: Lowering, input: Value, dim: int, index: Value, **arguments: Any) -> str:
+    reduction = {None: None, "add": "add", "multiply": "mul"}[arguments.get("reduce")]
+    return _scatter(g, input, dim, index, arguments["src"] if "src" in arguments else arguments["value"], reduction)
 
 
 def scatter_add(g: Lowering, input: Value, dim: int, index: Value, src: Value) -> str:
     return _scatter(g, input, dim, index, src, "add")
 
 
-def _scatter(g: Lowering, input: Value, dim: int, index: Value, new: Any, how: str | None) -> str:
+def _scatter(g: Lowering, input: Value, dim: int, index: Value, new: Any, reduction: str | None) -> str:
     if not isinstance(new, Value):
         new = g.op("Expand", g.constant(new, input.dtype), g.op("Shape", index))
-    elif [*map(str, new.shape)] != [*map(str, index.shape)]:  # torch reads as much of it as there are indices
-        rank = g.constant(list(range(len(index.shape))))
-        new = g.op("Slice", new, g.constant([0] * len(index.shape)), g.op("Shape", index), rank)
-    return g.op("ScatterElements", input, index, new, axis=dim, reduction=how)
+    elif [*map(str, new.shape)] != [*map(str, index.shape)]:  # torch ignores values beyond the shape of the index
+        axes = g.constant(list(range(len(index.shape))))
+        new = g.op("Slice", new, g.constant([0] * len(index.shape)), g.op("Shape", index), axes)
+    return g.op("ScatterElements", input, index, new, axis=dim, reduction=reduction)
 
 
 def slice_scatter(
     g: Lowering, input: Value, src: Value, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1
 ) -> str:
-    """`src` in place of what `slice` would take."""
+    """Replace the slices that `slice` would return by `src`."""
     length = g.op("Squeeze", g.length(input, dim))
-    every = Value(g.op("Range", g.constant(0), length, g.constant(1)), torch.int64, (input.shape[dim],))
-    return _put(g, input, dim, slice_(g, every, 0, start, end, step), src)
+    indices = Value(g.op("Range", g.constant(0), length, g.constant(1)), torch.int64, (input.shape[dim],))
+    return _replace(g, input, dim, slice_(g, indices, 0, start, end, step), src)
 
 
 def select_scatter(g: Lowering, input: Value, src: Value, dim: int, index: Any) -> str:
-    at = g.constant([index % input.shape[dim]]) if isinstance(input.shape[dim], int) else g.size(index)
-    return _put(g, input, dim, at, g.op("Unsqueeze", src, g.constant([dim % len(input.shape)])))
+    indices = g.constant([index % input.shape[dim]]) if isinstance(input.shape[dim], int) else g.size(index)
+    return _replace(g, input, dim, indices, g.op("Unsqueeze", src, g.constant([dim % len(input.shape)])))
 
 
-def _put(g: Lowering, input: Value, dim: int, at: str, new: str) -> str:
-    """`new` in place of the slices of `dim` that `at` [N] names."""
+def _replace(g: Lowering, input: Value, dim: int, indices: str, new: str) -> str:
+    """Replace the slices of `dim` at `indices` [N] by `new`."""
     rank = len(input.shape)
     swapped = list(range(rank))
     swapped[0], swapped[dim] = swapped[dim], 0
 
-    def turned(value: str) -> str:
+    def swap(value: str) -> str:
         return g.op("Transpose", value, perm=swapped) if dim % rank else value
 
-    return turned(g.op("ScatterND", turned(input), g.op("Unsqueeze", at, g.constant([1])), turned(new)))
+    return swap(g.op("ScatterND", swap(input), g.op("Unsqueeze", indices, g.constant([1])), swap(new)))
 
 
 _ENTRIES: dict[str, Entry] = {

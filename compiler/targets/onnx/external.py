@@ -1,4 +1,4 @@
-"""The file that holds an artifact's weights: streamed tensor by tensor, equal bytes once."""
+"""The data file of an artifact: weights tensor by tensor, equal bytes once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from onnx import TensorProto
 
 from ....ir.weights import Weight, rows_of
 
-# Of a page, so that the file can be mapped and a tensor read without a copy; small ones need no more than a cache line.
+# Alignment in bytes. Large tensors start at a page, so that the mapped file can be used without copies. Small ones
+# start at a cache line.
 PAGE, LINE = 4096, 64
 _SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
 class DataLocation:
-    """Where a tensor's bytes are."""
+    """The location of a tensor's bytes: a file, and offset and length in bytes."""
 
     file: str
     offset: int
@@ -28,7 +29,11 @@ class DataLocation:
 
 
 def external_tensor(name: str, dtype: int, shape: Sequence[int], place: DataLocation) -> TensorProto:
-    """An initializer whose bytes are elsewhere; `dtype` by its number in ONNX."""
+    """Return an initializer whose bytes are in another file.
+
+    Args:
+        dtype: the number of the ONNX element type.
+    """
     tensor = TensorProto(name=name, data_type=dtype, dims=shape, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
         tensor.external_data.add(key=key, value=str(value))
@@ -36,10 +41,10 @@ def external_tensor(name: str, dtype: int, shape: Sequence[int], place: DataLoca
 
 
 class ExternalData:
-    """Writes weights one behind the other; a value that is there already is written no second time.
+    """Writes weights one after the other; equal values are written once.
 
     Args:
-        watch: called with a weight's name before it is computed.
+        watch: called with a weight's name before the weight is computed.
     """
 
     def __init__(self, path: Path, watch: Callable[[str], None] = lambda name: None) -> None:
@@ -50,11 +55,15 @@ class ExternalData:
         self._file: IO[bytes] | None = None
 
     def add(self, name: str, weight: Weight) -> DataLocation:
-        """The place of a weight, which is computed and written if its value is new. Rows of a weight lie in it."""
+        """Return the location of a weight; compute and write it if its value is new.
+
+        A slice of output channels is located within the whole weight, which is written instead.
+        """
         if part := rows_of(weight):
-            whole, first = part
-            place = self.add(name, whole)
-            return DataLocation(place.file, place.offset + first * (place.length // whole.shape[0]), weight.nbytes)
+            whole, start = part
+            location = self.add(name, whole)
+            channel_bytes = location.length // whole.shape[0]
+            return DataLocation(location.file, location.offset + start * channel_bytes, weight.nbytes)
         if weight.key not in self._by_key:
             self.watch(name)
             value = weight.evaluate().contiguous()

@@ -1,4 +1,4 @@
-"""An ONNX graph while it is being written: nodes, small constants, and weights that lie in a file beside it."""
+"""An ONNX graph under construction: nodes, constants, and weights in a data file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MICROSOFT = "com.microsoft"
-# What ONNX Runtime 1.30 and TensorRT read; the newest features of the format are not used.
+# The versions that ONNX Runtime 1.30 and TensorRT support; newer features of the format are not used.
 IR_VERSION = 11
 OPSET = 24
 
@@ -40,17 +40,17 @@ ELEMENT = {
 
 
 def element(dtype: torch.dtype) -> int:
-    """ONNX's number for a dtype."""
+    """Return the number of a dtype's ONNX element type."""
     if dtype not in ELEMENT:
-        raise LlmcError("ONNX_DTYPE", f"ONNX has no {dtype}.", "Compile with --dtype fp32.")
+        raise LlmcError("ONNX_DTYPE", f"ONNX has no element type for {dtype}.", "Compile with --dtype fp32.")
     return ELEMENT[dtype]
 
 
 class Value(str):
-    """The name of an ONNX value, with the dtype and shape that the program knows of it.
+    """The name of an ONNX value, with its dtype and shape in the program.
 
     Attributes:
-        symbol: what the program calls the number, if the value is a size.
+        symbol: the symbol of the size in the program, if the value is a size; else empty.
     """
 
     dtype: torch.dtype
@@ -64,7 +64,10 @@ class Value(str):
 
 
 class OnnxGraph:
-    """Nodes in order, with names that follow from the order of the calls alone: the same program, the same bytes."""
+    """A graph whose names depend only on the order of the calls.
+
+    So the same program always gives the same bytes.
+    """
 
     def __init__(self, data: ExternalData) -> None:
         self.data = data
@@ -81,8 +84,8 @@ class OnnxGraph:
         """Append a node and return the name of its output, or a tuple of `count` names.
 
         Args:
-            inputs: names; None for an input that is left out.
-            attributes: those that are None are left out.
+            inputs: names of values; None omits an input.
+            attributes: those that are None are omitted.
         """
         outputs = [self._name(kind if count == 1 else f"{kind}_{i}") for i in range(count)]
         names = ["" if x is None else str(x) for x in inputs]
@@ -94,7 +97,7 @@ class OnnxGraph:
         return outputs[0] if count == 1 else tuple(outputs)
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Value:
-        """A small value held in the graph itself; equal ones are one."""
+        """Return a small value that the graph itself stores; equal values share it."""
         tensor = torch.as_tensor(value, dtype=dtype)
         array = tensor.numpy()
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -104,15 +107,16 @@ class OnnxGraph:
         return Value(self._constants[key], tensor.dtype, tensor.shape)
 
     def weight(self, name: str, weight: Weight, dtype: int | None = None, shape: Sequence[int] | None = None) -> Value:
-        """A value that lies in the data file.
+        """Return a weight that the data file stores.
 
         Args:
-            dtype: how ONNX calls the bytes, if not by the weight's own dtype; `shape` likewise.
+            dtype: the ONNX element type of the bytes; None: that of the weight's dtype.
+            shape: the ONNX shape; None: the weight's.
         """
         if name not in self.initializers:
-            place = self.data.add(name, weight)
+            location = self.data.add(name, weight)
             kind = dtype or element(weight.dtype)
-            self.initializers[name] = external_tensor(name, kind, shape or weight.shape, place)
+            self.initializers[name] = external_tensor(name, kind, shape or weight.shape, location)
         return Value(name, weight.dtype, shape or weight.shape)
 
     def input(self, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> Value:
@@ -121,12 +125,12 @@ class OnnxGraph:
         return Value(name, dtype, shape)
 
     def output(self, value: str, name: str, dtype: torch.dtype, shape: Sequence[int | str]) -> None:
-        """Let a value go out under a name of its own."""
+        """Make a value an output of the graph, called `name`."""
         self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
         self.outputs.append(helper.make_tensor_value_info(name, element(dtype), list(shape)))
 
     def model(self) -> onnx.ModelProto:
-        """The finished model; its weights are where the data file says."""
+        """Return the finished model, whose weights refer to the data file."""
         self._rename_outputs()
         graph = helper.make_graph(self.nodes, "llmc", self.inputs, self.outputs, list(self.initializers.values()))
         opsets = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self.domains)]
@@ -138,16 +142,16 @@ class OnnxGraph:
         path.write_bytes(self.model().SerializeToString(deterministic=True))
 
     def _rename_outputs(self) -> None:
-        """Give what makes an output its name, so that no Identity, which may be a copy, stands before it."""
+        """Name values as their outputs and remove the Identity nodes, which may copy."""
         names = {output.name for output in self.outputs}
-        makers = {name: (node, i) for node in self.nodes for i, name in enumerate(node.output) if name not in names}
-        for last in [node for node in self.nodes if node.op_type == "Identity" and node.output[0] in names]:
-            if last.input[0] not in makers:
-                continue  # an input or a weight, or what goes out under another name already
-            inner, outer = last.input[0], last.output[0]
-            maker, index = makers[inner]
-            self.nodes.remove(last)
-            maker.output[index] = outer
+        producers = {name: (node, i) for node in self.nodes for i, name in enumerate(node.output) if name not in names}
+        for identity in [node for node in self.nodes if node.op_type == "Identity" and node.output[0] in names]:
+            if identity.input[0] not in producers:
+                continue  # an input, a weight, or a value that was renamed to another output
+            inner, outer = identity.input[0], identity.output[0]
+            producer, index = producers[inner]
+            self.nodes.remove(identity)
+            producer.output[index] = outer
             for node in self.nodes:
                 for i, name in enumerate(node.input):
                     if name == inner:

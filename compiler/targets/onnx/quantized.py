@@ -1,4 +1,4 @@
-"""Linears and embeddings over rounded weights in plain ONNX: every scheme, wherever opset 24 runs."""
+"""Quantized linear layers and embeddings in plain ONNX, for every scheme."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ def standard_linear(
     g: Lowering, x: Value, weight: WeightValue, scales: WeightValue, zeros: WeightValue | None, bias: Value | None,
     scheme: str, group_size: int, activation: str, x_scale: Value | None, multiples: WeightValue | None,
 ) -> str:  # fmt: skip
-    """Dequantize, then multiply; the input may be rounded before."""
+    """Dequantize the weight, quantize the input if requested, and multiply."""
     matrix = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
-    columns = g.op("Transpose", _dequantized(g, matrix), perm=[1, 0])
+    transposed = g.op("Transpose", _dequantized(g, matrix), perm=[1, 0])
     if activation == "none":
-        return with_bias(g, g.op("MatMul", x, columns), bias)
+        return with_bias(g, g.op("MatMul", x, transposed), bias)
     codes, scale = rounded_input(g, x, activation, x_scale)
-    return with_bias(g, g.op("Mul", g.op("MatMul", codes, columns), scale), bias)
+    return with_bias(g, g.op("Mul", g.op("MatMul", codes, transposed), scale), bias)
 
 
 def standard_embedding(
     g: Lowering, ids: Value, weight: WeightValue, scales: WeightValue, zeros: WeightValue | None, scheme: str,
     group_size: int, multiples: WeightValue | None,
 ) -> str:  # fmt: skip
-    """Rows of codes, expanded behind the lookup."""
+    """Look up the codes of the tokens, and dequantize them."""
     table = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
     rank = len(ids.shape)
     levels = _levels(g, table, g.op("Gather", _bytes(g, table), ids, axis=0), rank)
-    points = None if zeros is None else g.op("Gather", zeros, ids, axis=0)
-    steps = g.op("Gather", table.spacing(g, group_size), ids, axis=0)
-    return _scaled(g, table, levels, points, steps, rank)
+    zero_points = None if zeros is None else g.op("Gather", zeros, ids, axis=0)
+    group_scales = g.op("Gather", table.spacing(g, group_size), ids, axis=0)
+    return _scaled(g, table, levels, zero_points, group_scales, rank)
 
 
 def with_bias(g: Lowering, y: str, bias: Value | None) -> str:
-    """A linear's result and its bias."""
+    """Add the bias of a linear layer, if it has one."""
     return y if bias is None else g.op("Add", y, bias)
 
 
 def _dequantized(g: Lowering, matrix: RoundedMatrix) -> str:
-    """The weight [O, I] in float."""
-    # Codes of nf4 are no numbers. A weight of 4 bits is no array of numpy, by which a graph that derives is handed it.
+    """Return the dequantized weight [O, I]."""
+    # nf4 codes are indices and not numbers. The runtime passes the stored weights of a graph with derived matrices as
+    # numpy arrays, which have no 4-bit type.
     if matrix.scheme == "nf4" or (matrix.scheme == "int4" and g.derives):
         levels = _levels(g, matrix, _bytes(g, matrix), 1)
         return _scaled(g, matrix, levels, matrix.zeros, matrix.spacing(g, matrix.group_size), 1)
@@ -59,14 +60,18 @@ def _dequantized(g: Lowering, matrix: RoundedMatrix) -> str:
 
 
 def _bytes(g: Lowering, matrix: RoundedMatrix) -> Value:
-    """The codes as they are stored; of floats their bits."""
+    """Return the codes as stored; float8 codes as bytes."""
     if matrix.scheme in FLOAT8:
         return g.weight(f"{matrix.codes}.bits", matrix.codes.weight, dtype=TensorProto.UINT8)
     return matrix.codes
 
 
 def _levels(g: Lowering, matrix: RoundedMatrix, codes: str, rank: int) -> str:
-    """What codes [..., bytes] of so many leading dims stand for, zero points and scales left out: [..., I]."""
+    """Return the values [..., I] of codes [..., bytes] before zero points and scales.
+
+    Args:
+        rank: the number of leading dimensions.
+    """
     if matrix.is_packed:
         low = g.op("BitwiseAnd", codes, g.constant(15, torch.uint8))
         high = g.op("BitShift", codes, g.constant(4, torch.uint8), direction="RIGHT")
@@ -81,16 +86,19 @@ def _levels(g: Lowering, matrix: RoundedMatrix, codes: str, rank: int) -> str:
     return g.op("Gather", g.constant(values), g.op("Cast", codes, to=TensorProto.INT32), axis=0)
 
 
-def _scaled(g: Lowering, matrix: RoundedMatrix, levels: str, zeros: str | None, steps: str, rank: int) -> str:
-    """Levels [..., I] around their zero points, times the spacing of their group, both [..., I/group]."""
+def _scaled(g: Lowering, matrix: RoundedMatrix, levels: str, zeros: str | None, scales: str, rank: int) -> str:
+    """Subtract zero points from levels [..., I] and multiply by scales.
+
+    Zero points and scales are [..., I/group_size].
+    """
     groups = matrix.columns // matrix.group_size
     if groups > 1:
         levels = g.op("Reshape", levels, g.constant([0] * rank + [groups, matrix.group_size]))
-        steps = g.op("Unsqueeze", steps, g.constant([-1]))
+        scales = g.op("Unsqueeze", scales, g.constant([-1]))
     if zeros is not None:
-        points = g.op("Cast", zeros, to=TensorProto.FLOAT)
-        levels = g.op("Sub", levels, g.op("Unsqueeze", points, g.constant([-1])) if groups > 1 else points)
+        zero_points = g.op("Cast", zeros, to=TensorProto.FLOAT)
+        levels = g.op("Sub", levels, g.op("Unsqueeze", zero_points, g.constant([-1])) if groups > 1 else zero_points)
     elif matrix.scheme == "int4":
         levels = g.op("Sub", levels, g.constant(8.0))
-    scaled = g.op("Mul", levels, steps)
+    scaled = g.op("Mul", levels, scales)
     return g.op("Reshape", scaled, g.constant([0] * rank + [matrix.columns])) if groups > 1 else scaled

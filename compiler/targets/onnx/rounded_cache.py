@@ -1,6 +1,7 @@
-"""`quant_cached_attention` in plain ONNX: codes and scales are written in place, and what counts of them is expanded.
+"""`quant_cached_attention` in plain ONNX.
 
-E4M3 numbers are bytes here: ONNX Runtime moves no float8 on a CPU, neither by Slice nor by TensorScatter.
+Codes and scales are written in place, and the filled part of the cache is dequantized for the Attention op.
+E4M3 codes are bytes here, because ONNX Runtime has neither Slice nor TensorScatter of float8 on CPUs.
 """
 
 from __future__ import annotations
@@ -34,72 +35,76 @@ def attend(
     slopes: Value | None,
     ring: bool,
 ) -> tuple[str, ...]:
-    """Slots up to the longest row's last are expanded: a call costs what is held, not what there is room for."""
+    """Attend to the filled part of the cache, dequantized.
+
+    The cost of a call depends on the length of the longest sequence and not on the size of the cache.
+    """
     shared = ("cache", str(k_cache), str(k), str(v), ring)
     if shared not in g.memo:
-        kept = _kept_in_ring if ring else _kept
-        g.memo[shared] = kept(g, (k_cache, k_scales, k), (v_cache, v_scales, v))
+        update = _update_ring if ring else _update
+        g.memo[shared] = update(g, (k_cache, k_scales, k), (v_cache, v_scales, v))
     (keys, values), written = g.memo[shared]
-    at = key_positions(g, int(k_cache.shape[2]), ring)
+    positions = key_positions(g, int(k_cache.shape[2]), ring)
     if not ring:
-        at = _held(g, at)
-    out = weigh(g, q, keys, values, at, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks, slopes)
+        positions = _filled(g, positions)
+    out = weigh(g, q, keys, values, positions, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks, slopes)
     return out, *written
 
 
-# Codes and scales of keys or of values, and the new ones as they came.
-_Kind = tuple[Value, Value, Value]
-# Keys and values to look at; both codes and both scales, written.
-_Kept = tuple[tuple[str, str], tuple[str, str, str, str]]
+# Cached codes, cached scales and new tokens, of keys or of values.
+_Part = tuple[Value, Value, Value]
+# Keys and values to attend to; updated codes of keys and values, and updated scales.
+_Updated = tuple[tuple[str, str], tuple[str, str, str, str]]
 
 
-def _kept(g: Lowering, *kinds: _Kind) -> _Kept:
-    looked_at, codes, scales = [], [], []
-    for cache, old_scales, new in kinds:
-        new_codes, new_scales = _rounded(g, new, cache.dtype)
+def _update(g: Lowering, *parts: _Part) -> _Updated:
+    attended, codes, scales = [], [], []
+    for cache, old_scales, new in parts:
+        new_codes, new_scales = _quantized(g, new, cache.dtype)
         codes.append(g.op("TensorScatter", cache, new_codes, g.starts, axis=2))
         scales.append(g.op("TensorScatter", old_scales, new_scales, g.starts, axis=2))
-        looked_at.append(_expanded(g, _held(g, codes[-1]), _held(g, scales[-1]), cache, g.total))
-    return (looked_at[0], looked_at[1]), (*codes, *scales)
+        attended.append(_expanded(g, _filled(g, codes[-1]), _filled(g, scales[-1]), cache, g.total))
+    return (attended[0], attended[1]), (*codes, *scales)
 
 
-def _kept_in_ring(g: Lowering, *kinds: _Kind) -> _Kept:
-    looked_at, new_codes, new_scales = [], [], []
-    for cache, old_scales, new in kinds:
-        codes, scales = _rounded(g, new, cache.dtype)
-        before = _expanded(g, cache, old_scales, cache, g.constant([int(cache.shape[2])]))
-        looked_at.append(g.op("Concat", before, _expanded(g, codes, scales, cache, g.length(new, 2)), axis=2))
+def _update_ring(g: Lowering, *parts: _Part) -> _Updated:
+    attended, new_codes, new_scales = [], [], []
+    for cache, old_scales, new in parts:
+        codes, scales = _quantized(g, new, cache.dtype)
+        old = _expanded(g, cache, old_scales, cache, g.constant([int(cache.shape[2])]))
+        attended.append(g.op("Concat", old, _expanded(g, codes, scales, cache, g.length(new, 2)), axis=2))
         new_codes.append((cache, codes))
         new_scales.append((old_scales, scales))
-    slots = ring_slots(g, int(kinds[0][0].shape[2]), *looked_at)
+    slots = ring_slots(g, int(parts[0][0].shape[2]), *attended)
     written = [written_round(g, old, new, slots) for old, new in (*new_codes, *new_scales)]
-    return (looked_at[0], looked_at[1]), tuple(written)  # type: ignore[return-value]
+    return (attended[0], attended[1]), tuple(written)  # type: ignore[return-value]
 
 
-def _held(g: Lowering, value: str) -> str:
-    """The slots along dim 2 up to the last one that the longest row fills."""
+def _filled(g: Lowering, value: str) -> str:
+    """Slice dimension 2 to the length of the longest sequence."""
     key = ("held", value)
     if key not in g.memo:
         g.memo[key] = g.op("Slice", value, g.constant([0]), g.total, g.constant([2]))
     return g.memo[key]
 
 
-def _rounded(g: Lowering, x: Value, codes: torch.dtype) -> tuple[Value, Value]:
-    """Rows as codes and a scale for each."""
+def _quantized(g: Lowering, x: Value, dtype: torch.dtype) -> tuple[Value, Value]:
+    """Return codes of `dtype` and a scale per token and head."""
     wide = g.cast(x, torch.float32)
-    if codes == torch.int8:
+    if dtype == torch.int8:
         scale = row_scale(g, wide, 127.0)
-        made = g.op("QuantizeLinear", wide, scale, axis=3, block_size=int(x.shape[3]), output_dtype=element(codes))
-        return Value(made, codes, x.shape), scale
-    scale = row_scale(g, wide, torch.finfo(codes).max)
+        codes = g.op("QuantizeLinear", wide, scale, axis=3, block_size=int(x.shape[3]), output_dtype=element(dtype))
+        return Value(codes, dtype, x.shape), scale
+    scale = row_scale(g, wide, torch.finfo(dtype).max)
     return _e4m3_bytes(g, Value(g.op("Div", wide, scale), torch.float32, x.shape)), scale
 
 
 def _e4m3_bytes(g: Lowering, x: Value) -> Value:
-    """The bytes of the nearest E4M3 numbers, halves to the even one.
+    """Return the bytes of the nearest E4M3 numbers; ties round to even.
 
-    Numbers from 2**(n - 6) on lie 2**(n - 9) apart, those below as those with n = 0, and a byte counts the numbers up
-    to its own: eight for each n. A logarithm that is off where n changes names the same number by the other n.
+    For n >= 0, E4M3 numbers between 2**(n - 6) and 2**(n - 5) have the spacing 2**(n - 9); below 2**-6 it is that of
+    n = 0. The byte of a positive x is 8 n + x / 2**(n - 9). At the boundaries, n and n - 1 give the same byte, so a
+    rounding error of the logarithm does no harm.
     """
 
     def constant(value: float) -> Value:
@@ -116,15 +121,17 @@ def _e4m3_bytes(g: Lowering, x: Value) -> Value:
 
 
 def _expanded(g: Lowering, codes: str, scales: str, cache: Value, length: Value) -> str:
-    """The numbers behind codes, [B, Hk, length, D]."""
+    """Dequantize codes: keys or values [B, Hk, length, D]."""
     heads, dim = int(cache.shape[1]), int(cache.shape[3])
     shape = g.sizes([-1, heads, length, dim])
     if cache.dtype == torch.int8:
-        # Along the first of two dims: blocks along the last mean the same, ten times as slowly in ONNX Runtime 1.32.
-        rows = g.op("Reshape", codes, g.constant([-1, dim]))
-        return g.op("Reshape", g.op("DequantizeLinear", rows, g.op("Reshape", scales, g.constant([-1])), axis=0), shape)
-    # GatherElements looks an element up in a fifteenth of the time of Gather.
-    numbers = torch.arange(256).to(torch.uint8).view(CACHE_CODES["fp8"]).float()
-    places = g.op("Cast", g.op("Reshape", codes, g.constant([-1])), to=element(torch.int32))
-    found = g.op("Reshape", g.op("GatherElements", g.constant(numbers), places, axis=0), shape)
-    return g.op("Mul", found, scales)
+        # A scale per vector of a 2-D tensor. Blocks along the last axis mean the same, but are ten times as slow in
+        # ONNX Runtime 1.32.
+        vectors = g.op("Reshape", codes, g.constant([-1, dim]))
+        flat_scales = g.op("Reshape", scales, g.constant([-1]))
+        return g.op("Reshape", g.op("DequantizeLinear", vectors, flat_scales, axis=0), shape)
+    # GatherElements is fifteen times as fast as Gather for single elements.
+    table = torch.arange(256).to(torch.uint8).view(CACHE_CODES["fp8"]).float()
+    indices = g.op("Cast", g.op("Reshape", codes, g.constant([-1])), to=element(torch.int32))
+    values = g.op("Reshape", g.op("GatherElements", g.constant(table), indices, axis=0), shape)
+    return g.op("Mul", values, scales)

@@ -1,4 +1,4 @@
-"""Inputs of linears on fewer bits, by a scale that was measured before or by each row's own."""
+"""Quantize the inputs of linear layers, by a static scale or one per token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _ELEMENTS = {"fp8": TensorProto.FLOAT8E4M3FN, "fp8_e5m2": TensorProto.FLOAT8E5M2
 
 
 def rounded_input(g: Lowering, x: Value, activation: str, x_scale: Value | None) -> tuple[Value, Value]:
-    """An input on the grid of "int8", "fp8" or "fp8_e5m2": codes in the input's dtype, and their scale."""
+    """Quantize an input to "int8", "fp8" or "fp8_e5m2".
+
+    Returns the codes, in the input's dtype, and their scale.
+    """
     if activation == "int8":
         codes, scale = integer_input(g, x, x_scale)
         if ("centred", str(codes)) not in g.memo:
@@ -24,15 +27,18 @@ def rounded_input(g: Lowering, x: Value, activation: str, x_scale: Value | None)
     if key not in g.memo:
         largest = torch.finfo(FLOAT8[activation]).max
         scale = row_scale(g, x, largest) if x_scale is None else x_scale
-        ends = g.constant(-largest, x.dtype), g.constant(largest, x.dtype)
-        within = g.op("Clip", g.op("Div", x, scale), *ends)
-        codes = Value(g.op("Cast", within, to=_ELEMENTS[activation]), FLOAT8[activation], x.shape)
+        limits = g.constant(-largest, x.dtype), g.constant(largest, x.dtype)
+        clipped = g.op("Clip", g.op("Div", x, scale), *limits)
+        codes = Value(g.op("Cast", clipped, to=_ELEMENTS[activation]), FLOAT8[activation], x.shape)
         g.memo[key] = g.cast(codes, x.dtype), scale
     return g.memo[key]
 
 
 def integer_input(g: Lowering, x: Value, x_scale: Value | None) -> tuple[Value, Value]:
-    """An input on the int8 grid: codes as bytes around 128, and their scale: of each row, or `x_scale`."""
+    """Quantize an input to int8.
+
+    Returns the codes plus 128, as uint8, and their scale: `x_scale`, or one per token.
+    """
     key = ("int8", str(x), str(x_scale))
     if key not in g.memo:
         if x_scale is None:
@@ -46,7 +52,7 @@ def integer_input(g: Lowering, x: Value, x_scale: Value | None) -> tuple[Value, 
 
 
 def row_scale(g: Lowering, x: Value, largest: float) -> Value:
-    """By which each row's number farthest from zero becomes the grid's farthest."""
+    """Return the scale that maps the largest magnitude of each token to `largest`."""
     farthest = g.op("ReduceMax", g.op("Abs", x), g.constant([-1]), keepdims=1)
     above_zero = g.op("Max", farthest, g.constant(SMALLEST_ABSMAX, x.dtype))
     return Value(g.op("Div", above_zero, g.constant(largest, x.dtype)), x.dtype)

@@ -1,8 +1,8 @@
-"""A rounded weight as kernels take it: its codes, scales and zero points in their layouts, each written once.
+"""A quantized weight in the layouts of kernels.
 
-A layout is an expression over what the program holds, so bytes that several graphs or ops read are written once. What
-is large only because it repeats itself, the scale of each group, is computed in the graph: the runtime does so once,
-when it opens the graph.
+A layout is a weight expression over the program's weights, so bytes that several graphs or ops read are written once.
+Scales per group that repeat those of larger groups, or that are multiples, are computed in the graph. The runtime
+does so once, when it opens the graph.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _ELEMENTS = {
     "fp8": TensorProto.FLOAT8E4M3FN,
     "fp8_e5m2": TensorProto.FLOAT8E5M2,
 }
-# Groups that ONNX Runtime's kernels take, the fastest first.
+# The group sizes that ONNX Runtime's kernels support, the fastest first.
 _GROUPS = (128, 64, 32, 16, 256)
 
 
 @dataclass(frozen=True)
 class RoundedMatrix:
-    """A weight [O, I] in the parts that `quant_linear` and `quant_embedding` take."""
+    """A weight [O, I] as the arguments of `quant_linear` and `quant_embedding`."""
 
     codes: WeightValue
     scales: WeightValue
@@ -47,7 +47,7 @@ class RoundedMatrix:
 
     @property
     def is_packed(self) -> bool:
-        """Whether two codes share a byte."""
+        """True if two codes share a byte."""
         return self.scheme in ("int4", "nf4")
 
     @property
@@ -56,55 +56,63 @@ class RoundedMatrix:
 
     @property
     def has_one_step(self) -> bool:
-        """Whether all of a row has one spacing and one zero point."""
-        alone = self.zeros is None or self.zeros.shape[1] == 1
-        return self.scales.shape[1] == 1 and self.multiples is None and alone
+        """True if each output channel has one scale and one zero point."""
+        has_one_zero = self.zeros is None or self.zeros.shape[1] == 1
+        return self.scales.shape[1] == 1 and self.multiples is None and has_one_zero
 
     @property
     def block(self) -> int | None:
-        """The group in which ONNX Runtime's kernels read it: its own, else the fastest that divides, if any."""
+        """The group size for ONNX Runtime's kernels, or None if none fits.
+
+        Its own if supported, else the fastest that divides it.
+        """
         if self.group_size in _GROUPS and not self.has_one_step:
             return self.group_size
-        span = self.columns if self.has_one_step else self.group_size
-        return next((group for group in _GROUPS if span % group == 0), None)
+        inputs = self.columns if self.has_one_step else self.group_size
+        return next((group for group in _GROUPS if inputs % group == 0), None)
 
     def spacing(self, g: Lowering, group: int) -> Value:
-        """The distance of neighbouring codes in each group of so many inputs, [O, I/group]."""
+        """Return the scale of each group of `group` input channels, [O, I/group]."""
         key = ("spacing", str(self.scales), str(self.multiples), group)
         if key not in g.memo:
             g.memo[key] = self._spacing(g, group)
         return g.memo[key]
 
     def _spacing(self, g: Lowering, group: int) -> Value:
-        found: Value = self.scales
+        scales: Value = self.scales
         if self.multiples is not None:
-            times = g.op("Cast", self.multiples, to=TensorProto.FLOAT)
-            found = Value(g.op("Mul", self.scales, times), found.dtype, self.multiples.shape)
-        groups, wanted = int(found.shape[1]), self.columns // group
-        if groups == wanted:
-            return found
-        spread = g.op("Expand", g.op("Unsqueeze", found, g.constant([2])), g.constant([1, 1, wanted // groups]))
-        shape = (self.rows, wanted)
-        return Value(g.op("Reshape", spread, g.constant(list(shape))), found.dtype, shape)
+            multiples = g.op("Cast", self.multiples, to=TensorProto.FLOAT)
+            scales = Value(g.op("Mul", self.scales, multiples), scales.dtype, self.multiples.shape)
+        own_groups, groups = int(scales.shape[1]), self.columns // group
+        if own_groups == groups:
+            return scales
+        expanded = g.op("Unsqueeze", scales, g.constant([2]))
+        repeated = g.op("Expand", expanded, g.constant([1, 1, groups // own_groups]))
+        shape = (self.rows, groups)
+        return Value(g.op("Reshape", repeated, g.constant(list(shape))), scales.dtype, shape)
 
     def row_scales(self, g: Lowering) -> Value:
-        """The one scale of each row, [O]."""
+        """Return the scale of each output channel, [O]."""
         return _flat(g, self.scales)
 
     def row_zeros(self, g: Lowering) -> Value | None:
-        """The one zero point of each row, [O]."""
+        """Return the zero point of each output channel, [O]; None: symmetric."""
         return None if self.zeros is None else _flat(g, self.zeros)
 
-    # The standard's layouts ------------------------------------------------------------------------------------------
+    # Layouts of the ONNX standard ------------------------------------------------------------------------------------
 
     def elements(self, g: Lowering) -> Value:
-        """Codes [O, I] in the element type that ONNX has for them."""
+        """Return the codes [O, I] in their ONNX element type."""
         kind = _ELEMENTS[self.scheme]
         name = f"{self.codes}.{TensorProto.DataType.Name(kind).lower()}"
         return g.weight(name, self.codes.weight, dtype=kind, shape=(self.rows, self.columns))
 
     def element_zeros(self, g: Lowering, shape: Sequence[int]) -> Value | None:
-        """Zero points in the codes' element type, in one of the shapes [O] and [O, I/group]."""
+        """Return zero points in the element type of the codes; None: not needed.
+
+        Args:
+            shape: [O] or [O, I/group_size].
+        """
         name, blocks = f"{self.codes}.zeros_{len(shape)}d", [*shape, 1][1]
         repeated = None if self.zeros is None else _repeated(self.zeros.weight, blocks)
         if self.scheme != "int4":
@@ -116,10 +124,10 @@ class RoundedMatrix:
             packed = _packed(Call(aten.view.default, (repeated, [1, -1])))
         return g.weight(name, packed, dtype=TensorProto.UINT4, shape=shape)
 
-    # ONNX Runtime's layouts ------------------------------------------------------------------------------------------
+    # Layouts of ONNX Runtime's kernels -------------------------------------------------------------------------------
 
     def unsigned(self, g: Lowering, shape: Sequence[int]) -> Value:
-        """Codes as bytes that count from zero up, two of 4 bits in one, in a shape [O, ...]."""
+        """Return the codes as uint8, two 4-bit codes per byte, in a shape [O, ...]."""
         return g.weight(f"{self.codes}.unsigned_{len(shape)}d", self.unsigned_weight, shape=shape)
 
     @property
@@ -127,7 +135,10 @@ class RoundedMatrix:
         return self.codes.weight if self.is_packed else _unsigned(self.codes.weight)
 
     def unsigned_zeros(self, g: Lowering, block: int) -> Value | None:
-        """Zero points of blocks, [O, I/block], two of 4 bits in a byte of their row."""
+        """Return the zero points of blocks as unsigned bytes, [O, I/block].
+
+        Two 4-bit zero points share a byte: [O, (I/block + 1) / 2].
+        """
         return None if self.zeros is None else g.weight(f"{self.zeros}.unsigned", self.unsigned_zeros_weight(block))
 
     def unsigned_zeros_weight(self, block: int) -> Weight:
@@ -138,12 +149,16 @@ class RoundedMatrix:
             repeated = _repeated(zeros, blocks)
             return _packed(repeated) if is_packed else _unsigned(repeated)
 
-        return _by_rows(make, self.zeros.weight)
+        return _before_slicing(make, self.zeros.weight)
 
     def high_nibble_first(self, g: Lowering) -> Value:
-        """Codes of 4 bits in the order of bitsandbytes, all rows one behind the other."""
-        turned = _by_rows(lambda w: _nibbles(_shifted(w, 4), Call(aten.bitwise_and.Scalar, (w, 15))), self.codes.weight)
-        return g.weight(f"{self.codes}.high_first", turned, shape=(self.rows * self.columns // 2,))
+        """Return 4-bit codes in the flat layout of bitsandbytes, high nibble first."""
+
+        def make(codes: Weight) -> Weight:
+            return _nibbles(_shifted(codes, 4), Call(aten.bitwise_and.Scalar, (codes, 15)))
+
+        swapped = _before_slicing(make, self.codes.weight)
+        return g.weight(f"{self.codes}.high_first", swapped, shape=(self.rows * self.columns // 2,))
 
 
 def _flat(g: Lowering, column: WeightValue) -> Value:
@@ -151,18 +166,25 @@ def _flat(g: Lowering, column: WeightValue) -> Value:
 
 
 def _unsigned(codes: Weight) -> Weight:
-    """int8 codes as bytes around 128."""
-    return _by_rows(lambda w: Call(aten.bitwise_xor.Scalar, (Call(aten.view.dtype, (w, torch.uint8)), 128)), codes)
+    """Convert int8 codes to uint8 by adding 128."""
+
+    def make(codes: Weight) -> Weight:
+        return Call(aten.bitwise_xor.Scalar, (Call(aten.view.dtype, (codes, torch.uint8)), 128))
+
+    return _before_slicing(make, codes)
 
 
 def _repeated(zeros: Weight, blocks: int) -> Weight:
-    """A zero point for each of so many blocks of a row."""
-    times = blocks // zeros.shape[1]
-    return zeros if times == 1 else Call(aten.repeat_interleave.self_int, (zeros, times, 1))
+    """Repeat zero points [O, groups] to [O, blocks]."""
+    repeats = blocks // zeros.shape[1]
+    return zeros if repeats == 1 else Call(aten.repeat_interleave.self_int, (zeros, repeats, 1))
 
 
 def _packed(codes: Weight) -> Weight:
-    """Codes 0..15 [O, n] in bytes [O, (n + 1) / 2], the even one low; the last one of an odd row is alone."""
+    """Pack codes 0..15 [O, n] into bytes [O, (n + 1) / 2], low nibble first.
+
+    If n is odd, the high nibble of the last byte is zero.
+    """
     if codes.shape[1] % 2:
         codes = Call(aten.constant_pad_nd.default, (codes, [0, 1]))
     even, odd = (Call(aten.slice.Tensor, (codes, 1, first, codes.shape[1], 2)) for first in (0, 1))
@@ -178,9 +200,12 @@ def _shifted(codes: Weight, bits: int) -> Weight:
     return Call(aten.bitwise_right_shift.Tensor_Scalar, (codes, bits))
 
 
-def _by_rows(make: Callable[[Weight], Weight], weight: Weight) -> Weight:
-    """What `make` makes of a weight row by row; of some rows it is rows of what it makes of all, which is stored."""
+def _before_slicing(make: Callable[[Weight], Weight], weight: Weight) -> Weight:
+    """Apply `make`, which works on each output channel separately, to a weight.
+
+    Of a slice of output channels, convert the whole weight and then slice: only the whole is stored.
+    """
     if part := rows_of(weight):
-        whole, first = part
-        return rows(make(whole), first, first + weight.shape[0])
+        whole, start = part
+        return rows(make(whole), start, start + weight.shape[0])
     return make(weight)

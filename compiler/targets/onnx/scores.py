@@ -1,4 +1,4 @@
-"""`cached_attention` in plain ONNX: the cache is written in place, a mask says who sees whom."""
+"""`cached_attention` in plain ONNX: writes the cache in place and computes masks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ def attend(
     slopes: Value | None,
     ring: bool,
 ) -> tuple[str, str, str]:
-    """New tokens enter the cache first and attention reads it whole; in a ring it reads what was there, and the new
-    tokens beside it, for they may take the slots of positions that earlier ones of them still see."""
+    """Write new tokens to the cache and attend to all of it.
+
+    With a ring, attend to the old cache and the new tokens, and write afterwards: a new token may overwrite a position
+    that an earlier new token still sees.
+    """
     shared = ("cache", str(k_cache), str(k), str(v), ring)
     if shared not in g.memo:
-        g.memo[shared] = _kept(g, k, v, k_cache, v_cache, ring)
+        g.memo[shared] = _update(g, k, v, k_cache, v_cache, ring)
     keys, values, all_keys, all_values = g.memo[shared]
-    at = key_positions(g, int(k_cache.shape[2]), ring)
+    positions = key_positions(g, int(k_cache.shape[2]), ring)
     kv_heads = int(k_cache.shape[1])
-    out = weigh(g, q, all_keys, all_values, at, kv_heads, scale, window, chunk, softcap, sinks, slopes)
+    out = weigh(g, q, all_keys, all_values, positions, kv_heads, scale, window, chunk, softcap, sinks, slopes)
     return out, keys, values
 
 
@@ -50,10 +53,10 @@ def weigh(
     sinks: Value | None,
     slopes: Value | None,
 ) -> str:
-    """The values, weighed by the softmax of the scores.
+    """Weigh the values by the softmax of the scores.
 
     Args:
-        at: the position of each key, as `key_positions` says them.
+        at: the position of each key, from `key_positions`.
     """
     mask = _mask(g, at, window, chunk)
     if slopes is not None or sinks is not None:
@@ -61,15 +64,16 @@ def weigh(
     if slopes is not None:
         mask = g.op("Add", mask, _alibi(g, at, slopes))
     if sinks is None:
-        # The standard caps scores before it masks them, and so does the meaning.
+        # ONNX's Attention applies softcap before the mask, as the meaning of the op does.
         return g.op("Attention", q, keys, values, mask, scale=scale, softcap=softcap)
     return _with_sinks(g, q, keys, values, kv_heads, mask, scale, softcap, sinks)
 
 
-def _kept(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, ring: bool) -> tuple[str, str, str, str]:
-    """The caches as they are after the call, and what its tokens look at.
+def _update(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, ring: bool) -> tuple[str, str, str, str]:
+    """Return the updated caches, and the keys and values to attend to.
 
-    Once for all attentions of the same keys and values: who came later would read what the first has overwritten.
+    Call it once for all attentions of the same keys and values: a second one would read a cache that is already
+    overwritten.
     """
     pairs = (k_cache, k), (v_cache, v)
     if not ring:
@@ -82,14 +86,14 @@ def _kept(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, ring:
 
 
 def ring_slots(g: Lowering, size: int, all_keys: str, all_values: str) -> str:
-    """Where in a ring each row's first new token goes, [B].
+    """Return the index in the ring of each sequence's first new token, [B].
 
-    The cache is written in the memory that it is read from, so it must be read before: the zero that is added here
-    is the difference of two sizes of what was read, and can't be known earlier.
+    The ring is written in the memory that it is read from, so it must be read first. To enforce this order, the result
+    depends on `all_keys` and `all_values`: it includes the difference of their batch sizes, which is zero.
     """
     key = ("ring", size)
     if key not in g.memo:
-        # Of more tokens than slots the last ones are kept.
+        # If there are more new tokens than the ring holds, only the last ones are written.
         length = g.op("Shape", "input_ids", start=1, end=2)
         dropped = g.op("Max", g.op("Sub", length, g.constant([size])), g.constant([0]))
         g.memo[key] = g.op("Mod", g.op("Add", g.starts, dropped), g.constant([size]))
@@ -98,30 +102,33 @@ def ring_slots(g: Lowering, size: int, all_keys: str, all_values: str) -> str:
 
 
 def written_round(g: Lowering, cache: Value, new: Value, slots: str) -> str:
-    """A ring with the new tokens in it, of more tokens than slots the last ones."""
+    """Write the new tokens to a ring; if there are more than it holds, the last ones."""
     size = int(cache.shape[2])
-    # A slice from -size on takes all where there are fewer.
+    # If there are fewer than `size` tokens, the slice returns all.
     last = g.op("Slice", new, g.constant([-size]), g.constant([2**31]), g.constant([2]))
     return g.op("TensorScatter", cache, last, slots, axis=2, mode="circular")
 
 
 def key_positions(g: Lowering, size: int, ring: bool) -> str:
-    """The position of each key, [B, 1, T] or [1, 1, T]; those that hold nothing are past every query or negative."""
+    """Return the position of each key, [B, 1, T] or [1, 1, T].
+
+    Positions of empty entries are negative or after all queries.
+    """
     key = ("keys", size, ring)
     if key not in g.memo:
-        slots = g.constant(torch.arange(size).view(1, 1, -1))
+        indices = g.constant(torch.arange(size).view(1, 1, -1))
         if not ring:
-            g.memo[key] = slots
+            g.memo[key] = indices
         else:
             last = g.op("Sub", g.op("Unsqueeze", g.starts, g.constant([1, 2])), g.constant(1))  # [B, 1, 1]
-            age = g.op("Mod", g.op("Sub", last, slots), g.constant(size))
+            age = g.op("Mod", g.op("Sub", last, indices), g.constant(size))
             new = g.op("Unsqueeze", g.positions(), g.constant([1]))
             g.memo[key] = g.op("Concat", g.op("Sub", last, age), new, axis=2)
     return g.memo[key]
 
 
 def _mask(g: Lowering, keys: str, window: int | None, chunk: int | None) -> str:
-    """Who sees whom, [B, 1, S, T] bool."""
+    """Return the mask [B, 1, S, T], bool: True where a query sees a key."""
     key = ("mask", keys, window, chunk)
     if key not in g.memo:
         queries = g.op("Unsqueeze", g.positions(), g.constant([2]))  # [B, S, 1]
@@ -129,8 +136,8 @@ def _mask(g: Lowering, keys: str, window: int | None, chunk: int | None) -> str:
         if window is not None:
             rules.append(g.op("Greater", keys, g.op("Sub", queries, g.constant(window))))
         if chunk is not None:
-            blocks = [g.op("Div", x, g.constant(chunk)) for x in (keys, queries)]
-            rules.append(g.op("Equal", *blocks))
+            chunks = [g.op("Div", x, g.constant(chunk)) for x in (keys, queries)]
+            rules.append(g.op("Equal", *chunks))
         seen = rules[0]
         for rule in rules[1:]:
             seen = g.op("And", seen, rule)
@@ -139,16 +146,16 @@ def _mask(g: Lowering, keys: str, window: int | None, chunk: int | None) -> str:
 
 
 def _bias(g: Lowering, mask: str) -> str:
-    """The mask as what is added to scores."""
+    """Convert a bool mask to a bias that is added to the scores."""
     key = ("bias", mask)
     if key not in g.memo:
-        zero, never = g.constant(0.0, torch.float32), g.constant(torch.finfo(torch.float32).min, torch.float32)
-        g.memo[key] = g.op("Where", mask, zero, never)
+        zero, lowest = g.constant(0.0, torch.float32), g.constant(torch.finfo(torch.float32).min, torch.float32)
+        g.memo[key] = g.op("Where", mask, zero, lowest)
     return g.memo[key]
 
 
 def _alibi(g: Lowering, keys: str, slopes: Value) -> str:
-    """slope * (key - query), [B, H, S, T]."""
+    """Return slope * (key - query), [B, H, S, T]."""
     key = ("alibi", keys, str(slopes))
     if key not in g.memo:
         queries = g.op("Unsqueeze", g.positions(), g.constant([2]))
@@ -169,11 +176,11 @@ def _with_sinks(
     softcap: float | None,
     sinks: Value,
 ) -> str:
-    """Written out: the standard's attention knows no sink."""
+    """Write attention with sinks in basic ops, because ONNX's Attention has no sinks."""
     heads, dim = q.shape[1], q.shape[3]
-    per = heads // kv_heads
-    by_kv = g.op("Reshape", q, g.constant([0, kv_heads, -1, dim]))  # the query heads of a kv head are more rows
-    scores = g.op("MatMul", by_kv, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+    heads_per_kv = heads // kv_heads
+    stacked = g.op("Reshape", q, g.constant([0, kv_heads, -1, dim]))  # the queries of all heads that share a kv head
+    scores = g.op("MatMul", stacked, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
     length = g.op("Shape", q, start=2, end=3)
     by_head = g.op("Concat", g.constant([0, heads]), length, g.constant([-1]), axis=0)
     scores = g.op("Mul", g.op("Reshape", scores, by_head), g.constant(scale, q.dtype))
@@ -182,13 +189,12 @@ def _with_sinks(
         scores = g.op("Mul", g.op("Tanh", g.op("Div", scores, cap)), cap)
     scores = g.op("Add", scores, mask)
     batch = g.op("Shape", q, start=0, end=1)
-    wide = g.op("Concat", batch, g.constant([heads]), length, g.constant([1]), axis=0)
-    sink = g.op("Expand", g.op("Reshape", sinks, g.constant([1, heads, 1, 1])), wide)
+    sink_shape = g.op("Concat", batch, g.constant([heads]), length, g.constant([1]), axis=0)
+    sink = g.op("Expand", g.op("Reshape", sinks, g.constant([1, heads, 1, 1])), sink_shape)
     weights = g.op("Softmax", g.op("Concat", scores, sink, axis=3), axis=3)
     weights = g.op("Slice", weights, g.constant([0]), g.constant([-1]), g.constant([3]))
-    stacked = g.op(
-        "Concat", g.constant([0, kv_heads]), g.op("Mul", length, g.constant([per])), g.constant([-1]), axis=0
+    stacked_shape = g.op(
+        "Concat", g.constant([0, kv_heads]), g.op("Mul", length, g.constant([heads_per_kv])), g.constant([-1]), axis=0
     )
-    by_rows = g.op("Reshape", weights, stacked)
-    out = g.op("MatMul", by_rows, values)
+    out = g.op("MatMul", g.op("Reshape", weights, stacked_shape), values)
     return g.op("Reshape", out, g.op("Concat", g.constant([0, heads]), length, g.constant([-1]), axis=0))

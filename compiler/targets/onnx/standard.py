@@ -1,4 +1,4 @@
-"""The dialect in plain ONNX: what every runtime of opset 24 can run."""
+"""The dialect in plain ONNX, for every runtime that supports opset 24."""
 
 from __future__ import annotations
 
@@ -35,17 +35,23 @@ def add_rms_norm(g: Lowering, x: Value, residual: Value, weight: Value | None, e
 
 
 def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
-    """A product with the weight as columns, stored so unless an embedding reads its rows."""
-    if isinstance(weight, WeightValue) and not _is_table(g, weight):
-        turned: Any = g.weight(f"{weight}.transposed", transpose(weight.weight))
+    """Multiply by the transposed weight.
+
+    The weight is stored transposed if it has no other user.
+    """
+    if isinstance(weight, WeightValue) and not _is_shared(g, weight):
+        transposed: Any = g.weight(f"{weight}.transposed", transpose(weight.weight))
     else:
-        turned = g.op("Transpose", weight, perm=[1, 0])
-    y = g.op("MatMul", x, turned)
+        transposed = g.op("Transpose", weight, perm=[1, 0])
+    y = g.op("MatMul", x, transposed)
     return y if bias is None else g.op("Add", y, bias)
 
 
-def _is_table(g: Lowering, weight: Value) -> bool:
-    """Whether an embedding reads the weight too: then it is stored once, as the embedding wants it."""
+def _is_shared(g: Lowering, weight: Value) -> bool:
+    """True if the weight has several users, such as the embedding.
+
+    It is then stored once, in the layout of an embedding.
+    """
     (node,) = g.program.graph.find_nodes(op="get_attr", target=str(weight))
     return len(node.users) > 1
 
@@ -59,11 +65,11 @@ def take_rows(g: Lowering, x: Value, rows: Value) -> str:
 
 
 def rope(g: Lowering, x: Value, positions: Value, cos: Value, sin: Value, interleaved: bool) -> str:
-    """The standard's own, which also leaves the dims behind the turning ones alone."""
-    turning = 2 * cos.shape[-1]
-    if turning == x.shape[-1]:
+    """Write a RotaryEmbedding of all or of the first channels of each head."""
+    rotated = 2 * cos.shape[-1]
+    if rotated == x.shape[-1]:
         return g.op("RotaryEmbedding", x, cos, sin, positions, interleaved=int(interleaved))
-    return g.op("RotaryEmbedding", x, cos, sin, positions, interleaved=int(interleaved), rotary_embedding_dim=turning)
+    return g.op("RotaryEmbedding", x, cos, sin, positions, interleaved=int(interleaved), rotary_embedding_dim=rotated)
 
 
 STANDARD: Table = (

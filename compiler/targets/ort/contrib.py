@@ -1,4 +1,4 @@
-"""The dialect in ONNX Runtime's own ops, where they do more at once than the standard's."""
+"""The dialect in ONNX Runtime's contrib ops, where they fuse more than standard ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .quantized_contrib import contrib_embedding, contrib_linear
 
 
 def add_rms_norm(g: Lowering, x: Value, residual: Value, weight: Value | None, eps: float) -> tuple[str, str]:
-    """Add and norm in one pass over memory."""
+    """Write a sum and its norm as one op, which reads memory once."""
     gain = g.constant(torch.ones(x.shape[-1], dtype=x.dtype)) if weight is None else weight
     y, _, _, total = g.op("SkipSimplifiedLayerNormalization", x, residual, gain, count=4, domain=MICROSOFT, epsilon=eps)
     return y, total
@@ -39,7 +39,7 @@ def fused_attention(
     softcap: float | None,
     sinks: Value | None,
 ) -> tuple[str, str, str]:
-    """GroupQueryAttention takes rotation, cache and grouped heads in one."""
+    """Write a GroupQueryAttention, which includes the rotation and the cache."""
     return g.op(
         "GroupQueryAttention", q, k, v, k_cache, v_cache, *_lengths(g), cos, sin, None, None, sinks,
         count=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=int(k_cache.shape[1]), scale=scale,
@@ -48,7 +48,11 @@ def fused_attention(
 
 
 def _lengths(g: Lowering) -> tuple[str, str]:
-    """Positions of each row but one, [B] int32, and of the longest, a scalar: as the op wants to be told."""
+    """Return the length inputs of GroupQueryAttention, int32.
+
+    These are the number of positions of each sequence minus one, [B], and the number of positions of the longest, a
+    scalar. Both include the new tokens.
+    """
     if "lengths" not in g.memo:
         last = g.cast(g.op("Sub", g.held, g.constant([1])), torch.int32)
         g.memo["lengths"] = last, g.cast(g.op("Squeeze", g.total), torch.int32)

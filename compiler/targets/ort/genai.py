@@ -1,4 +1,4 @@
-"""`genai_config.json`: how onnxruntime-genai finds its way in the same folder."""
+"""`genai_config.json`, with which onnxruntime-genai can run an artifact."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ....ir.program import Program
 
 
 def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
-    """The config, or None for a program that onnxruntime-genai can't drive.
+    """Return the config, or None if onnxruntime-genai cannot run the program.
 
-    It keeps every position of every layer, in the dtype computed in, and knows no scales of caches.
+    It supports only static caches of one shape for all layers, in the dtype of the computation and without scales.
 
     Args:
-        folder: holds the artifact's config.json and generation_config.json.
+        folder: contains the artifact's config.json and generation_config.json.
     """
     caches = program.caches
     first = caches[0]
@@ -30,16 +30,16 @@ def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
     config = json.loads((folder / "config.json").read_text())
     generation = json.loads((folder / "generation_config.json").read_text())
     ids = {name: generation.get(name, config.get(name)) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    last = ids["eos_token_id"][0] if isinstance(ids["eos_token_id"], list) else ids["eos_token_id"]
+    eos = ids["eos_token_id"][0] if isinstance(ids["eos_token_id"], list) else ids["eos_token_id"]
     heads = config.get("num_attention_heads") or config.get("n_head") or first.heads
     return {
         "model": {
             "type": "llama",
             "context_length": program.max_seq_len,
             "vocab_size": int(program.output.meta["val"].shape[-1]),
-            "bos_token_id": ids["bos_token_id"] if ids["bos_token_id"] is not None else last,
+            "bos_token_id": ids["bos_token_id"] if ids["bos_token_id"] is not None else eos,
             "eos_token_id": ids["eos_token_id"],
-            "pad_token_id": ids["pad_token_id"] if ids["pad_token_id"] is not None else last,
+            "pad_token_id": ids["pad_token_id"] if ids["pad_token_id"] is not None else eos,
             "decoder": {
                 "filename": "model.onnx",
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},

@@ -1,4 +1,7 @@
-"""Linears and embeddings over rounded weights in ONNX Runtime's kernels; the standard's ops where it has none."""
+"""Quantized linear layers and embeddings in ONNX Runtime's contrib ops.
+
+Standard ops are used where there is no suitable kernel.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def contrib_linear(
     g: Lowering, x: Value, weight: WeightValue, scales: WeightValue, zeros: WeightValue | None, bias: Value | None,
     scheme: str, group_size: int, activation: str, x_scale: Value | None, multiples: WeightValue | None,
 ) -> str:  # fmt: skip
-    """One row or few: codes are expanded as they are read. Rounded inputs: integers on both sides."""
+    """Multiply by the codes directly; with int8 inputs as a product of integers."""
     matrix = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
     if activation == "int8" and _is_integers(g, matrix):
         return with_bias(g, _integer_matmul(g, x, matrix, x_scale), bias)
@@ -31,7 +34,7 @@ def contrib_embedding(
     g: Lowering, ids: Value, weight: WeightValue, scales: WeightValue, zeros: WeightValue | None, scheme: str,
     group_size: int, multiples: WeightValue | None,
 ) -> str:  # fmt: skip
-    """Rows of codes, expanded as they are read."""
+    """Look up and dequantize the codes of the tokens in one op."""
     table = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
     block = table.block
     if scheme not in ("int8", "int4") or block is None:
@@ -46,7 +49,7 @@ def contrib_embedding(
 def _matmul_of_codes(g: Lowering, x: Value, matrix: RoundedMatrix, block: int, bias: Value | None) -> str:
     bits = 4 if matrix.is_packed else 8
     codes = matrix.unsigned(g, (matrix.rows, matrix.columns // block, block * bits // 8))
-    # accuracy_level 4: the input is rounded to int8 block by block, which the fast kernels need.
+    # accuracy_level 4: the kernel quantizes the input to int8 per block, which is required for the fast kernels.
     return g.op(
         "MatMulNBits", x, codes, matrix.spacing(g, block), matrix.unsigned_zeros(g, block), None, bias,
         domain=MICROSOFT, K=matrix.columns, N=matrix.rows, bits=bits, block_size=block, accuracy_level=4,
@@ -63,25 +66,31 @@ def _matmul_of_levels(g: Lowering, x: Value, matrix: RoundedMatrix, block: int) 
 
 
 def _is_integers(g: Lowering, matrix: RoundedMatrix) -> bool:
-    """Whether the weight is a matrix of int8 times one scale a row, in a layout that is stored or derived."""
+    """True if the weight can be an int8 matrix times one scale per output channel.
+
+    Such a matrix is stored, or derived by the runtime from 4-bit codes.
+    """
     if matrix.scheme == "int8":
         return matrix.has_one_step
     return matrix.scheme == "int4" and matrix.scales.shape[1] == 1 and g.derives
 
 
 def _integer_matmul(g: Lowering, x: Value, matrix: RoundedMatrix, x_scale: Value | None) -> str:
-    """Integers on both sides, summed exactly, then times both scales."""
+    """Multiply integers exactly, and then multiply by both scales."""
     codes, scale = integer_input(g, x, x_scale)
     y = g.op(
-        "MatMulIntegerToFloat", codes, _columns(g, matrix), g.constant(1.0) if x_scale is None else scale,
+        "MatMulIntegerToFloat", codes, _transposed(g, matrix), g.constant(1.0) if x_scale is None else scale,
         matrix.row_scales(g), g.constant(128, torch.uint8), matrix.row_zeros(g) if matrix.scheme == "int8" else None,
         domain=MICROSOFT,
     )  # fmt: skip
     return g.op("Mul", y, scale) if x_scale is None else y
 
 
-def _columns(g: Lowering, matrix: RoundedMatrix) -> Value:
-    """The integers [I, O] as the kernel multiplies them: int8 codes, or int4's with their zero point and multiple."""
+def _transposed(g: Lowering, matrix: RoundedMatrix) -> Value:
+    """Return the integers [I, O] of the weight.
+
+    These are int8 codes, or int4 codes minus their zero points, times their multiples.
+    """
     name = f"{matrix.codes}.columns"
     if not g.derives:
         return g.weight(name, transpose(matrix.codes.weight))

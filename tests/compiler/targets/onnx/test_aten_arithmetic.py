@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons and logic: what ONNX Runtime gives is what torch gives, dtype included."""
+"""Arithmetic, comparisons and logic in ONNX Runtime equal torch, dtype included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def make(batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Floats and integers of both signs and neither, and truth values, [B, S, 8]."""
+    """Return floats and integers of both signs and zero, and bools, [B, S, 8]."""
     generator = torch.Generator().manual_seed(10 * batch + length)
     x = torch.randn(batch, length, 8, generator=generator) * 2
     x[..., 0] = 0.0
@@ -26,31 +26,31 @@ def make(batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, i, torch.randint(0, 2, x.shape, generator=generator).bool()
 
 
-def by(i: Tensor) -> Tensor:
-    """Divisors of both signs."""
+def divisors(i: Tensor) -> Tensor:
+    """Return integers of both signs without zero."""
     return torch.where(i == 0, 3, i).flip(-1)
 
 
-def every(*functions: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def all_of(*functions: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     return lambda x, i, b: tuple(f(x) for f in functions)
 
 
 CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
-    "unary": every(
+    "unary": all_of(
         torch.abs, torch.ceil, torch.cos, torch.erf, torch.exp, torch.floor, torch.neg, torch.relu, torch.round,
         torch.sigmoid, torch.sign, torch.sin, torch.tan, torch.tanh, torch.square, F.silu, F.mish, F.softplus,
     ),
-    "unary, of positive": lambda x, i, b: (
+    "unary, positive": lambda x, i, b: (
         (x.abs() + 0.1).log(), x.abs().sqrt(), (x.abs() + 0.1).rsqrt(), (x.abs() + 0.1).reciprocal(), x.abs().log2(),
     ),
-    "unary, of integers": lambda x, i, b: (
+    "unary, integers": lambda x, i, b: (
         i.abs(), -i, i.sign(), i.square(), i.exp(), i.sigmoid(), i.abs().sqrt(), i.relu(), i.reciprocal(), i.cos(),
     ),
-    "unary, of bools": lambda x, i, b: (b.float().exp(), b.logical_not(), b.bitwise_not(), b.exp()),
-    "rounding of halves": lambda x, i, b: ((i / 2).round(), (i / 2).floor(), (i / 2).ceil()),
+    "unary, bools": lambda x, i, b: (b.float().exp(), b.logical_not(), b.bitwise_not(), b.exp()),
+    "rounding of ties": lambda x, i, b: ((i / 2).round(), (i / 2).floor(), (i / 2).ceil()),
     "gelu": lambda x, i, b: (F.gelu(x), F.gelu(x, approximate="tanh")),
     "silu": lambda x, i, b: (F.silu(x), F.elu(x), aten.elu(x, 2.0, 1.5, 0.5), F.leaky_relu(x, 0.2)),
-    "clipped": lambda x, i, b: (F.relu6(x * 4), F.hardtanh(x), F.hardtanh(x, -0.5, 2)),
+    "hardtanh": lambda x, i, b: (F.relu6(x * 4), F.hardtanh(x), F.hardtanh(x, -0.5, 2)),
     "log_sigmoid": lambda x, i, b: F.logsigmoid(x * 20),
     "softplus": lambda x, i, b: (F.softplus(x * 20), F.softplus(x, beta=2.5), F.softplus(x, beta=2, threshold=1)),
     "near zero": lambda x, i, b: (torch.expm1(x * 1e-4) * 1e4, torch.log1p(x * 1e-4) * 1e4),
@@ -62,17 +62,19 @@ CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "sub": lambda x, i, b: (x - i, 2 - i, i - 1.5, 1 - x, i - b.long()),
     "mul": lambda x, i, b: (x * i, i * i, b * b, b * x, b * 3, i * 2.5, x * 2, x * x[..., :1]),
     "with sizes": lambda x, i, b: (x * x.shape[1], i + x.shape[0], x / x.shape[1], x.shape[1] - i, i // x.shape[1]),
-    "div": lambda x, i, b: (x / 3, i / 2, i / by(i), 1 / by(i), b / 2, x / by(i)),
+    "div": lambda x, i, b: (x / 3, i / 2, i / divisors(i), 1 / divisors(i), b / 2, x / divisors(i)),
     "div, rounded": lambda x, i, b: (
-        torch.div(i, by(i), rounding_mode="floor"), torch.div(i, by(i), rounding_mode="trunc"),
-        torch.div(x, by(i), rounding_mode="floor"), torch.div(x, by(i), rounding_mode="trunc"),
+        torch.div(i, divisors(i), rounding_mode="floor"), torch.div(i, divisors(i), rounding_mode="trunc"),
+        torch.div(x, divisors(i), rounding_mode="floor"), torch.div(x, divisors(i), rounding_mode="trunc"),
         torch.div(i, 2.5, rounding_mode="trunc"), torch.div(i, -2, rounding_mode="floor"),
     ),
     "floor_divide": lambda x, i, b: (
-        i // by(i), i // -4, x // 0.7, x // by(i), i // 2.5, torch.full_like(x, 0.3) // 0.1,
+        i // divisors(i), i // -4, x // 0.7, x // divisors(i), i // 2.5, torch.full_like(x, 0.3) // 0.1,
     ),
-    "remainder": lambda x, i, b: (i % by(i), i % -4, x % 0.7, x % by(i), i % 2.5, 7 % by(i), -x % -0.3),
-    "fmod": lambda x, i, b: (torch.fmod(i, by(i)), torch.fmod(i, -4), torch.fmod(x, 0.7), torch.fmod(x, -0.7)),
+    "remainder": lambda x, i, b: (
+        i % divisors(i), i % -4, x % 0.7, x % divisors(i), i % 2.5, 7 % divisors(i), -x % -0.3,
+    ),
+    "fmod": lambda x, i, b: (torch.fmod(i, divisors(i)), torch.fmod(i, -4), torch.fmod(x, 0.7), torch.fmod(x, -0.7)),
     "pow": lambda x, i, b: (
         x**2, i**2, i**3, x.abs() ** 0.5, x.abs() ** x, 2**x, i.abs() ** 2.5, (x.abs() + 1) ** -0.5,
     ),
@@ -86,18 +88,18 @@ CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "maximum": lambda x, i, b: (
         torch.maximum(x, i), torch.minimum(i, i * 2), torch.max(x, x * 2), torch.min(b, b.flip(0)),
     ),
-    "compared": lambda x, i, b: (
+    "comparisons": lambda x, i, b: (
         x > 0.5, x >= i, i < 2, i <= 1.5, x == 0, i != 3, b == b.flip(0), b > 0, b < b.flip(-1), x < b,
     ),
-    "compared with sizes": lambda x, i, b: (i < x.shape[1], x >= x.shape[0], i == x.shape[1]),
-    "compared beside a scalar tensor": lambda x, i, b: (
+    "comparisons with sizes": lambda x, i, b: (i < x.shape[1], x >= x.shape[0], i == x.shape[1]),
+    "comparisons with scalar tensors": lambda x, i, b: (
         i > torch.full((), 1.5), x > torch.full((), 1, dtype=torch.float64),
     ),
     "logic": lambda x, i, b: (
         torch.logical_and(b, x), torch.logical_or(i, b), torch.logical_xor(b, b.flip(0)), torch.logical_not(i),
     ),
     "bits": lambda x, i, b: (b & b.flip(0), b | b.flip(0), b ^ b.flip(0), ~b, i & 6, i | i * 2, i ^ 5, ~i, b & True),
-    "odd numbers": lambda x, i, b: ((x / x).isnan(), (1 / x).isinf(), i.isnan(), torch.isinf(i)),
+    "isnan and isinf": lambda x, i, b: ((x / x).isnan(), (1 / x).isinf(), i.isnan(), torch.isinf(i)),
     "where": lambda x, i, b: (
         torch.where(b, x, -x), torch.where(b, x, i), torch.where(b, i, 2), torch.where(b, 1.5, i),
         torch.where(b, -1, 2), torch.where(x > 0, b, ~b), torch.where(b, x, float("-inf")),
@@ -115,5 +117,5 @@ CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_arithmetic_as_in_torch(name: str) -> None:
+def test_arithmetic_equals_torch(name: str) -> None:
     check(CASES[name], make, ATEN)

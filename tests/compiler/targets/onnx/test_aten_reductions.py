@@ -1,4 +1,4 @@
-"""Sums, order, normalisation and contractions: what ONNX Runtime gives is what torch gives."""
+"""Reductions, softmax, sorting and products in ONNX Runtime equal torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ aten = torch.ops.aten
 
 
 def make(batch: int, length: int) -> tuple[Tensor, Tensor]:
-    """Floats and integers of both signs, [B, S, 6]; in the rows of the integers some are equal."""
+    """Return floats and integers of both signs, [B, S, 6]; some integers are equal."""
     generator = torch.Generator().manual_seed(10 * batch + length)
     x = torch.randn(batch, length, 6, generator=generator)
     return x, torch.randint(-3, 3, x.shape, generator=generator)
 
 
-def taps(channels: int, width: int) -> Tensor:
-    """Weights of a convolution, made in the graph."""
+def kernel(channels: int, width: int) -> Tensor:
+    """Return the weights of a convolution, which the graph computes."""
     return torch.arange(channels * width, dtype=torch.float32).reshape(-1, 1, width).cos()
 
 
@@ -61,7 +61,7 @@ CASES: dict[str, Callable[[Tensor, Tensor], Any]] = {
         i @ i.transpose(1, 2),
     ),
     "matmul, batches": lambda x, i: x.unflatten(2, (2, 3)).transpose(1, 2) @ x[:, None].transpose(2, 3)[:, :, :3],
-    "added": lambda x, i: (
+    "addmm": lambda x, i: (
         torch.addmm(x[0, :, :1], x[0], x[0].t()), torch.addmm(x[0, :1, :1], x[0], x[0].t(), beta=0.5, alpha=2),
         torch.baddbmm(x[..., :1], x, x.transpose(1, 2), beta=2),
     ),
@@ -70,15 +70,15 @@ CASES: dict[str, Callable[[Tensor, Tensor], Any]] = {
         torch.einsum("...d,...d->...", x, x),
     ),
     "conv1d": lambda x, i: (
-        F.conv1d(x.transpose(1, 2), taps(6, 3), groups=6, padding=2),
-        F.conv1d(x.transpose(1, 2), taps(6, 1), x[0, 0], groups=6),
-        F.conv1d(x.transpose(1, 2), taps(12, 4), groups=6, padding=6, dilation=2, stride=2),
-        F.conv1d(x[0].t(), taps(6, 1), groups=6),
-        aten.conv1d.padding(x.transpose(1, 2), taps(6, 4), None, [1], "same", [1], 6),
+        F.conv1d(x.transpose(1, 2), kernel(6, 3), groups=6, padding=2),
+        F.conv1d(x.transpose(1, 2), kernel(6, 1), x[0, 0], groups=6),
+        F.conv1d(x.transpose(1, 2), kernel(12, 4), groups=6, padding=6, dilation=2, stride=2),
+        F.conv1d(x[0].t(), kernel(6, 1), groups=6),
+        aten.conv1d.padding(x.transpose(1, 2), kernel(6, 4), None, [1], "same", [1], 6),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_reductions_as_in_torch(name: str) -> None:
+def test_reductions_equal_torch(name: str) -> None:
     check(CASES[name], make, ATEN)

@@ -1,4 +1,4 @@
-"""Tensors made of numbers and sizes, and arithmetic on sizes as Python does it."""
+"""Tensors from numbers and sizes, and arithmetic on sizes, equal torch's."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
         x.shape[1] % 3, -x.shape[1] % 4, -x.shape[1], x.shape[1] ** 2,
     ),
     "sizes, divided": lambda x: sizes(x.shape[1] / 2 + 0.25, 2.0 * torch.sym_float(x.shape[1])),
-    "sizes, chosen": lambda x: sizes(torch.sym_min(x.shape[1], 4), torch.sym_max(x.shape[0], 2)),
-    "sizes, as sizes": lambda x: (
+    "sizes, minimum and maximum": lambda x: sizes(torch.sym_min(x.shape[1], 4), torch.sym_max(x.shape[0], 2)),
+    "sizes, used as sizes": lambda x: (
         x.repeat(1, 3, 1)[:, : x.shape[1] * 2 + 1], x.new_ones(x.shape[1] // 2 + 1, x.shape[0] * 2),
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sources_as_in_torch(name: str) -> None:
+def test_sources_equal_torch(name: str) -> None:
     check(CASES[name], make, ATEN)

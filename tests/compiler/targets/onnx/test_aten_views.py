@@ -1,4 +1,4 @@
-"""Moving, selecting and joining values: what ONNX Runtime gives is what torch gives."""
+"""Reshaping, moving, selecting and concatenating in ONNX Runtime equal torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDTH = 6
 
 
 def make(batch: int, length: int) -> tuple[Tensor, Tensor]:
-    """Floats and integers of both signs, [B, S, 6]."""
+    """Return floats and integers of both signs, [B, S, 6]."""
     generator = torch.Generator().manual_seed(10 * batch + length)
     x = torch.randn(batch, length, WIDTH, generator=generator)
     return x, torch.randint(-9, 9, x.shape, generator=generator)
@@ -77,8 +77,8 @@ CASES: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "gather": lambda x, i: (x.gather(2, i % WIDTH), x.gather(-1, i[:, :1, :2].abs() % WIDTH), i.gather(0, i * 0)),
     "index_select": lambda x, i: x.index_select(-1, i[0, 0] % WIDTH),
     "index": lambda x, i: (x[:, :, i[0, 0] % WIDTH], x[..., i[0] // 2], i[i // 9]),
-    "index, neighbours": lambda x, i: (x[:, i[0, 0] * 0, i[0, 0] % WIDTH], x[i // 9, i * 0]),
-    "index, apart": lambda x, i: (x[i[0, 0] * 0, :, i[0, 0] % WIDTH], x[:, None, :][i * 0, :, i[0, :1] * 0 - 1]),
+    "index, adjacent": lambda x, i: (x[:, i[0, 0] * 0, i[0, 0] % WIDTH], x[i // 9, i * 0]),
+    "index, not adjacent": lambda x, i: (x[i[0, 0] * 0, :, i[0, 0] % WIDTH], x[:, None, :][i * 0, :, i[0, :1] * 0 - 1]),
     "index, broadcast": lambda x, i: x.unflatten(2, (2, 3))[:, :, i[0, :, :1] % 2, i[0, 0] % 3],
     "scatter": lambda x, i: (
         x.scatter(-1, i[..., :1] % WIDTH, 1.0), x.scatter(2, i.argsort(-1), x * 2), x.scatter(2, i[..., :1] % WIDTH, x),
@@ -101,7 +101,7 @@ CASES: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_views_as_in_torch(name: str) -> None:
+def test_views_equal_torch(name: str) -> None:
     check(CASES[name], make, ATEN)
 
 
@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_spellings_without_a_lowering_are_refused_by_name(name: str) -> None:
+def test_forms_without_a_lowering_are_refused(name: str) -> None:
     function, reason = REFUSED[name]
     program = traced(function, make(2, 5))
     with pytest.raises(LlmcError, match=reason) as caught:
@@ -126,7 +126,10 @@ def test_spellings_without_a_lowering_are_refused_by_name(name: str) -> None:
 
 
 class _Parts(nn.Module):
-    """Parts of a dim, two of them by a buffer: ONNX Runtime would make one split of it all, and reads the indices."""
+    """Selects parts of a dimension, two of them by indices in buffers.
+
+    ONNX Runtime merges them into one Split, for which it must know the indices.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +141,7 @@ class _Parts(nn.Module):
         return torch.cat([x[:, :, :-2].flatten(2), x[:, :, self.other].flatten(2), x[:, :, self.last].flatten(2)], -1)
 
 
-def test_indices_that_the_model_holds_lie_in_the_graph() -> None:
+def test_indices_in_buffers_are_stored_in_the_graph() -> None:
     program = capture(_Parts())
     run = run_in_onnx(program, ATEN)
     sample = inputs(2, 7)

@@ -1,4 +1,4 @@
-"""The data file: aligned, each value once, computed no more often than needed."""
+"""The data file is aligned; each value is computed and stored once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmc.compiler.targets.onnx.external import LINE, PAGE, ExternalData
 from llmc.ir.weights import constant, record, recorded, rows, transpose
 
 
-def test_tensors_lie_behind_one_another_on_lines_and_large_ones_on_pages(tmp_path: Path) -> None:
+def test_small_tensors_are_aligned_to_lines_and_large_ones_to_pages(tmp_path: Path) -> None:
     tensors = {
         "a": torch.arange(7.0),
         "b": torch.arange(600_000).to(torch.int16),
@@ -18,37 +18,37 @@ def test_tensors_lie_behind_one_another_on_lines_and_large_ones_on_pages(tmp_pat
         "d": torch.arange(5).to(torch.int8),
     }
     with ExternalData(tmp_path / "data") as data:
-        places = {name: data.add(name, constant(tensor, name)) for name, tensor in tensors.items()}
+        locations = {name: data.add(name, constant(tensor, name)) for name, tensor in tensors.items()}
     stored = (tmp_path / "data").read_bytes()
     after = PAGE + 1_200_000
-    assert [p.offset for p in places.values()] == [0, PAGE, after, after + LINE] and after % LINE == 0
+    assert [p.offset for p in locations.values()] == [0, PAGE, after, after + LINE] and after % LINE == 0
     for name, tensor in tensors.items():
-        place = places[name]
-        assert place.file == "data"
-        assert stored[place.offset : place.offset + place.length] == tensor.numpy().tobytes()
-    assert len(stored) == places["d"].offset + places["d"].length
+        location = locations[name]
+        assert location.file == "data"
+        assert stored[location.offset : location.offset + location.length] == tensor.numpy().tobytes()
+    assert len(stored) == locations["d"].offset + locations["d"].length
 
 
-def test_rows_lie_where_the_whole_does(tmp_path: Path) -> None:
+def test_slices_of_output_channels_are_located_in_the_whole(tmp_path: Path) -> None:
     tensor = torch.arange(24.0).view(6, 4)
     whole = constant(tensor, "w")
     parts = {
         "rows": rows(whole, 2, 5),
-        "as torch says it": recorded(record(whole)[-2:]),
+        "negative start": recorded(record(whole)[-2:]),
         "columns": recorded(record(whole)[:, 1:3]),
     }
     with ExternalData(tmp_path / "data") as data:
-        places = {name: data.add(name, part) for name, part in parts.items()}
+        locations = {name: data.add(name, part) for name, part in parts.items()}
         first = data.add("w", whole)
     stored = (tmp_path / "data").read_bytes()
-    for name, want in {
+    for name, expected in {
         "rows": tensor[2:5],
-        "as torch says it": tensor[-2:],
+        "negative start": tensor[-2:],
         "columns": tensor[:, 1:3].contiguous(),
     }.items():
-        place = places[name]
-        assert stored[place.offset : place.offset + place.length] == want.numpy().tobytes(), name
-    assert places["rows"].offset == first.offset + 2 * 16
+        location = locations[name]
+        assert stored[location.offset : location.offset + location.length] == expected.numpy().tobytes(), name
+    assert locations["rows"].offset == first.offset + 2 * 16
 
 
 def test_equal_bytes_are_written_once(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_weight_is_computed_once(tmp_path: Path) -> None:
     assert seen == ["first"]
 
 
-def test_no_weights_no_file(tmp_path: Path) -> None:
+def test_without_weights_there_is_no_file(tmp_path: Path) -> None:
     with ExternalData(tmp_path / "data"):
         pass
     assert not (tmp_path / "data").exists()

@@ -1,4 +1,4 @@
-"""A graph in the making: names follow from the calls, constants are shared, outputs cost no copy."""
+"""Names follow the calls, equal constants are shared, and outputs are not copied."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_names(graph: OnnxGraph) -> None:
     assert graph.op("Tanh", x) == "Tanh_2"
 
 
-def test_equal_constants_are_one(graph: OnnxGraph) -> None:
+def test_equal_constants_are_stored_once(graph: OnnxGraph) -> None:
     one = graph.constant([1, 2])
     assert graph.constant(torch.tensor([1, 2])) == one
     others = [graph.constant([1.0, 2.0]), graph.constant([[1, 2]]), graph.constant([1, 2], torch.int32)]
@@ -40,14 +40,14 @@ def test_equal_constants_are_one(graph: OnnxGraph) -> None:
     assert (one.dtype, tuple(one.shape)) == (torch.int64, (2,))
 
 
-def test_inputs_left_out(graph: OnnxGraph) -> None:
+def test_omitted_inputs(graph: OnnxGraph) -> None:
     x = graph.input("x", torch.float32, ["n"])
     graph.op("Clip", x, None, graph.constant(1.0), None, to=None)
     assert list(graph.nodes[0].input) == ["x", "", "const"]
     assert not graph.nodes[0].attribute
 
 
-def test_what_makes_an_output_has_its_name(graph: OnnxGraph) -> None:
+def test_values_are_renamed_to_their_outputs(graph: OnnxGraph) -> None:
     x = graph.input("x", torch.float32, ["n"])
     y = graph.op("Relu", x)
     z = graph.op("Neg", y)
@@ -55,7 +55,7 @@ def test_what_makes_an_output_has_its_name(graph: OnnxGraph) -> None:
         graph.output(value, name, torch.float32, ["n"])
     model = graph.model()
     onnx.checker.check_model(model, full_check=True)
-    # One that goes out twice, and an input that goes out, need a node for the second name.
+    # A value that is an output twice, and an input that is an output, need an Identity for the second name.
     assert [(n.op_type, *n.output) for n in model.graph.node] == [
         ("Relu", "first"), ("Neg", "second"), ("Identity", "again"), ("Identity", "x_again"),
     ]  # fmt: skip
@@ -80,6 +80,6 @@ def test_dtypes(graph: OnnxGraph) -> None:
     assert caught.value.code == "ONNX_DTYPE"
 
 
-def test_a_value_is_its_name() -> None:
+def test_a_value_equals_its_name() -> None:
     value = Value("x", torch.int32, [2, 3], "s0")
     assert (value, value.dtype, value.shape, value.symbol) == ("x", torch.int32, (2, 3), "s0")

@@ -1,4 +1,4 @@
-"""Experts in plain ONNX are the op's own meaning, however many tokens visit them."""
+"""Experts in plain ONNX equal the op's meaning, for any number of tokens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from llmc.compiler.targets.onnx.aten import ATEN
 from llmc.compiler.targets.onnx.moe import MOE
 from llmc.kernels.ops import moe
 
-EXPERTS, HIDDEN, INNER, VISITS = 5, 8, 6, 2
+EXPERTS, HIDDEN, INNER, SELECTED = 5, 8, 6, 2
 
 
 class Block(nn.Module):
-    """Ids from -1 to E, some twice in a row, from the tokens alone."""
+    """Experts whose ids depend on the tokens, range from -1 to E and may repeat."""
 
-    def __init__(self, biases: bool = True, **given: Any) -> None:
+    def __init__(self, biases: bool = True, **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.given = given
-        width = INNER * (2 if given.get("gated", True) else 1)
+        self.options = options
+        width = INNER * (2 if options.get("gated", True) else 1)
         self.w_in = nn.Parameter(torch.randn(EXPERTS, width, HIDDEN))
         self.w_out = nn.Parameter(torch.randn(EXPERTS, HIDDEN, INNER))
         self.b_in = nn.Parameter(torch.randn(EXPERTS, width)) if biases else None
@@ -33,9 +33,9 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = (tokens[..., None] * (1.7 + torch.arange(HIDDEN))).sin().flatten(0, 1)
-        ids = ((tokens.flatten()[:, None] * torch.arange(1, 2 * VISITS, 2)) % (EXPERTS + 2)) - 1
+        ids = ((tokens.flatten()[:, None] * torch.arange(1, 2 * SELECTED, 2)) % (EXPERTS + 2)) - 1
         weights = (ids * 0.3).cos()
-        y = moe(x, ids, weights, self.w_in, self.w_out, self.b_in, self.b_out, **self.given)
+        y = moe(x, ids, weights, self.w_in, self.w_out, self.b_in, self.b_out, **self.options)
         return y.reshape(*tokens.shape, HIDDEN)
 
 
@@ -44,16 +44,16 @@ FORMS: dict[str, dict[str, Any]] = {
     "gated, without biases": {"act": "gelu_tanh", "biases": False},
     "not gated": {"act": "relu2", "gated": False},
     "not gated, without biases": {"act": "gelu", "gated": False, "biases": False},
-    "cut off and moved": {"act": "silu", "alpha": 1.702, "limit": 0.9, "offset": 1.0},
-    "steep, not gated": {"act": "silu", "gated": False, "alpha": 2.5},
+    "limit and offset": {"act": "silu", "alpha": 1.702, "limit": 0.9, "offset": 1.0},
+    "alpha, not gated": {"act": "silu", "gated": False, "alpha": 2.5},
     "sigmoid": {"act": "sigmoid", "limit": 0.5},
 }
-# One token; some, which leave experts out; many, which leave none out.
+# One token; some tokens, which do not select all experts; many tokens, which do.
 SIZES = ((1, 1), (1, 3), (4, 16))
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_experts_as_the_op_means_them(name: str) -> None:
+def test_experts_equal_the_meaning_of_the_op(name: str) -> None:
     program = capture(Block(**FORMS[name]))
     run = run_in_onnx(program, {**ATEN, **MOE})
     for size in SIZES:
@@ -61,11 +61,11 @@ def test_experts_as_the_op_means_them(name: str) -> None:
         torch.testing.assert_close(run(*sample)[0], program(*sample), rtol=1e-5, atol=1e-5)
 
 
-def test_where_no_expert_is_named_nothing_is_added() -> None:
+def test_the_output_is_zero_if_no_expert_is_selected() -> None:
     run = run_in_onnx(capture(Block(act="silu")), {**ATEN, **MOE})
     for length in (1, 20):
-        nobody = torch.zeros(1, length, dtype=torch.int64)  # all its multiples are 0, and ids are one less
-        assert torch.equal(run(nobody, nobody)[0], torch.zeros(1, length, HIDDEN))
+        tokens = torch.zeros(1, length, dtype=torch.int64)  # token 0 selects the ids -1
+        assert torch.equal(run(tokens, tokens)[0], torch.zeros(1, length, HIDDEN))
 
 
 def test_each_weight_is_stored_once(tmp_path: Path) -> None:

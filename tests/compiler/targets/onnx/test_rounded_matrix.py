@@ -1,4 +1,4 @@
-"""The layouts of rounded weights: whatever the codes and shapes, every number is where its kernel looks for it."""
+"""The layouts of quantized weights match the kernels, for any codes and shapes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Written:
     def read(self, name: str) -> np.ndarray:
         assert self.data._file is not None
         self.data._file.flush()
-        at = {e.key: e.value for e in self.graph.initializers[name].external_data}
-        return np.fromfile(self.file, np.uint8, int(at["length"]), offset=int(at["offset"]))
+        location = {e.key: e.value for e in self.graph.initializers[name].external_data}
+        return np.fromfile(self.file, np.uint8, int(location["length"]), offset=int(location["offset"]))
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Iterator[Written]:
-    found = Written(tmp_path)
-    with found.data:
-        yield found
+    written = Written(tmp_path)
+    with written.data:
+        yield written
 
 
 def matrix(codes: Weight, zeros: Weight | None, scheme: str, group: int) -> RoundedMatrix:
@@ -52,14 +52,14 @@ def matrix(codes: Weight, zeros: Weight | None, scheme: str, group: int) -> Roun
 
 
 def shapes() -> Iterator[tuple[int, int, int]]:
-    """Rows, groups of a row, inputs of a group."""
+    """Yield random numbers of output channels, groups and inputs per group."""
     random = np.random.default_rng(0)
     for _ in range(12):
         yield int(random.integers(1, 9)), int(random.integers(1, 9)), 16 * int(random.integers(1, 5))
 
 
 def any_codes(*shape: int) -> Tensor:
-    """Codes of 4 bits; all of them, if there is room."""
+    """Return random 4-bit codes; all codes occur if there are at least 16."""
     return (torch.randperm(torch.Size(shape).numel()) % 16).to(torch.uint8).view(shape)
 
 
@@ -68,37 +68,39 @@ def nibbles(data: np.ndarray) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", shapes())
-def test_codes_of_four_bits(written: Written, shape: tuple[int, int, int]) -> None:
-    count, groups, group = shape
-    codes = any_codes(count, groups * group)
-    found = matrix(constant(pack_nibbles(codes), "codes"), None, "int4", group)
-    assert (found.rows, found.columns) == codes.shape
-    value = found.unsigned(written.graph, (count, groups, group // 2))  # type: ignore[arg-type]
+def test_4_bit_codes(written: Written, shape: tuple[int, int, int]) -> None:
+    channels, groups, group = shape
+    codes = any_codes(channels, groups * group)
+    weight = matrix(constant(pack_nibbles(codes), "codes"), None, "int4", group)
+    assert (weight.rows, weight.columns) == codes.shape
+    value = weight.unsigned(written.graph, (channels, groups, group // 2))  # type: ignore[arg-type]
     assert torch.equal(nibbles(written.read(value)), codes.flatten())
-    high = written.read(found.high_nibble_first(written.graph))  # type: ignore[arg-type]
+    high = written.read(weight.high_nibble_first(written.graph))  # type: ignore[arg-type]
     assert torch.equal(torch.from_numpy(np.stack((high >> 4, high & 15), -1)).flatten(), codes.flatten())
 
 
-def test_codes_of_eight_bits(written: Written) -> None:
+def test_8_bit_codes(written: Written) -> None:
     codes = torch.arange(-128, 128, dtype=torch.int8).view(4, 64)
-    found = matrix(constant(codes, "codes"), None, "int8", 64)
-    value = found.unsigned(written.graph, (4, 64))  # type: ignore[arg-type]
+    weight = matrix(constant(codes, "codes"), None, "int8", 64)
+    value = weight.unsigned(written.graph, (4, 64))  # type: ignore[arg-type]
     assert written.read(value).tolist() == list(range(256))
 
 
 @pytest.mark.parametrize("shape", shapes())
 @pytest.mark.parametrize("scheme", ["int4", "int8"])
 def test_zero_points_of_blocks(written: Written, shape: tuple[int, int, int], scheme: str) -> None:
-    """A kernel may read smaller blocks than the groups; each row begins with a byte of its own."""
-    count, groups, group = shape
+    """Blocks may be smaller than groups; output channels are padded to bytes."""
+    channels, groups, group = shape
     zeros = (
-        any_codes(count, groups) if scheme == "int4" else torch.randint(-128, 128, (count, groups), dtype=torch.int8)
+        any_codes(channels, groups)
+        if scheme == "int4"
+        else torch.randint(-128, 128, (channels, groups), dtype=torch.int8)
     )
-    codes = torch.zeros(count, groups * group, dtype=zeros.dtype)
-    found = matrix(constant(pack_nibbles(codes) if scheme == "int4" else codes, "codes"),
-                   constant(zeros, "zeros"), scheme, group)  # fmt: skip
-    value = found.unsigned_zeros(written.graph, 16)  # type: ignore[arg-type]
-    stored = torch.from_numpy(written.read(str(value))).view(count, -1)
+    codes = torch.zeros(channels, groups * group, dtype=zeros.dtype)
+    weight = matrix(constant(pack_nibbles(codes) if scheme == "int4" else codes, "codes"),
+                    constant(zeros, "zeros"), scheme, group)  # fmt: skip
+    value = weight.unsigned_zeros(written.graph, 16)  # type: ignore[arg-type]
+    stored = torch.from_numpy(written.read(str(value))).view(channels, -1)
     got = unpack_nibbles(stored)[:, : groups * group // 16] if scheme == "int4" else stored.int() - 128
     assert torch.equal(got.int(), zeros.repeat_interleave(group // 16, 1).int())
     if scheme == "int4" and groups * group // 16 % 2:
@@ -106,52 +108,47 @@ def test_zero_points_of_blocks(written: Written, shape: tuple[int, int, int], sc
 
 
 @pytest.mark.parametrize("shape", shapes())
-@pytest.mark.parametrize("given", [True, False])
-def test_zero_points_as_elements(written: Written, shape: tuple[int, int, int], given: bool) -> None:
-    """In the standard they lie one behind the other, in rows of an odd number too; without them they are 8."""
-    count, groups, group = shape
-    zeros = any_codes(count, groups)
-    codes = constant(torch.zeros(count, groups * group // 2, dtype=torch.uint8), "codes")
-    found = matrix(codes, constant(zeros, "zeros") if given else None, "int4", group)
-    value = found.element_zeros(written.graph, (count, groups))  # type: ignore[arg-type]
-    got = nibbles(written.read(str(value)))[: count * groups]
-    assert torch.equal(got, zeros.flatten() if given else torch.full_like(got, 8))
+@pytest.mark.parametrize("has_zeros", [True, False])
+def test_zero_points_as_elements(written: Written, shape: tuple[int, int, int], has_zeros: bool) -> None:
+    """In standard ONNX, output channels are not padded to bytes; the default is 8."""
+    channels, groups, group = shape
+    zeros = any_codes(channels, groups)
+    codes = constant(torch.zeros(channels, groups * group // 2, dtype=torch.uint8), "codes")
+    weight = matrix(codes, constant(zeros, "zeros") if has_zeros else None, "int4", group)
+    value = weight.element_zeros(written.graph, (channels, groups))  # type: ignore[arg-type]
+    got = nibbles(written.read(str(value)))[: channels * groups]
+    assert torch.equal(got, zeros.flatten() if has_zeros else torch.full_like(got, 8))
 
 
 @pytest.mark.parametrize(
     ("scheme", "layout"), [("int8", "unsigned"), ("int4", "unsigned"), ("nf4", "high_nibble_first")]
 )
-def test_rows_of_a_weight_lie_in_the_whole(written: Written, scheme: str, layout: str) -> None:
-    """The parts of merged layers are written with the whole."""
+def test_slices_of_output_channels_are_located_in_the_whole(written: Written, scheme: str, layout: str) -> None:
+    """Slices of merged layers need no storage of their own."""
     codes = torch.randint(0, 100, (6, 32), dtype=torch.int8 if scheme == "int8" else torch.uint8)
     zeros = torch.randint(0, 16, (6, 1), dtype=codes.dtype)
-    whole, points = constant(codes, "codes"), constant(zeros, "zeros")
+    whole, whole_zeros = constant(codes, "codes"), constant(zeros, "zeros")
 
     def layouts(codes: Weight, zeros: Weight, graph: OnnxGraph) -> list[str]:
-        found = matrix(codes, zeros, scheme, 32 if scheme == "int8" else 64)
-        more = ((found.rows, 32),) if layout == "unsigned" else ()
-        made = [getattr(found, layout)(graph, *more)]
-        return made if scheme == "nf4" else [*made, found.unsigned_zeros(graph, 16)]  # type: ignore[arg-type, list-item]
+        weight = matrix(codes, zeros, scheme, 32 if scheme == "int8" else 64)
+        shape = ((weight.rows, 32),) if layout == "unsigned" else ()
+        names = [getattr(weight, layout)(graph, *shape)]
+        return names if scheme == "nf4" else [*names, weight.unsigned_zeros(graph, 16)]  # type: ignore[arg-type, list-item]
 
-    full = [written.read(name) for name in layouts(whole, points, written.graph)]
+    expected = [written.read(name).reshape(6, -1)[2:5].ravel() for name in layouts(whole, whole_zeros, written.graph)]
     size = written.file.stat().st_size
     written.graph = OnnxGraph(written.data)
-    for name, all_rows in zip(layouts(rows(whole, 2, 5), rows(points, 2, 5), written.graph), full, strict=True):
-        assert np.array_equal(written.read(name), all_rows.reshape(6, -1)[2:5].ravel())
+    names = layouts(rows(whole, 2, 5), rows(whole_zeros, 2, 5), written.graph)
+    for name, stored in zip(names, expected, strict=True):
+        assert np.array_equal(written.read(name), stored)
     assert written.file.stat().st_size == size
 
 
-def test_codes_times_spacing_in_blocks() -> None:
-    """Which blocks kernels read: the groups as they are, or what divides them."""
-    byte = constant(torch.zeros(2, 768, dtype=torch.int8), "codes")
+def test_the_block_of_kernels() -> None:
+    """It is the group size, or a supported size that divides it."""
+    codes = constant(torch.zeros(2, 768, dtype=torch.int8), "codes")
     zeros = constant(torch.zeros(2, 1, dtype=torch.int8), "zeros")
-    assert [matrix(byte, zeros, "int8", 768).block, matrix(byte, None, "int8", 768).block] == [128, 128]
-    many = constant(torch.zeros(2, 3, dtype=torch.int8), "zeros")
-    assert [matrix(byte, many, "int8", group).block for group in (256, 128, 96, 48, 16, 24)] == [
-        256,
-        128,
-        32,
-        16,
-        16,
-        None,
-    ]
+    assert [matrix(codes, zeros, "int8", 768).block, matrix(codes, None, "int8", 768).block] == [128, 128]
+    group_zeros = constant(torch.zeros(2, 3, dtype=torch.int8), "zeros")
+    for group, block in ((256, 256), (128, 128), (96, 32), (48, 16), (16, 16), (24, None)):
+        assert matrix(codes, group_zeros, "int8", group).block == block

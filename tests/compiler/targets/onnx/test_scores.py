@@ -1,4 +1,7 @@
-"""Attention over a cache in plain ONNX is the op's own meaning, call after call, past and present in one memory."""
+"""Attention over a cache in plain ONNX equals the op's meaning in several calls.
+
+Past and present caches share their memory.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ WINDOW = 6
 
 
 def attending(**options: Any) -> Attend:
-    """Attention with these options in the first layer and without a window in the second."""
+    """Return two layers: one with these options, one without window and chunk."""
 
-    def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-        given = {n: getattr(m, v) if isinstance(v, str) else v for n, v in options.items()}
-        if place:
-            given = {n: v for n, v in given.items() if n not in ("window", "chunk")}
-        return join(attention(*qkv(m, place, x), SCALE, **given))
+    def attend(m: Attending, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+        arguments = {n: getattr(m, v) if isinstance(v, str) else v for n, v in options.items()}
+        if layer:
+            arguments = {n: v for n, v in arguments.items() if n not in ("window", "chunk")}
+        return join(attention(*qkv(m, layer, x), SCALE, **arguments))
 
     return attend
 
@@ -40,20 +43,20 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-# Only what looks back so far and no farther can keep a ring.
+# Ring caches require a window or a chunk.
 RINGS = [name for name, form in FORMS.items() if {"window", "chunk"} & form.keys()]
 
 
 @pytest.mark.parametrize(("name", "ring"), [*((name, False) for name in FORMS), *((name, True) for name in RINGS)])
-def test_attention_as_the_op_means_it(tmp_path: Path, name: str, ring: bool) -> None:
+def test_attention_equals_the_meaning_of_the_op(tmp_path: Path, name: str, ring: bool) -> None:
     program = cached(attending(**FORMS[name]), ring, VALUE_DIM)
     assert [cache.ring for cache in program.caches] == [ring, False]
     assert [cache.key_dim == cache.value_dim for cache in program.caches] == [False, False]
     check_steps(program, tmp_path, ops="standard")
 
 
-def test_what_a_slot_held_before_is_not_seen(tmp_path: Path) -> None:
-    """A new sequence in a used slot gives what it gives in a fresh one, in a ring as well."""
+def test_earlier_contents_of_a_slot_are_not_seen(tmp_path: Path) -> None:
+    """A sequence has the same logits in a used slot as in a new one, rings included."""
     engine = engine_of(cached(attending(window=WINDOW)), tmp_path, ops="standard")
     tokens = np.arange(1, 18)[None] % engine.vocab_size
     start = np.zeros(1, np.int64)
@@ -62,18 +65,18 @@ def test_what_a_slot_held_before_is_not_seen(tmp_path: Path) -> None:
     assert np.array_equal(engine.forward(tokens[:, :3], start), fresh)
 
 
-def test_masks_are_made_once_for_all_layers(tmp_path: Path) -> None:
-    def windowed(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-        return join(attention(*qkv(m, place, x), SCALE, window=WINDOW))
+def test_masks_are_computed_once_for_all_layers(tmp_path: Path) -> None:
+    def windowed(m: Attending, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+        return join(attention(*qkv(m, layer, x), SCALE, window=WINDOW))
 
     program = cached(windowed)
     assert len(program.caches) == 2
     engine = engine_of(program, tmp_path, ops="standard")
     assert engine.manifest.caches[0].length == WINDOW
-    made = [n.op_type for n in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node]
-    assert (made.count("Attention"), made.count("LessOrEqual"), made.count("Range")) == (2, 1, 1)
+    kinds = [n.op_type for n in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node]
+    assert (kinds.count("Attention"), kinds.count("LessOrEqual"), kinds.count("Range")) == (2, 1, 1)
 
 
-def test_logits_stay_finite_in_a_cache_that_nobody_filled(tmp_path: Path) -> None:
+def test_logits_are_finite_with_an_empty_cache(tmp_path: Path) -> None:
     engine = engine_of(cached(attending(sinks="sinks", slopes="slopes")), tmp_path, ops="standard")
     assert np.isfinite(engine.forward(np.array([[1]]), np.array([0]))).all()

@@ -1,4 +1,4 @@
-"""Each op of the dialect in ONNX Runtime's own is the op's own meaning."""
+"""Each op of the dialect in ONNX Runtime's contrib ops equals the op's meaning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH, VOCAB, HEADS, KV_HEADS = 32, 31, 4, 2
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_the_norm_of_a_sum(weighted: bool, tmp_path: Path) -> None:
+def test_add_rms_norm(weighted: bool, tmp_path: Path) -> None:
     def norm(m: Any, x: Tensor, positions: Tensor) -> Tensor:
         return torch.cat(add_rms_norm(x, x.sin(), m.gain if weighted else None, 0.1), -1)
 
@@ -35,7 +35,7 @@ def test_the_norm_of_a_sum(weighted: bool, tmp_path: Path) -> None:
     assert "SkipSimplifiedLayerNormalization" in {node.op_type for node in model.graph.node}
 
 
-def test_a_linear_reads_the_weight_as_it_is(tmp_path: Path) -> None:
+def test_the_weight_of_a_linear_is_not_transposed(tmp_path: Path) -> None:
     def tied(m: Any, x: Tensor, positions: Tensor) -> Tensor:
         return linear(embedding(positions, m.w), m.w) + linear(x, m.w, m.b)
 
@@ -45,7 +45,7 @@ def test_a_linear_reads_the_weight_as_it_is(tmp_path: Path) -> None:
 
 
 class Layer(nn.Module):
-    """One attention; packed rows come from one linear."""
+    """A layer of attention; if packed, one linear layer computes q, k and v."""
 
     def __init__(self, dim: int, *, packed: bool = True, rotary: int = 0, interleaved: bool = False, **options: Any):
         super().__init__()
@@ -63,14 +63,14 @@ class Layer(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x = embedding(tokens, self.embed.weight)
         if self.packed:
-            rows = linear(x, self.qkv.weight, self.qkv.bias).split(self.sizes, -1)
+            projections = linear(x, self.qkv.weight, self.qkv.bias).split(self.sizes, -1)
         else:
-            rows = [linear(x, part.weight, part.bias) for part in self.parts]
-        q, k, v = (each.unflatten(-1, (-1, self.dim)).transpose(1, 2) for each in rows)
+            projections = [linear(x, part.weight, part.bias) for part in self.parts]
+        q, k, v = (each.unflatten(-1, (-1, self.dim)).transpose(1, 2) for each in projections)
         if self.rotary:
             q, k = (rope(each, positions, self.cos, self.sin, self.interleaved) for each in (q, k))
-        given = self.options | ({"sinks": self.sinks} if "sinks" in self.options else {})
-        out = attention(q, k, v, self.dim**-0.5 * 1.3, **given)
+        options = self.options | ({"sinks": self.sinks} if "sinks" in self.options else {})
+        out = attention(q, k, v, self.dim**-0.5 * 1.3, **options)
         return linear(out.transpose(1, 2).flatten(2), self.head.weight, self.head.bias)
 
 
@@ -86,19 +86,19 @@ FORMS: dict[str, dict[str, Any]] = {
     "not packed": {"dim": 16, "packed": False},
     "rotated": {"dim": 16, "rotary": 16},
     "rotated, not packed": {"dim": 16, "rotary": 16, "packed": False},
-    "rotated by pairs": {"dim": 16, "rotary": 16, "interleaved": True},
+    "interleaved": {"dim": 16, "rotary": 16, "interleaved": True},
     "partly rotated": {"dim": 32, "rotary": 16},
-    "partly rotated by pairs, not packed": {"dim": 32, "rotary": 16, "interleaved": True, "packed": False},
+    "partly rotated, interleaved, not packed": {"dim": 32, "rotary": 16, "interleaved": True, "packed": False},
     "a window": {"dim": 16, "rotary": 16, "window": 6},
     "a cap": {"dim": 16, "softcap": 0.5},
     "sinks": {"dim": 16, "sinks": True},
     "a window, a cap and sinks": {"dim": 16, "rotary": 16, "window": 6, "softcap": 0.5, "sinks": True},
-    "a width of 8": {"dim": 8},
+    "a head size of 8": {"dim": 8},
 }
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_fused_attention_as_the_op_means_it(tmp_path: Path, name: str) -> None:
+def test_fused_attention_equals_the_meaning_of_the_op(tmp_path: Path, name: str) -> None:
     check_steps(fused(**FORMS[name]), tmp_path, ops="contrib")
     ops = [n.op_type for n in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node]
     assert (ops.count("GroupQueryAttention"), ops.count("RotaryEmbedding"), ops.count("Split")) == (1, 0, 0)

@@ -1,4 +1,4 @@
-"""onnxruntime-genai's config: what it says of the graph, and for which models there is none."""
+"""onnxruntime-genai's config describes the graph; unsupported models have none."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from llmc.kernels.ops import attention
 CONFIG = {"num_attention_heads": HEADS, "hidden_size": 12, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
-    return join(attention(*qkv(m, place, x), SCALE, window=5))
+def attend(m: Attending, layer: int, x: Tensor, positions: Tensor) -> Tensor:
+    return join(attention(*qkv(m, layer, x), SCALE, window=5))
 
 
 def write(folder: Path, config: dict[str, Any] = CONFIG, generation: dict[str, Any] | None = None) -> Path:
@@ -27,7 +27,7 @@ def write(folder: Path, config: dict[str, Any] = CONFIG, generation: dict[str, A
     return folder
 
 
-def test_what_it_says(tmp_path: Path) -> None:
+def test_the_config_describes_the_graph(tmp_path: Path) -> None:
     config = genai_config(cached(attend, ring=False), write(tmp_path))
     assert config is not None
     model, decoder = config["model"], config["model"]["decoder"]
@@ -48,17 +48,17 @@ def test_what_it_says(tmp_path: Path) -> None:
         ({"bos_token_id": None}, (2, 2, 2)),
     ],
 )
-def test_tokens(tmp_path: Path, generation: dict[str, Any], ids: tuple[Any, ...]) -> None:
+def test_special_tokens(tmp_path: Path, generation: dict[str, Any], ids: tuple[Any, ...]) -> None:
     config = genai_config(cached(attend, ring=False), write(tmp_path, generation=generation))
     assert config is not None
     assert tuple(config["model"][f"{name}_token_id"] for name in ("bos", "eos", "pad")) == ids
 
 
 @pytest.mark.parametrize(("ring", "value_dim"), [(True, DIM), (False, VALUE_DIM)])
-def test_models_that_it_cannot_drive(tmp_path: Path, ring: bool, value_dim: int) -> None:
+def test_rings_and_unequal_dimensions_have_no_config(tmp_path: Path, ring: bool, value_dim: int) -> None:
     assert genai_config(cached(attend, ring, value_dim), write(tmp_path)) is None
 
 
 @pytest.mark.parametrize("codes", ["int8", "fp8"])
-def test_it_knows_no_scales_of_caches(tmp_path: Path, codes: str) -> None:
+def test_quantized_caches_have_no_config(tmp_path: Path, codes: str) -> None:
     assert genai_config(cached(attend, ring=False, codes=codes), write(tmp_path)) is None

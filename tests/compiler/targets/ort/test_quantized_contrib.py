@@ -1,4 +1,4 @@
-"""Which of ONNX Runtime's kernels serves which rounding, and what that costs: no number is stored twice."""
+"""The kernels of ONNX Runtime for each scheme; no value is stored twice."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ TABLES = {"standard": STANDARD, "contrib": CONTRIB}
 
 
 def kernels(model: onnx.ModelProto) -> list[tuple[str, int | None]]:
-    """The nodes that read codes, and in which blocks."""
-    found = []
+    """Return the types and block sizes of the nodes that read codes."""
+    result = []
     for node in model.graph.node:
         blocks = [a.i for a in node.attribute if a.name == "block_size"]
         if node.domain or blocks or node.op_type == "DequantizeLinear":
-            found.append((node.op_type, *(blocks or [None])))
-    return found
+            result.append((node.op_type, *(blocks or [None])))
+    return result
 
 
-SERVED: list[tuple[str, int, int, str, tuple[str, int | None]]] = [
+KERNELS: list[tuple[str, int, int, str, tuple[str, int | None]]] = [
     ("int8", 64, 256, "none", ("MatMulNBits", 64)),
     ("int8", 256, 512, "none", ("MatMulNBits", 256)),
-    ("int8", 256, 256, "none", ("MatMulNBits", 128)),  # one scale a row: the fastest block
+    ("int8", 256, 256, "none", ("MatMulNBits", 128)),  # one scale per output channel: the fastest block
     ("int8", 48, 96, "none", ("MatMulNBits", 16)),
     ("int8 with zeros", 32, 96, "none", ("MatMulNBits", 32)),
     ("int8", 24, 96, "none", ("DequantizeLinear", 24)),
@@ -46,12 +46,12 @@ SERVED: list[tuple[str, int, int, str, tuple[str, int | None]]] = [
     ("fp8", 96, 96, "none", ("DequantizeLinear", None)),
     ("fp8", 128, 256, "none", ("DequantizeLinear", 128)),
     ("int8", 96, 96, "int8", ("MatMulIntegerToFloat", None)),
-    ("int8", 32, 96, "int8", ("DequantizeLinear", 32)),  # no matrix of integers times one scale a row
+    ("int8", 32, 96, "int8", ("DequantizeLinear", 32)),  # not an int8 matrix times one scale per output channel
     ("fp8", 96, 96, "fp8", ("DequantizeLinear", None)),
 ]
 
 
-@pytest.mark.parametrize(("kind", "group", "width", "activation", "kernel"), SERVED)
+@pytest.mark.parametrize(("kind", "group", "width", "activation", "kernel"), KERNELS)
 def test_the_kernel_of_a_linear(
     tmp_path: Path, kind: str, group: int, width: int, activation: str, kernel: tuple[str, int | None]
 ) -> None:
@@ -61,23 +61,23 @@ def test_the_kernel_of_a_linear(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_kernel_of_a_table(tmp_path: Path, bits: int) -> None:
+def test_the_kernel_of_an_embedding(tmp_path: Path, bits: int) -> None:
     for group, kernel in ((32, ("GatherBlockQuantized", 32)), (24, None)):
         parts = rounded(f"int{bits}", group, 96)
         model = lowered(calling(lookup(f"int{bits}", group, parts), 96, **parts), CONTRIB, tmp_path)
         assert kernels(model) == ([kernel] if kernel else [])
 
 
-def places(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Where the weights of a model lie, and their length."""
+def locations(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Return the offset and length of each weight in the data file."""
     external = {t.name: {e.key: int(e.value) for e in t.external_data if e.key != "location"}
                 for t in model.graph.initializer if t.external_data}  # fmt: skip
-    return {name: (at["offset"], at["length"]) for name, at in external.items()}
+    return {name: (entry["offset"], entry["length"]) for name, entry in external.items()}
 
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("kind", ["int8", "int8 with zeros", "int4", "int4 with zeros"])
-def test_head_and_embedding_read_one_matrix(kind: str, table: str, tmp_path: Path) -> None:
+def test_a_tied_lm_head_and_embedding_share_their_codes(kind: str, table: str, tmp_path: Path) -> None:
     parts = rounded(kind, 32, 96)
 
     def tied(m: Any, x: Tensor, positions: Tensor) -> Tensor:
@@ -85,24 +85,24 @@ def test_head_and_embedding_read_one_matrix(kind: str, table: str, tmp_path: Pat
 
     model = lowered(calling(tied, 96, **parts), TABLES[table], tmp_path)
     nbytes = parts["codes"].numel()
-    assert len({at for at, length in places(model).values() if length == nbytes}) == 1
+    assert len({offset for offset, length in locations(model).values() if length == nbytes}) == 1
     names = [node.op_type for node in model.graph.node]
-    assert names.count("Mul") <= 1 + 1 * (table == "standard"), "the scales of the groups are computed once"
+    assert names.count("Mul") <= 1 + 1 * (table == "standard"), "the scales of the groups are computed more than once"
 
 
-# Bytes beside the codes for each row in groups of 32 out of 96: scales or multiples, and zero points.
-BESIDE = {"int8": 12, "int8 with zeros": 15, "int4": 4 + 3, "int4 with zeros": 4 + 3 + 2, "nf4": 12}
+# Bytes per output channel besides the codes, for 3 groups of 32: scales or multiples, and zero points.
+EXTRA_BYTES = {"int8": 12, "int8 with zeros": 15, "int4": 4 + 3, "int4 with zeros": 4 + 3 + 2, "nf4": 12}
 
 
-@pytest.mark.parametrize("kind", BESIDE)
-def test_what_is_stored(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", EXTRA_BYTES)
+def test_the_stored_bytes(kind: str, tmp_path: Path) -> None:
     parts = rounded(kind, 32, 96)
     model = lowered(calling(product(kind, 32, parts=parts), 96, **parts), CONTRIB, tmp_path)
-    stored = {place for name, place in places(model).items() if name.rpartition("rows")[1] == ""}
-    assert sum(length for _, length in stored) == parts["codes"].numel() + OUTPUTS * BESIDE[kind]
+    stored = {location for name, location in locations(model).items() if name.rpartition("rows")[1] == ""}
+    assert sum(length for _, length in stored) == parts["codes"].numel() + OUTPUTS * EXTRA_BYTES[kind]
 
 
-def test_one_scale_a_row_is_stored_once_however_it_is_read(tmp_path: Path) -> None:
+def test_scales_per_output_channel_are_stored_once_for_all_kernels(tmp_path: Path) -> None:
     parts = rounded("int8", 96, 96)
 
     def both(m: Any, x: Tensor, positions: Tensor) -> Tensor:
@@ -111,11 +111,11 @@ def test_one_scale_a_row_is_stored_once_however_it_is_read(tmp_path: Path) -> No
         )
 
     model = lowered(calling(both, 96, **parts), CONTRIB, tmp_path)
-    assert len({at for at, length in places(model).values() if length == 4 * OUTPUTS}) == 1
+    assert len({offset for offset, length in locations(model).values() if length == 4 * OUTPUTS}) == 1
 
 
-def opened(folder: Path) -> onnx.ModelProto:
-    """What ONNX Runtime makes of the model in a folder before it runs it."""
+def optimized(folder: Path) -> onnx.ModelProto:
+    """Return the model in a folder after ONNX Runtime's graph optimizations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(folder / "optimized.onnx")
@@ -127,10 +127,10 @@ def opened(folder: Path) -> onnx.ModelProto:
 @pytest.mark.parametrize("kind", ["int8", "int8 with zeros", "int4", "int4 with zeros", "nf4"])
 @pytest.mark.parametrize("group", [32, 96])
 def test_scales_are_computed_when_a_graph_is_opened(kind: str, group: int, tmp_path: Path) -> None:
-    """Kernels pack their weight with its scales in advance, where those are constant by then."""
+    """Kernels pack weights with their scales in advance if those are constants."""
     parts = rounded(kind, group, 96)
     lowered(calling(product(kind, group, parts=parts), 96, **parts), CONTRIB, tmp_path)
-    model = opened(tmp_path)
+    model = optimized(tmp_path)
     (kernel,) = [node for node in model.graph.node if node.op_type in ("MatMulNBits", "MatMulBnb4")]
     constants = {tensor.name for tensor in model.graph.initializer}
     assert {name for name in kernel.input[1:] if name} <= constants
@@ -138,17 +138,17 @@ def test_scales_are_computed_when_a_graph_is_opened(kind: str, group: int, tmp_p
 
 @pytest.mark.parametrize("kind", ["fp8", "fp8_e5m2"])
 @pytest.mark.parametrize("group", [256, 128])
-def test_floats_of_eight_bits_stay_so_in_memory(kind: str, group: int, tmp_path: Path) -> None:
+def test_float8_codes_are_not_expanded_in_memory(kind: str, group: int, tmp_path: Path) -> None:
     parts = rounded(kind, group, 256)
     lowered(calling(product(kind, group, parts=parts), 256, **parts), CONTRIB, tmp_path)
-    large = [t.data_type for t in opened(tmp_path).graph.initializer if list(t.dims) == [OUTPUTS, 256]
+    large = [t.data_type for t in optimized(tmp_path).graph.initializer if list(t.dims) == [OUTPUTS, 256]
              or list(t.dims) == [256, OUTPUTS]]  # fmt: skip
     assert large == [onnx.TensorProto.FLOAT8E4M3FN if kind == "fp8" else onnx.TensorProto.FLOAT8E5M2]
 
 
 @pytest.mark.parametrize("activation", ["int8", "fp8"])
 @pytest.mark.parametrize("static", [False, True])
-def test_the_rounding_of_a_shared_input_is_made_once(tmp_path: Path, activation: str, static: bool) -> None:
+def test_a_shared_input_is_quantized_once(tmp_path: Path, activation: str, static: bool) -> None:
     kind = "int8" if activation == "int8" else "fp8"
     parts = rounded(kind, 96, 96)
     call = product(kind, 96, activation, static=static, parts=parts)
@@ -158,12 +158,12 @@ def test_the_rounding_of_a_shared_input_is_made_once(tmp_path: Path, activation:
 
     for table in TABLES.values():
         model = lowered(calling(two, 96, **parts, x_scale=torch.tensor(0.02)), table, tmp_path)
-        made = Counter(node.op_type for node in model.graph.node)
-        assert made["QuantizeLinear"] + made["Clip"] == 1 and made["ReduceMax"] == (0 if static else 1)
-        assert made["MatMulIntegerToFloat"] + made["MatMul"] == 2
+        kinds = Counter(node.op_type for node in model.graph.node)
+        assert kinds["QuantizeLinear"] + kinds["Clip"] == 1 and kinds["ReduceMax"] == (0 if static else 1)
+        assert kinds["MatMulIntegerToFloat"] + kinds["MatMul"] == 2
 
 
-def test_two_static_scales_are_two_roundings(tmp_path: Path) -> None:
+def test_an_input_is_quantized_once_per_static_scale(tmp_path: Path) -> None:
     parts = rounded("int8", 96, 96)
 
     def two(m: Any, x: Tensor, positions: Tensor) -> Tensor:
@@ -171,12 +171,12 @@ def test_two_static_scales_are_two_roundings(tmp_path: Path) -> None:
         m = type("Other", (), {"codes": m.codes, "scales": m.scales, "x_scale": m.other})
         return first + product("int8", 96, "int8", static=True, parts=parts)(m, x, positions)
 
-    given = {**parts, "x_scale": torch.tensor(0.02), "other": torch.tensor(0.03)}
-    model = lowered(calling(two, 96, **given), CONTRIB, tmp_path)
+    tensors = {**parts, "x_scale": torch.tensor(0.02), "other": torch.tensor(0.03)}
+    model = lowered(calling(two, 96, **tensors), CONTRIB, tmp_path)
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 2
 
 
-def test_a_bias_goes_into_the_kernel_that_takes_one(tmp_path: Path) -> None:
+def test_a_bias_is_fused_into_kernels_that_support_one(tmp_path: Path) -> None:
     parts = rounded("int4", 32, 96)
     call = product("int4", 32, bias=True, parts=parts)
     model = lowered(calling(call, 96, **parts, bias=random(OUTPUTS)), CONTRIB, tmp_path)
