@@ -25,7 +25,7 @@ from .gate.rounded_cache import with_rounded_keys
 from .gate.verify import check_apart, gate_failed, make_reference
 from .metadata_files import describe, identity, save_companions, write_json
 from .phases import Phases
-from .targets.onnx.build import build_onnx
+from .targets.ort.write import build_onnx
 
 
 @dataclass(frozen=True)

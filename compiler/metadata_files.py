@@ -21,8 +21,8 @@ from ..runtimes.artifact.manifest import FORMAT, GraphSpec, Manifest, ModelSpec
 from .compress.pruning import Pruning
 from .config import CompileConfig
 from .frontend.sources import ModelSource
-from .targets.onnx.build import cache_specs
 from .targets.ort.genai import genai_config
+from .targets.ort.write import cache_specs
 
 # Older releases lack kernels of the tables; a later major release may change what an op means.
 _REQUIRES = {"onnxruntime": ">=1.30,<2"}

@@ -10,7 +10,7 @@ import torch
 from artifacts import manifest
 from torch import Tensor
 
-from llmc.compiler.targets.onnx.build import build_onnx, cache_specs
+from llmc.compiler.targets.ort.write import build_onnx, cache_specs
 from llmc.ir.program import Program
 from llmc.passes.pipeline import many_rows_passes
 from llmc.runtimes.engines.ort.engine import OrtEngine

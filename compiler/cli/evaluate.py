@@ -136,7 +136,7 @@ def _is_artifact(given: str) -> bool:
 def _watched(artifact: Path) -> dict[str, WatchedGraph]:
     """What has no layers to be watched is refused before any work."""
     from ...runtimes.artifact.open import open_artifact
-    from ..targets.onnx.layer_outputs import watch_layers
+    from ..targets.ort.layer_outputs import watch_layers
 
     return watch_layers(artifact, open_artifact(artifact))
 

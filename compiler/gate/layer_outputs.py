@@ -62,7 +62,7 @@ def artifact_layers(
     """
     from ...runtimes.artifact.open import open_artifact
     from ...runtimes.engines.ort.layers import WatchedEngine
-    from ..targets.onnx.layer_outputs import watch_layers
+    from ..targets.ort.layer_outputs import watch_layers
 
     manifest = open_artifact(folder)
     engine = WatchedEngine(folder, manifest, watch_layers(folder, manifest))

@@ -21,8 +21,9 @@ from zoo.tiny import tiny_model
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
 from llmc.compiler.cli.main import main
-from llmc.compiler.targets.onnx import build, rounded_cache
+from llmc.compiler.targets.onnx import rounded_cache
 from llmc.compiler.targets.onnx.lower import Lowering
+from llmc.compiler.targets.ort import write as build
 from llmc.passes.quantize.rounding_plan import Grid, Override
 from llmc.runtimes.artifact.open import open_artifact
 from llmc.runtimes.measure.selfcheck import GateReference, limits_row

@@ -22,7 +22,7 @@ from llmc.compiler.config import CompileConfig
 from llmc.compiler.frontend.demo import cache_dir
 from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.gate.verify import verify
-from llmc.compiler.targets.onnx import build
+from llmc.compiler.targets.ort import write as build
 from llmc.ir.stages import Stage
 from llmc.passes.quantize.quantize import round_plainly
 from llmc.runtimes.measure.selfcheck import LIMITS, GateReference

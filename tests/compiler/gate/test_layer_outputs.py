@@ -15,7 +15,7 @@ from zoo.tiny import tiny_model
 
 from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.gate.layer_outputs import artifact_layers, model_layers
-from llmc.compiler.targets.onnx.layer_outputs import watch_layers
+from llmc.compiler.targets.ort.layer_outputs import watch_layers
 from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.engines.ort.layers import WatchedEngine
 from llmc.runtimes.measure.layers import LayerErrors, LayerReference, measure_layers

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
-from llmc.compiler.targets.onnx.build import PREFILL_ROWS
+from llmc.compiler.targets.ort.write import PREFILL_ROWS
 from llmc.kernels.ops import attention
 from llmc.runtimes.engines.base import Engine
 from llmc.runtimes.engines.cores import physical_cores

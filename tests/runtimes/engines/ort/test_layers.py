@@ -7,7 +7,7 @@ import pytest
 from compiled import artifact
 
 import llmc
-from llmc.compiler.targets.onnx.layer_outputs import watch_layers
+from llmc.compiler.targets.ort.layer_outputs import watch_layers
 from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.engines.ort import engine as ort
 from llmc.runtimes.engines.ort.layers import WatchedEngine

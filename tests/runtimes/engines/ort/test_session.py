@@ -11,7 +11,7 @@ import pytest
 from compiled import artifact
 
 import llmc
-from llmc.compiler.targets.onnx.build import PREFILL_ROWS
+from llmc.compiler.targets.ort.write import PREFILL_ROWS
 from llmc.runtimes.engines.ort import session as ort_session
 
 

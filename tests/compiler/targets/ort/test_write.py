@@ -17,9 +17,9 @@ from zoo.tiny import tiny_model
 import llmc
 from llmc import LlmcError, Program, Stage
 from llmc.compiler.config import CompileConfig
-from llmc.compiler.targets.onnx import build
-from llmc.compiler.targets.onnx.build import DATA, PREFILL_ROWS, build_onnx, cache_specs
 from llmc.compiler.targets.onnx.external import LINE
+from llmc.compiler.targets.ort import write as build
+from llmc.compiler.targets.ort.write import DATA, PREFILL_ROWS, build_onnx, cache_specs
 from llmc.kernels.ops.quantized import decode
 from llmc.passes.base import Pass
 from llmc.passes.pipeline import engine_passes, many_rows_passes

@@ -9,7 +9,7 @@ import pytest
 from compiled import artifact
 
 from llmc import LlmcError
-from llmc.compiler.targets.onnx.layer_outputs import Borders, find_borders, watch_layers
+from llmc.compiler.targets.ort.layer_outputs import Borders, find_borders, watch_layers
 from llmc.runtimes.artifact.open import read_manifest
 
 

@@ -15,10 +15,10 @@ from ....ir.program import Cache, Program
 from ....kernels.ops.quantized import CACHE_CODES
 from ....passes.base import Pass
 from ....runtimes.artifact.manifest import DERIVED_FILE, CacheSpec, DerivedSpec, GraphSpec, ScalesSpec, StoredSpec
-from ..ort.contrib import CONTRIB
-from .external import ExternalData
-from .lower import Derived, Lowering, Table
-from .standard import STANDARD
+from ..onnx.external import ExternalData
+from ..onnx.lower import Derived, Lowering, Table
+from ..onnx.standard import STANDARD
+from .contrib import CONTRIB
 
 DATA = "model.onnx.data"
 # How the manifest calls the codes of rounded caches.
