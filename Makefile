@@ -5,7 +5,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 ROOT   := $(abspath .)
 
-.PHONY: test lint types unit demo coverage interop extras compare quality bench format clean
+.PHONY: test lint types unit demo docs coverage interop extras compare quality bench format clean
 
 test: lint types unit
 
@@ -34,6 +34,11 @@ demo: $(READY)
 	@mkdir -p $(dir $(DEMO))
 	$(BIN)/llmc compile demo --int8 --output $(DEMO)
 	$(BIN)/llmc run $(DEMO) "Write two sentences about the sea."
+
+# What is generated in the docs: the table of rooms and the page of error codes.
+docs: $(READY)
+	$(BIN)/python tests/rooms.py
+	$(BIN)/python -m llmc.error_codes --write docs/errors.md
 
 # Every model type of transformers, not only the third that `make test` takes; rewrites docs/coverage.md.
 coverage: $(READY)

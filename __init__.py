@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .compiler.api import Artifact as Artifact
     from .compiler.api import capture as capture
     from .compiler.api import compile as compile
+    from .compiler.config import CompileConfig as CompileConfig
     from .errors import LlmcError as LlmcError
     from .ir.program import Program as Program
     from .ir.stages import Stage as Stage
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from .runtimes.generate.llm import Completion as Completion
     from .runtimes.generate.sampling import SamplingParams as SamplingParams
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 # Public name -> the module that defines it; imported when first asked for, so that `import llmc` stays fast.
 _PUBLIC = {
     "Artifact": ".compiler.api",
     "capture": ".compiler.api",
     "compile": ".compiler.api",
+    "CompileConfig": ".compiler.config",
     "Program": ".ir.program",
     "Stage": ".ir.stages",
     "LlmcError": ".errors",
@@ -36,6 +38,7 @@ _PUBLIC = {
 __all__ = [
     "LLM",
     "Artifact",
+    "CompileConfig",
     "Completion",
     "LlmcError",
     "Program",

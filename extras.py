@@ -6,7 +6,7 @@ import importlib.util
 
 from .errors import LlmcError
 
-# Module -> the extra to recommend, if several install it.
+# Module -> the extra that installs it; if several do, the one to recommend.
 EXTRAS = {
     "torch": "compile",
     "transformers": "compile",
@@ -33,7 +33,7 @@ def require(*modules: str) -> None:
 
 
 def import_failure(error: ImportError) -> LlmcError | None:
-    """EXTRA_MISSING for the failed import of an optional module, None for any other module."""
+    """Return an EXTRA_MISSING error for the failed import of an optional module; None for any other module."""
     module = (error.name or "").partition(".")[0]
     if module not in EXTRAS:
         return None

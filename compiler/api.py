@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,27 +15,29 @@ from torch import nn
 from ..errors import UsageError
 from ..ir.program import Program
 from ..ir.stages import Stage
-from ..ir.weights import cast
-from ..passes.pipeline import Dump, run_passes, run_pipeline
-from ..passes.quantize.rounding_plan import Override
+from ..passes.pipeline import bring_to
+from ..passes.runner import PassRun, Runner
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter, check_output
 from ..runtimes.measure.selfcheck import GateReport
+from ..runtimes.measure.texts import read_text
 from .build import Build
 from .compress.cache import CalibrationCache
-from .compress.calibration_text import CalibrationText
 from .compress.max_kl import keep_under
 from .compress.pruning import choose_layers, choose_weights
-from .compress.quantization import quantize as choose_rounding
+from .compress.quantization import quantize
 from .config import CompileConfig
-from .frontend.capture import trace
 from .frontend.demo import cache_dir
-from .frontend.sources import ModelSource, find_source
+from .frontend.from_source import program_of
+from .frontend.identity import identity
+from .frontend.sources import find_source
 from .gate.verify import verify as verify_artifact
+from .options import invalid
 from .phases import Phases, Watch
+from .targets.registry import all_options, find_target, make_config
+from .trials import Trials
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEFAULT_MAX_SEQ_LEN = 2048
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def capture(
@@ -50,140 +54,112 @@ def capture(
     Args:
         model: a hub id, a folder of safetensors, a GGUF file, a module in memory, or "demo".
         dtype: what the program computes in: fp32, fp16 or bf16.
-        max_seq_len: the longest sequence to serve; by default what the model was made for, 2048 at most.
+        max_seq_len: the longest sequence to serve; by default the model's own limit, 2048 at most.
         until: the stage to bring it to.
         dump_ir: a folder for the program before and after each pass, as Python.
         trust_remote_code: run Python that the model brings along.
     """
-    if dtype not in DTYPES:
-        raise UsageError(
-            "DTYPE_UNKNOWN", f"The dtype {dtype!r} is not one of {', '.join(DTYPES)}.", "Choose one of them."
-        )
+    if dtype not in TORCH_DTYPES:
+        what = f"dtype is {dtype!r}, which is not one of {', '.join(TORCH_DTYPES)}."
+        raise UsageError("DTYPE_UNKNOWN", what, "Choose one of them.")
     source = find_source(model, trust_remote_code=trust_remote_code)
-    program = _captured(source, source.build(DTYPES[dtype]), max_seq_len)
-    return run_pipeline(program, until, dump=Path(dump_ir) if dump_ir else None)
-
-
-def _captured(source: ModelSource, module: nn.Module, max_seq_len: int | None) -> Program:
-    """The program of a module that `source` has built."""
-    # What the module computes in, tensor by tensor: some parts stay in float32 whatever the rest is in.
-    dtypes = {name: value.dtype for name, value in module.state_dict(keep_vars=True).items()}
-    weights = {name: cast(weight, dtypes[name]) for name, weight in source.weights(module).items() if name in dtypes}
-    if max_seq_len is None:
-        max_seq_len = getattr(source.config, "max_position_embeddings", None) or DEFAULT_MAX_SEQ_LEN
-        max_seq_len = min(max_seq_len, DEFAULT_MAX_SEQ_LEN)
-    if max_seq_len < 1:
-        raise UsageError("MAX_SEQ_LEN_INVALID", f"max_seq_len is {max_seq_len}.", "Give 1 or more.")
-    return trace(module, weights, source.name, max_seq_len)
+    program = program_of(source, source.build(TORCH_DTYPES[dtype]), max_seq_len)
+    return bring_to(program, until, Runner(dump=Path(dump_ir) if dump_ir else None))
 
 
 def compile(
     model: str | Path | nn.Module,
     output: str | Path,
+    config: CompileConfig | None = None,
     *,
-    target: str = "ort",
-    dtype: str = "fp32",
-    quantize: str | None = None,
-    algo: str | None = None,
-    group_size: int | str | None = None,
-    overrides: Sequence[Override] = (),
-    calib: str | Path = "docstrings",
-    calib_samples: int = 16,
-    calib_length: int = 512,
-    raise_share: float | None = None,
-    round_prompts: bool = True,
-    max_kl: float | None = None,
-    prune: str | float | None = None,
-    prune_algo: str | None = None,
-    drop_layers: int = 0,
-    kv_cache: str = "ring",
-    kv_cache_dtype: str = "auto",
-    max_seq_len: int | None = None,
-    ops: str = "contrib",
     dump_ir: str | Path | None = None,
     verify: bool = True,
     trust_remote_code: bool = False,
     watch: Watch = lambda phase, done, total: None,
+    **options: Any,
 ) -> Artifact:
-    """Compile a causal language model into an artifact, and hold it against the model before it exists.
+    """Compile a causal language model into an artifact, and compare it with the model before it may exist.
 
     Args:
         model: a hub id, a folder of safetensors, a GGUF file, a module in memory, or "demo".
         output: the artifact's folder; an older artifact there is replaced when the new one is complete.
-        target, dtype, quantize, algo, group_size, overrides, raise_share, round_prompts, max_kl, prune, prune_algo,
-            drop_layers, kv_cache, kv_cache_dtype, max_seq_len, ops: see `CompileConfig`.
-        calib, calib_samples, calib_length: see `CalibrationText`.
+        config: all options in one object, in place of `options`.
         dump_ir: a folder for the program before and after each pass, as Python.
-        verify: False leaves the gate out.
+        verify: False skips the gate.
         trust_remote_code: run Python that the model brings along.
-        watch: called with a phase, the steps of it that are done, and all of them.
+        watch: called with a phase, how many of its steps are done, and how many it has.
+        options: the options of `CompileConfig`, and those of the target: `quantize="int4"`.
     """
-    config = CompileConfig(
-        target=target,
-        dtype=dtype,
-        quantize=quantize,
-        algo=algo,
-        group_size=group_size,
-        overrides=tuple(overrides),
-        calibration=CalibrationText(str(calib), calib_samples, calib_length),
-        raise_share=raise_share,
-        round_prompts=round_prompts,
-        max_kl=max_kl,
-        prune=prune,
-        prune_algo=prune_algo,
-        drop_layers=drop_layers,
-        kv_cache=kv_cache,
-        kv_cache_dtype=kv_cache_dtype,
-        max_seq_len=max_seq_len,
-        ops=ops,
-    )
-    text = config.calibration.read() if config.reads_text else None
+    if config is not None and options:
+        raise invalid(f"config and {next(iter(options))} are both given", "Put all options into config.")
+    config = make_config(**options) if config is None else config
+    target = find_target(config.target)
+    target.check(config)
+    text = read_text(config.calib) if config.reads_text else None
     output = Path(output)
     check_output(output)
     phases = Phases(watch)
+    runner = Runner(dump=Path(dump_ir) if dump_ir else None)
     with ArtifactWriter(output) as writer, ExitStack() as stack:
         with phases("capture"):
             source = find_source(model, trust_remote_code=trust_remote_code)
-            module = source.build(DTYPES[dtype])
-            program = _captured(source, module, max_seq_len)
-        build = Build(source, module, program, config, writer, phases, Dump(Path(dump_ir)) if dump_ir else None)
-        depends_on = build.identity, config, program.max_seq_len, text and text.sha256
+            module = source.build(TORCH_DTYPES[config.dtype])
+            program = program_of(source, module, config.max_seq_len)
+        with phases("hash"):
+            known = identity(source, module)
+        build = Build(source, module, program, config, target, writer, phases, runner, known)
+        depends_on = known, config, program.max_seq_len, text and text.sha256
         cache = stack.enter_context(CalibrationCache.of(cache_dir(), *depends_on))
         if config.drop_layers:
-            with phases("weigh layers"):
+            with phases("layer importance"):
                 build.pruning = choose_layers(source, program, config, text, cache, watch)
         with phases("passes"):
-            run_passes(program, build.pruning.optimizing, dump=build.dump)
+            runner.run(program, build.pruning.optimizing)
         if config.prune is not None:
             with phases("prune"):
                 build.pruning = choose_weights(build.pruning, source, program, config, text, cache, watch)
-                run_passes(program, build.pruning.passes, dump=build.dump)
+                runner.run(program, build.pruning.passes)
         with phases("quantize"):
-            rounding = choose_rounding(source, program, config, text, cache, watch)
-        if rounding and max_kl is not None:
-            rounding = keep_under(max_kl, rounding, build)
-        written = build.write(rounding)
+            quantization = quantize(source, program, config, target, text, cache, watch)
+        if quantization and config.max_kl is not None:
+            trials = Trials(build)
+            quantization = keep_under(config.max_kl, quantization, trials.measure, trials.tokens)
+        written = build.write(quantization)
         if verify:
-            build.check(written, lambda: _captured(source, module, max_seq_len))
+            build.check(written, lambda: program_of(source, module, config.max_seq_len))
         manifest = writer.commit(written.manifest)
         cache.clear()
-    return Artifact(output, manifest, {"seconds": phases.seconds, "peak_rss_bytes": phases.peak})
+    report: dict[str, Mapping[str, float]] = {"seconds": phases.seconds, "peak_rss_bytes": phases.peak}
+    return Artifact(output, manifest, report, tuple(build.last_runner.log))
+
+
+def _show_options() -> None:
+    """Let `help(compile)` and editors show every option by name."""
+    shown = signature(compile)
+    fixed = [p for p in shown.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    named = [Parameter(name, Parameter.KEYWORD_ONLY, default=o.default) for name, o in all_options().items()]
+    compile.__signature__ = shown.replace(parameters=[*fixed, *named])  # type: ignore[attr-defined]
+
+
+_show_options()
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What `compile` made.
+    """A compiled artifact.
 
     Attributes:
         path: its folder.
-        manifest: what it says of itself.
+        manifest: its manifest.
         report: seconds and peak memory of each phase.
+        passes: every pass that made it, in order, with its matches and near misses.
     """
 
     path: Path
     manifest: Manifest
     report: dict[str, Mapping[str, float]]
+    passes: tuple[PassRun, ...] = field(default=(), repr=False)
 
     def verify(self) -> GateReport:
-        """The gate, again, on this machine."""
+        """Run the gate again, on this machine."""
         return verify_artifact(self.path)

@@ -1,138 +1,140 @@
-"""From an optimized program to the files of an artifact, and whether they are the model."""
+"""From an optimized program to the files of an artifact, and to the gate's verdict on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..ir.program import Program
-from ..passes.base import Pass, PassResult
-from ..passes.pipeline import Dump, few_rows_passes, many_rows_passes, run_passes
-from ..passes.quantize.quantize import Quantize
-from ..runtimes.artifact.manifest import Manifest
+from ..passes.base import Pass
+from ..passes.pipeline import caching_passes
+from ..passes.runner import Runner
+from ..runtimes.artifact.canonical import write_json
+from ..runtimes.artifact.manifest import Manifest, QuantizationSpec
 from ..runtimes.artifact.write import ArtifactWriter
-from ..runtimes.measure.selfcheck import LIMITS, limits_row
+from ..runtimes.measure.selfcheck import limits_row
 from .compress.dequantized import describe_dequantized
 from .compress.pruning import Pruning
 from .compress.quantization import Quantization
 from .config import CompileConfig
+from .describe import describe
 from .frontend.sources import ModelSource
-from .gate.bisect import find_faulty_pass
+from .gate.bisect import Recipe, find_faulty_pass
+from .gate.reference import make_reference
 from .gate.rounded_cache import with_rounded_keys
-from .gate.verify import check_apart, gate_failed, make_reference
-from .metadata_files import describe, identity, save_companions, write_json
+from .gate.verify import check_in_new_process, gate_failed
+from .metadata_files import save_metadata_files
 from .phases import Phases
-from .targets.ort.write import build_onnx
+from .targets.base import Target
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """An artifact in its temporary folder.
 
     Attributes:
-        program: as it was lowered.
-        rounded: the program over rounded or pruned weights, keys and values, without a cache; None where it is the
+        program: the cached program that the graphs were made from.
+        changed: the program with quantized or pruned weights, keys and values, but without caches; None if it is the
             model's.
-        manifest: all but its files.
+        recipe: the passes that led there, so that the gate can find the one at fault.
+        manifest: everything but the list of files.
     """
 
     program: Program
-    rounded: Program | None
-    rounding: Quantization | None
+    changed: Program | None
+    recipe: Recipe
+    precision: str
     manifest: Manifest
 
 
 @dataclass
 class Build:
-    """Writes artifacts of one optimized program; whoever writes a second one replaces the first."""
+    """Writes artifacts of one optimized program; each one replaces the one before.
+
+    Attributes:
+        runner: has run the passes so far; each artifact continues with the fuel that is left.
+        last_runner: has run the passes of the artifact that was written last.
+    """
 
     source: ModelSource
     module: nn.Module
     program: Program
     config: CompileConfig
+    target: Target
     writer: ArtifactWriter
     phases: Phases
-    dump: Dump | None = None
+    runner: Runner
+    identity: str
     pruning: Pruning = field(default_factory=Pruning)
-    identity: str = field(init=False)
+    last_runner: Runner = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.identity = identity(self.source, self.module)
-
-    def write(self, rounding: Quantization | None) -> Written:
-        """Write an artifact of the program with these weights rounded."""
-        codes = self.config.cache_codes
-        program, rounded = self.program.copy(), [self.program] if self.pruning or codes else []
-
-        def keep_rounded(subject: Pass, result: PassResult) -> None:
-            if isinstance(subject, Quantize):
-                rounded.append(program.copy())
-
+    def write(self, quantization: Quantization | None) -> Written:
+        """Write an artifact with the weights quantized as decided."""
+        config, codes = self.config, self.config.cache_codes
+        caching = caching_passes(ring=config.kv_cache == "ring", cache_codes=codes)
+        finishing = self._finishing(quantization)
+        program, self.last_runner = self.program.copy(), self.runner.branch()
         with self.phases("passes"):
-            passes = self.config.engine_passes(rounding.passes if rounding else [])
-            run_passes(program, passes, dump=self.dump, watch=keep_rounded)
+            quantizing = quantization.passes if quantization else []
+            self.last_runner.run(program, quantizing)
+            changed = program.copy() if quantization or self.pruning or codes else None
+            self.last_runner.run(program, caching)
+            graphs = {
+                name: self.last_runner.run(program.copy(), passes, graph=name) for name, passes in finishing.items()
+            }
         with self.phases("write"):
             names = iter(range(len(program.weights)))
-            graphs = build_onnx(
-                program,
+            lowered = self.target.lower(
+                graphs,
                 self.writer.folder,
-                ops=self.config.ops,
-                **self._by_rows(rounding),
-                watch=lambda name: self.phases.watch("write", next(names, 0), len(program.weights)),
+                config,
+                lambda name: self.phases.watch("write", next(names, 0), len(program.weights)),
             )
-            save_companions(self.source, program, self.writer.folder)
-            quantization = rounding.as_dict() if rounding else describe_dequantized(self.program, self.config.dtype)
+            save_metadata_files(self.source, program, self.target, self.writer.folder)
             manifest = describe(
-                self.source, self.module, program, self.config, quantization, self.pruning, graphs, self.identity
-            )
-        held_to = rounded[-1] if rounded else None
-        if held_to is not None and codes is not None:
-            held_to = with_rounded_keys(held_to, codes)
-        return Written(program, held_to, rounding, manifest)
+                self.source, self.module, program, self.target, lowered, self._spec(quantization), self.pruning,
+                self.identity,
+            )  # fmt: skip
+        if changed is not None and codes is not None:
+            changed = with_rounded_keys(changed, codes)
+        common = [*self.pruning.optimizing, *self.pruning.passes, *quantizing, *caching]
+        precision = quantization.precision if quantization else config.dtype
+        return Written(program, changed, Recipe(common, finishing), precision, manifest)
 
-    def _by_rows(self, rounding: Quantization | None) -> dict[str, list[Pass]]:
-        """What makes of a lowered program one for few tokens and one for many; nothing where one graph serves all."""
-        rounds = self.config.rounds_prefill
-        if rounding is None or not (rounds or (rounding.rounds_rows and self.config.ops == "contrib")):
-            return {}
-        many_rows = many_rows_passes(rounding=rounds, exact=rounding.exact)
-        return {"few_rows": few_rows_passes(), "many_rows": many_rows}
+    def _spec(self, quantization: Quantization | None) -> QuantizationSpec | None:
+        if quantization is not None:
+            return quantization.spec()
+        return describe_dequantized(self.program, self.target.facts.stored, self.config.dtype)
+
+    def _finishing(self, quantization: Quantization | None) -> Mapping[str, list[Pass]]:
+        plan = quantization.final_plan if quantization else None
+        exact = quantization.exact_inputs if quantization else frozenset()
+        return {name: list(passes) for name, passes in self.target.finishing_passes(self.config, plan, exact).items()}
 
     def check(self, written: Written, recapture: Callable[[], Program]) -> None:
-        """The gate: raise what is wrong with the artifact, or leave what was measured beside it.
+        """Run the gate and leave what it measured beside the artifact.
 
         Args:
-            recapture: captures the model once more, to find out which pass went wrong.
+            recapture: captures the model once more, to find the pass at fault.
+
+        Raises:
+            CheckFailedError: GATE_FAILED.
         """
-        precision = written.rounding.precision if written.rounding else self.config.dtype
+        row = limits_row(written.precision, bool(self.pruning), self.config.cache_codes)
         with self.phases("reference"):
             reference = make_reference(
-                self.source,
-                self.module,
-                written.program,
-                precision=limits_row(precision, bool(self.pruning), self.config.cache_codes),
-                rounded=written.rounded,
+                self.source, self.module, written.program, precision=row, rounded=written.changed
             )
             reference.save(self.writer.folder)
         with self.phases("gate"):
             self.writer.seal(written.manifest)
-            verdict = check_apart(self.writer.folder)
+            verdict = check_in_new_process(self.writer.folder)
             self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
         if not verdict.report.passed:
-            with self.phases("blame"):
-                passes = [*self.pruning.optimizing, *self.pruning.passes]
-                passes += written.rounding.passes if written.rounding else []
-                culprit = _culprit(recapture(), passes, torch.from_numpy(reference.tokens), LIMITS[precision].model)
-            raise gate_failed(verdict.report, culprit)
+            with self.phases("bisect"):
+                found = find_faulty_pass(recapture(), written.recipe, torch.from_numpy(reference.tokens), row)
+            raise gate_failed(verdict.report, found)
         write_json(self.writer.folder / "verify.json", verdict.report.as_dict())
-
-
-def _culprit(program: Program, passes: Sequence[Pass], tokens: Tensor, limit: float) -> str:
-    """Where what was compiled stopped being the model, in a sentence."""
-    found = find_faulty_pass(program, passes, tokens, limit)
-    if found is not None:
-        return f"{found}."
-    return "Every pass keeps the numbers without a cache: the cache, the ONNX graphs or their runtime change them."

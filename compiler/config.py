@@ -1,183 +1,198 @@
-"""What the user may decide about a compilation, checked before any work."""
+"""The options of a compilation, declared once. Imports no torch, so that the command line loads fast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import Any
 
-from ..errors import LlmcError, UsageError
-from ..kernels.ops.quantized import CACHE_CODES
-from ..passes.base import Pass
-from ..passes.pipeline import engine_passes
-from ..passes.quantize.rounding_plan import GROUPS, PER_CHANNEL, SCHEMES_BY_NAME, Override, Scheme
-from .compress.calibration_text import CalibrationText
-from .compress.prune_linears import PRUNE_ALGOS
-from .compress.sparsity import Sparsity
+from ..kernels.formats import CACHE_CODE_NAMES
+from ..passes.quantize.schemes import PER_CHANNEL, Override
+from .options import check_options, invalid, option
 
-TARGETS = ("ort",)
-OPS = ("contrib", "standard")
-KV_CACHES = ("ring", "static")
-KV_CACHE_DTYPES = ("auto", *CACHE_CODES)
-# Which algorithm rounds where none is asked for: the first is the default.
-ALGOS = {
+DTYPES = ("fp32", "fp16", "bf16")
+# Algorithms by scheme; the first is the default.
+ALGORITHMS = {
     "int8": ("smoothquant", "rtn", "awq", "gptq"),
     "int4": ("gptq", "rtn", "awq", "smoothquant"),
     "w8a8": ("smoothquant", "rtn", "gptq"),
     "fp8": ("gptq", "rtn", "smoothquant"),
     "nf4": ("rtn", "awq", "gptq"),
 }
+PRUNE_ALGORITHMS = ("sparsegpt", "wanda")
+"""The first is the default."""
+
+_QUANTIZATION, _CALIBRATION, _PRUNING, _CACHE = "Quantization", "Calibration", "Pruning", "KV cache"
 
 
 @dataclass(frozen=True)
 class CompileConfig:
-    """All choices of a compilation but the model and where the artifact goes.
+    """All choices of a compilation except the model and the output folder.
 
-    Attributes:
-        target: the runtime: "ort".
-        dtype: what to compute in.
-        quantize: the scheme of the weights, None to leave them: "int8", "int4", "w8a8", "fp8" or "nf4".
-        algo: what rounds them: "rtn" (to the nearest), "smoothquant", "awq" or "gptq"; the scheme's own where None.
-        group_size: weights that share a scale, or "channel"; the scheme's own where None.
-        overrides: weights that become something else than the scheme says; the last one that fits counts.
-        calibration: the text that the algorithm looks at.
-        raise_share: in int4, of all numbers of linears, the share that get 8 bits because they are worth it; by default
-            as many as a small loss takes, a third at most.
-        prune: "2:4" or the share of each weight that becomes zero, before anything is rounded; None: none.
-        prune_algo: what chooses the zeros, "sparsegpt" or "wanda"; "sparsegpt" where None.
-        drop_layers: how many layers are left out, those that do least.
-        round_prompts: in int4, many tokens at once go through integer kernels, which round inputs of linears by row;
-            False: through those of a single token, which are exacter and slower.
-        max_kl: the divergence from the model, in nats a token, that the artifact must stay under as it is measured.
-        kv_cache: "ring" lets layers with a sliding window keep that window only, "static" keeps all positions.
-        kv_cache_dtype: what keys and values are kept as: "int8" or "fp8" with a scale for each head of each token, or
-            "auto", the dtype computed in.
-        max_seq_len: the longest sequence to serve; the model's own where None, 2048 at most.
-        ops: "contrib", ONNX Runtime's own, or "standard", those of the ONNX standard alone.
+    Options of one target alone are in `target_options`: an instance of that target's own dataclass, None for its
+    defaults. `overrides` are exceptions for single weights; if several match a weight, the last one counts.
     """
 
-    target: str = "ort"
-    dtype: str = "fp32"
-    quantize: str | None = None
-    algo: str | None = None
-    group_size: int | str | None = None
+    target: str | None = option(None, "The runtime to compile for.")
+    dtype: str = option("fp32", "The dtype to compute in.", choices=DTYPES)
+    max_seq_len: int | None = option(
+        None, "Longest sequence to serve.", default_text="the model's, 2048 at most", metavar="N", at_least=2
+    )
+    quantize: str | None = option(
+        None,
+        "int8, int4, nf4: quantize weights; w8a8, fp8: weights and inputs of linears.",
+        choices=tuple(ALGORITHMS),
+        section=_QUANTIZATION,
+    )
+    algo: str | None = option(
+        None,
+        "The algorithm that quantizes the weights.",
+        choices=("rtn", "smoothquant", "awq", "gptq"),
+        default_text="by scheme: " + ", ".join(f"{scheme} {algos[0]}" for scheme, algos in ALGORITHMS.items()),
+        section=_QUANTIZATION,
+    )
+    group_size: int | str | None = option(
+        None,
+        "Input channels that share a scale, or 'channel': all of an output channel.",
+        words=(PER_CHANNEL,),
+        metavar="N|channel",
+        default_text="the scheme's",
+        section=_QUANTIZATION,
+    )
+    raise_share: float | None = option(
+        None,
+        "With int4, store this share of the weights in 8 bits, the most sensitive first.",
+        flag="raise",
+        metavar="SHARE",
+        default_text="until the predicted loss is small",
+        at_least=0,
+        at_most=1,
+        section=_QUANTIZATION,
+    )
+    max_kl: float | None = option(
+        None,
+        "With int4, store as few weights in 8 bits as keep the measured KL divergence from the model under X nats.",
+        metavar="X",
+        above=0,
+        section=_QUANTIZATION,
+    )
+    calib: str = option(
+        "docstrings",
+        "Calibration text: a text file, a .jsonl file, or a text that comes with Python: docstrings, topics.",
+        metavar="F",
+        section=_CALIBRATION,
+    )
+    calib_samples: int = option(16, "Sequences of the calibration text.", metavar="N", at_least=1, section=_CALIBRATION)
+    calib_length: int = option(512, "Tokens of each sequence.", metavar="N", at_least=2, section=_CALIBRATION)
+    prune: str | float | None = option(
+        None,
+        "Set weights of linears to zero: 2:4 is two of each four input channels, 0.5 half of each output channel.",
+        metavar="2:4|SHARE",
+        section=_PRUNING,
+    )
+    prune_algo: str | None = option(
+        None,
+        "The algorithm that chooses the zeros.",
+        choices=PRUNE_ALGORITHMS,
+        default_text=PRUNE_ALGORITHMS[0],
+        section=_PRUNING,
+    )
+    drop_layers: int = option(
+        0, "Leave out the N layers that change their input least.", metavar="N", at_least=0, section=_PRUNING
+    )
+    kv_cache: str = option(
+        "ring",
+        "ring: layers with a sliding window keep only that window; static: every layer keeps all positions.",
+        choices=("ring", "static"),
+        section=_CACHE,
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        "Format of keys and values: 8 bits with a scale per head and token, or auto: the dtype computed in.",
+        choices=("auto", *CACHE_CODE_NAMES),
+        section=_CACHE,
+    )
     overrides: tuple[Override, ...] = ()
-    calibration: CalibrationText = field(default_factory=CalibrationText)
-    raise_share: float | None = None
-    round_prompts: bool = True
-    max_kl: float | None = None
-    prune: str | float | None = None
-    prune_algo: str | None = None
-    drop_layers: int = 0
-    kv_cache: str = "ring"
-    kv_cache_dtype: str = "auto"
-    max_seq_len: int | None = None
-    ops: str = "contrib"
+    target_options: Any = None
 
     def __post_init__(self) -> None:
-        self._one_of("target", TARGETS)
-        self._one_of("ops", OPS)
-        self._one_of("kv_cache", KV_CACHES)
-        self._one_of("kv_cache_dtype", KV_CACHE_DTYPES)
-        if self.quantize is not None:
-            self._one_of("quantize", tuple(SCHEMES_BY_NAME))
-            if self.algo is not None:
-                self._one_of("algo", ALGOS[self.quantize])
-        elif self.algo or self.overrides:
-            raise _invalid("nothing is quantized", "Choose a scheme for what is not said otherwise: int8 or int4.")
-        if self.dtype != "fp32":
-            raise UsageError(
-                "DTYPE_SLOW",
-                f"ONNX Runtime has no {self.dtype} matmul on CPUs: it would convert to fp32 and back around each.",
-                "Compile with --dtype fp32; --int8 and --int4 make it smaller and faster.",
-            )
-        if self.group_size is not None and self.quantize not in ("int8", "int4", "nf4"):
-            raise _invalid("group_size belongs to int8, int4 and nf4", "Leave it out, or choose one of them.")
-        if self.group_size is not None and self.group_size not in (*GROUPS, PER_CHANNEL):
-            raise _invalid(
-                f"group_size is {self.group_size}", f"Choose {', '.join(map(str, GROUPS))} or {PER_CHANNEL}."
-            )
-        if self.raise_share is not None and not (self.quantize == "int4" and 0 <= self.raise_share <= 1):
-            raise _invalid(f"raise_share is {self.raise_share}", "Give 0 to 1, with int4.")
-        if not self.round_prompts and not (self.quantize == "int4" and self.ops == "contrib"):
-            raise _invalid("round_prompts is False", "Leave it out: only int4 with --ops contrib rounds prompts.")
-        if self.max_kl is not None and not (self.quantize == "int4" and self.algorithm != "rtn" and self.max_kl > 0):
-            hint = (
-                "Give a number above 0, with int4 and an algorithm that calibrates: only then are there bits to raise."
-            )
-            raise _invalid(f"max_kl is {self.max_kl}", hint)
-        if self.max_kl is not None and self.raise_share is not None:
-            raise _invalid("max_kl and raise_share both say how many weights get more bits", "Give one of them.")
+        check_options(self)
+        self._check_quantization()
         if self.prune is not None:
-            Sparsity.parse(self.prune)  # which refuses what is no pattern
-        if self.prune_algo is not None:
-            self._one_of("prune_algo", PRUNE_ALGOS)
-            if self.prune is None:
-                raise _invalid("prune_algo is about pruned weights", "Say how many become zero: prune.")
-        if self.drop_layers < 0:
-            raise _invalid(f"drop_layers is {self.drop_layers}", "Give 0 or more.")
-        if self.scheme is not None:  # which refuses what is no grid
-            assert self.algorithm
+            parse_sparsity(self.prune)
+        elif self.prune_algo is not None:
+            raise invalid("prune_algo is set, but nothing is pruned", "Set `prune`, or leave out prune_algo.")
 
-    @property
-    def scheme(self) -> Scheme | None:
-        """How weights are rounded."""
+    def _check_quantization(self) -> None:
         if self.quantize is None:
-            return None
-        chosen = SCHEMES_BY_NAME[self.quantize]
-        if self.group_size is None or chosen.linears is None:
-            return chosen
-        return replace(chosen, linears=replace(chosen.linears, group=self.group_size), small=None)
+            if given := [n for n in ("algo", "group_size", "raise_share", "max_kl") if getattr(self, n) is not None]:
+                raise invalid(f"{given[0]} is set, but weights are not quantized", "Set `quantize`.")
+            if self.overrides:
+                raise invalid(
+                    "There are exceptions for single weights, but weights are not quantized",
+                    "Set `quantize`: exceptions only refine a scheme.",
+                )
+            return
+        if self.algo is not None and self.algo not in ALGORITHMS[self.quantize]:
+            raise invalid(
+                f"algo is {self.algo!r}, which does not work with {self.quantize}",
+                f"Choose one of {', '.join(ALGORITHMS[self.quantize])}.",
+            )
+        if self.raise_share is not None and self.quantize != "int4":
+            raise invalid(
+                f"raise_share is set, but `quantize` is {self.quantize}", "Leave it out, or set `quantize` to int4."
+            )
+        if self.max_kl is not None and not (self.quantize == "int4" and self.calibrates):
+            hint = "Set `quantize` to int4, and `algo` to one that calibrates: only then can weights get more bits."
+            raise invalid("max_kl is set, but no weight can get more bits", hint)
+        if self.max_kl is not None and self.raise_share is not None:
+            raise invalid("max_kl and raise_share both say how many weights get more bits", "Give one of them.")
 
     @property
     def algorithm(self) -> str:
-        """What rounds the weights."""
-        return self.algo or ALGOS[self.quantize or ""][0]
-
-    @property
-    def sparsity(self) -> Sparsity | None:
-        """Which weights become zero."""
-        return None if self.prune is None else Sparsity.parse(self.prune)
-
-    @property
-    def prune_algorithm(self) -> str:
-        """What chooses the zeros."""
-        return self.prune_algo or PRUNE_ALGOS[0]
+        """The algorithm that quantizes the weights."""
+        return self.algo or ALGORITHMS[self.quantize or ""][0]
 
     @property
     def calibrates(self) -> bool:
-        """Whether rounding looks at a text."""
+        """True if quantization uses a calibration text."""
         return self.quantize is not None and self.algorithm != "rtn"
 
     @property
     def reads_text(self) -> bool:
-        """Whether anything looks at a text."""
+        """True if anything uses a calibration text."""
         return self.calibrates or self.prune is not None or self.drop_layers > 0
 
     @property
     def raises(self) -> bool:
-        """Whether weights that are worth it get more bits; only calibration can tell which."""
-        return self.quantize == "int4" and self.algorithm != "rtn" and self.raise_share != 0
+        """True if sensitive weights may get more bits; only calibration can tell which they are."""
+        return self.quantize == "int4" and self.calibrates and self.raise_share != 0
 
     @property
-    def rounds_prefill(self) -> bool:
-        """Whether many tokens at once go through integer kernels though the scheme leaves inputs as they are."""
-        return self.ops == "contrib" and self.quantize == "int4" and self.round_prompts
+    def prune_algorithm(self) -> str:
+        """The algorithm that chooses the zeros."""
+        return self.prune_algo or PRUNE_ALGORITHMS[0]
 
     @property
     def cache_codes(self) -> str | None:
-        """What keys and values are rounded to, None where they are not."""
+        """The format that keys and values are quantized to; None if they are not."""
         return None if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
-    def engine_passes(self, rounding: Sequence[Pass] = ()) -> list[Pass]:
-        """What turns an optimized program into one that a back end lowers, in order, `rounding` in its place."""
-        return engine_passes(
-            rounding, ring=self.kv_cache == "ring", fuse=self.ops == "contrib", cache_codes=self.cache_codes
-        )
 
-    def _one_of(self, name: str, choices: Sequence[str]) -> None:
-        if getattr(self, name) not in choices:
-            raise _invalid(f"{name} is {getattr(self, name)!r}", f"Choose one of {', '.join(choices)}.")
+def parse_sparsity(given: str | float) -> tuple[float, int | None]:
+    """Read `prune`: "2:4", or a share between 0 and 1.
 
+    Returns:
+        The share of zeros, and the number of consecutive input channels in each of which that share becomes zero.
 
-def _invalid(what: str, hint: str) -> LlmcError:
-    return UsageError("CONFIG_INVALID", f"{what[0].upper()}{what[1:]}.", hint)
+    Raises:
+        UsageError: CONFIG_INVALID for anything else.
+    """
+    if given == "2:4":
+        return 0.5, 4
+    try:
+        share = float(given)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise invalid(f"prune is {given!r}", "Give 2:4, or a share between 0 and 1.")
+    return share, None

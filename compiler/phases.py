@@ -1,4 +1,4 @@
-"""How long the phases of a compilation took, and the most memory that the process had held by their end."""
+"""Time and peak memory of the phases of a compilation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..runtimes.memory import give_back_memory, peak_rss
+from ..runtimes.memory import peak_rss, trim_memory
 
 Watch = Callable[[str, int, int], None]
 
 
 class Phases:
-    """`with phases("capture"): ...` measures what is done within and tells `watch` that it began."""
+    """Measure phases: `with phases("capture"): ...`.
+
+    Args:
+        watch: called with the name of a phase when it begins, and 0 of 0 steps.
+
+    Attributes:
+        seconds: the time of each phase, by name.
+        peak: the peak memory of the process at the end of each phase, in bytes, by name.
+    """
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -26,4 +34,4 @@ class Phases:
         yield
         self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 3)
         self.peak[name] = max(self.peak.get(name, 0), peak_rss() or 0)
-        give_back_memory()
+        trim_memory()

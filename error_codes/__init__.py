@@ -1,4 +1,4 @@
-"""All error codes of llmc: the class of each, when it occurs, and what to do about it."""
+"""All error codes of llmc, with their class, when they occur, and what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from .usage import USAGE
 
 @dataclass(frozen=True)
 class ErrorCode:
-    """A code and what it means to a user."""
+    """An error code.
+
+    Attributes:
+        when: when the error occurs.
+        remedy: what to do about it.
+    """
 
     code: str
     error_class: type[LlmcError]
@@ -40,10 +45,10 @@ ERROR_CODES: dict[str, ErrorCode] = {
 
 
 def make_error(code: str, what: str, hint: str = "") -> LlmcError:
-    """An error of the class that the code is registered with, such as one that another process reported.
+    """Make an error of the class that a code is registered with, for example one that another process reported.
 
     Returns:
-        A plain `LlmcError` if the code is not registered.
+        The error; a plain `LlmcError` if the code is not registered.
     """
     known = ERROR_CODES.get(code)
     return (known.error_class if known else LlmcError)(code, what, hint)

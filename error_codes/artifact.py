@@ -20,6 +20,10 @@ ARTIFACT: dict[str, tuple[str, str]] = {
         "There is no artifact at the given path.",
         "Compile a model first: `llmc compile MODEL -o DIR`.",
     ),
+    "ARTIFACT_OLDER": (
+        "The artifact was written by an earlier version of llmc, in a format that this version can't read.",
+        "Compile the model again, or use the version that the message names.",
+    ),
     "CHAT_INVALID": (
         "The chat template can't render the given messages.",
         "Give a list of messages with roles that the model knows, or use `--raw`.",
@@ -40,6 +44,10 @@ ARTIFACT: dict[str, tuple[str, str]] = {
         "ONNX Runtime can't open a graph of the artifact.",
         "Install the release of ONNX Runtime that `manifest.json` names, or compile the model again.",
     ),
+    "LAYERS_UNSUPPORTED": (
+        "`llmc eval --per-layer` is used on an artifact of a target that can't return the outputs of layers.",
+        "Measure without `--per-layer`.",
+    ),
     "LAYERS_UNLIKE": (
         "`--per-layer` is given, but no layer of the artifact can be compared with the reference.",
         "Give the model that the artifact was compiled from, or leave out `--per-layer`.",
@@ -49,7 +57,7 @@ ARTIFACT: dict[str, tuple[str, str]] = {
         "Loosen penalties, bans and biases. Otherwise check the artifact with `llmc verify DIR`.",
     ),
     "LOGITS_NOT_FINITE": (
-        "The artifact computes NaN on the text that is measured.",
+        "The artifact computes NaN on the measured text.",
         "Check the artifact with `llmc verify DIR`.",
     ),
     "NO_LAYER_BORDERS": (
@@ -61,8 +69,8 @@ ARTIFACT: dict[str, tuple[str, str]] = {
         "Give the model that the artifact was compiled from, or another artifact of it.",
     ),
     "REFERENCE_MISSING": (
-        "The artifact was compiled with `--no-verify`, so it contains no reference to check against.",
-        "Name the model too: `llmc verify DIR MODEL`.",
+        "The artifact was compiled with `--no-verify`, so it contains no reference logits.",
+        "Compare with the model: `llmc verify DIR MODEL`.",
     ),
     "RUNTIME_VERSION": (
         "The runtime that the artifact needs is missing or has another version.",
@@ -74,7 +82,7 @@ ARTIFACT: dict[str, tuple[str, str]] = {
     ),
     "TEXT_EMPTY": ("The text file is empty.", "Give a file with text."),
     "TEXT_INVALID": (
-        "The text file is not UTF-8, or a line of a .jsonl file is not as expected.",
+        "The text file is not UTF-8, or a line of a .jsonl file is invalid.",
         "Correct the file at the place that the message names.",
     ),
     "TEXT_NOT_FOUND": (
@@ -111,7 +119,7 @@ MACHINE: dict[str, tuple[str, str]] = {
         "Choose another path.",
     ),
     "REFERENCE_DISK": (
-        "The disk has no room for the predictions of the reference model.",
+        "The disk has too little space for the reference logits.",
         "Set `LLMC_CACHE` to a folder on another disk, or give a smaller `--max-tokens`.",
     ),
     "STDOUT_FAILED": (

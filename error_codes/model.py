@@ -5,11 +5,11 @@ from __future__ import annotations
 # Code -> when it occurs, what to do.
 MODEL: dict[str, tuple[str, str]] = {
     "CHECKPOINT_QUANTIZED": (
-        "The checkpoint is quantized in a way that llmc can't read.",
-        "Use the model as it was before it was quantized. `llmc compile` quantizes it itself.",
+        "The checkpoint is quantized in a format that llmc can't read.",
+        "Use the original model, which `llmc compile` can quantize.",
     ),
     "DEMO_FETCH": (
-        "The model of `llmc compile demo` can't be downloaded.",
+        "The demo model can't be downloaded.",
         "Check the network and pip's settings, or name another model.",
     ),
     "GGUF_ARCH": (
@@ -18,7 +18,7 @@ MODEL: dict[str, tuple[str, str]] = {
     ),
     "GGUF_CORRUPT": ("A GGUF file is cut off or damaged.", "Download or convert the file again."),
     "GGUF_ROPE": (
-        "A GGUF file describes rotary embeddings in a way that llmc can't read.",
+        "A GGUF file describes rotary embeddings in a form that llmc can't read.",
         "Use the checkpoint as safetensors.",
     ),
     "GGUF_SPLIT": (
@@ -58,7 +58,7 @@ MODEL: dict[str, tuple[str, str]] = {
         "Give a model that `AutoModelForCausalLM` can load.",
     ),
     "REMOTE_CODE": (
-        "The model comes with Python code of its own, which was not allowed to run.",
+        "The model contains its own Python code, which llmc does not run without permission.",
         "Read the code. If you trust it, add `--trust-remote-code`.",
     ),
     "WEIGHTS_CORRUPT": ("A safetensors file is cut off or damaged.", "Download the file again."),
@@ -68,7 +68,7 @@ MODEL: dict[str, tuple[str, str]] = {
     ),
     "WEIGHTS_MISSING": (
         "The checkpoint lacks a weight or a file of weights.",
-        "Download the checkpoint again, with all of its files.",
+        "Download the checkpoint again, with all its files.",
     ),
     "WEIGHTS_PICKLE": (
         "The weights are a pickle, which can run any code when it is read.",
@@ -86,7 +86,7 @@ COMPILING: dict[str, tuple[str, str]] = {
         "The model can't be compiled. Report it.",
     ),
     "CACHE_IMPOSSIBLE": (
-        "A layer keeps a state between tokens other than keys and values.",
+        "A layer keeps a state other than keys and values from token to token.",
         "The model can't be compiled. `llmc inspect MODEL` shows the layer.",
     ),
     "CALIBRATION_TOO_SHORT": (

@@ -1,11 +1,11 @@
-"""Codes of `UsageError`: an option or argument has a value that it can't have."""
+"""Codes of `UsageError`: an option or argument has an invalid name or value."""
 
 from __future__ import annotations
 
 # Code -> when it occurs, what to do.
 USAGE: dict[str, tuple[str, str]] = {
     "BENCH_TOO_LONG": (
-        "`llmc bench` is asked to measure more tokens than the artifact serves.",
+        "`llmc bench` would measure more tokens than the artifact serves.",
         "Give smaller values for `-p` and `-n`, or compile with a larger `--max-seq-len`.",
     ),
     "CONFIG_INVALID": (
@@ -21,6 +21,10 @@ USAGE: dict[str, tuple[str, str]] = {
         "The environment variable `LLMC_FUEL` is not a whole number.",
         "Set it to 0 or more, or unset it.",
     ),
+    "FUEL_TOO_LOW": (
+        "`LLMC_FUEL` allows fewer rewrites than a stage of the compilation needs.",
+        "Set it higher. `llmc inspect` shows how many rewrites each pass does.",
+    ),
     "GROUP_SIZE_INDIVISIBLE": (
         "The group size does not divide the number of inputs of a weight.",
         "Give a `--group-size` that the message lists, or leave the weight out with `--ignore`.",
@@ -29,7 +33,11 @@ USAGE: dict[str, tuple[str, str]] = {
         "`--drop-layers` would remove every layer of the model.",
         "Give a smaller number.",
     ),
-    "MAX_SEQ_LEN_INVALID": ("The longest sequence is less than 1 token.", "Give 1 or more."),
+    "MAX_SEQ_LEN_INVALID": ("`max_seq_len` is less than 1.", "Give 1 or more."),
+    "OPTION_UNKNOWN": (
+        "An option does not exist, or belongs to another target than the chosen one.",
+        "Leave it out, or choose its target with `--target`.",
+    ),
     "OUTPUT_EXISTS": (
         "The output folder holds files that are not an artifact of llmc.",
         "Choose another folder, or remove that one first.",
@@ -39,7 +47,7 @@ USAGE: dict[str, tuple[str, str]] = {
         "Choose another folder, or create its parent folder.",
     ),
     "PROFILE_TOO_LONG": (
-        "`llmc bench --profile` measures more calls than ONNX Runtime's profiler records.",
+        "`llmc bench --profile` runs more kernels than ONNX Runtime's profiler can record.",
         "Give smaller values for `-p` and `-n`.",
     ),
     "PROFILE_UNSUPPORTED": (
@@ -56,7 +64,7 @@ USAGE: dict[str, tuple[str, str]] = {
         "Convert the text to UTF-8, for example with `iconv -t UTF-8`.",
     ),
     "PROMPT_TOO_LONG": (
-        "A prompt fills or exceeds the longest sequence that the artifact serves.",
+        "A prompt is as long as the longest sequence that the artifact serves, or longer.",
         "Shorten the prompt, or compile with a larger `--max-seq-len`.",
     ),
     "RECIPE_INVALID": (
@@ -68,7 +76,7 @@ USAGE: dict[str, tuple[str, str]] = {
         "Correct the pattern. `llmc inspect MODEL` shows the names of all weights.",
     ),
     "ROLLBACK_TOO_FAR": (
-        "An engine is asked to continue from a position whose keys and values were already overwritten.",
+        "An engine can't go back to a position because later tokens have overwritten keys and values that it needs.",
         "Start again from position 0, or compile with `--kv-cache static`.",
     ),
     "SAMPLING_INVALID": (
@@ -80,7 +88,7 @@ USAGE: dict[str, tuple[str, str]] = {
         "Use one of the combinations that the message lists.",
     ),
     "SEQUENCE_TOO_LONG": (
-        "A sequence would exceed the longest one that the engine has room for.",
+        "A sequence would be longer than the longest one that the engine supports.",
         "Shorten the sequence, or compile with a larger `--max-seq-len`.",
     ),
     "SLOT_CLOSED": (
@@ -88,7 +96,7 @@ USAGE: dict[str, tuple[str, str]] = {
         "Call `open_slots` with a larger number first.",
     ),
     "STAGE_UNREACHED": (
-        "No pass of the pipeline leads to the stage that was asked for.",
+        "No pass of the pipeline reaches the requested stage.",
         "Use one of the stages that the message lists.",
     ),
     "STREAM_SUPERSEDED": (

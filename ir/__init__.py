@@ -1,1 +1,1 @@
-"""What passes read and write: programs, weights, stages."""
+"""The intermediate representation that passes change: programs, weights, stages."""

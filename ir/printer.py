@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..kernels.ops import all_ops, op_of
+from .nodes import known_value, value_of, where
 
 if TYPE_CHECKING:
     from .program import Program
@@ -43,7 +44,7 @@ def to_python(program: Program) -> str:
     names = _Names(program)
     previous = None
     for node, line in _statements(program, names).items():
-        module = node.meta.get("where", "")
+        module = where(node)
         if module != previous:
             lines += ["", f"    # {module or 'the program'}"]
             previous = module
@@ -96,7 +97,7 @@ class _Names:
         return self.of[node]
 
     def _size_name(self, node: fx.Node) -> str | None:
-        value = node.meta.get("val")
+        value = known_value(node)
         if isinstance(value, torch.SymInt) and node.target is torch.ops.aten.sym_size.int:
             return self.sizes.get(str(value))
         return None
@@ -120,7 +121,7 @@ class _Names:
 
 
 def _size_symbols(program: Program) -> dict[str, str]:
-    value = program.inputs[0].meta["val"]
+    value = value_of(program.tokens)
     return {str(size): name for size, name in zip(value.shape, "BS", strict=False) if isinstance(size, torch.SymInt)}
 
 
@@ -153,7 +154,7 @@ def _callee(target: Any) -> str:
 
 
 def _comment(node: fx.Node, names: _Names) -> str:
-    value = node.meta.get("val")
+    value = known_value(node)
     if not isinstance(value, Tensor):
         return ""
     return f"  # {_DTYPES.get(value.dtype, str(value.dtype))}[{', '.join(names.dim(size) for size in value.shape)}]"

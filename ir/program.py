@@ -1,11 +1,11 @@
-"""A program: a graph over ATen and the `llmc` dialect, with the weights and facts that the graph can't hold."""
+"""A program: a graph over ATen and the `llmc` dialect, its weights, and the facts that the graph can't hold."""
 
 from __future__ import annotations
 
 import contextlib
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,13 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.graph_module import _assign_attr
 
 from ..kernels.ops.op import Op
+from .nodes import copy_metadata, keep_only, set_value, set_where, value_of
+from .nodes import where as where
+from .signature import Signature
 from .stages import Stage
 from .weights import Weight
 
 
 @dataclass(frozen=True)
 class Miss:
-    """Why a pass left something alone, and the node that was the reason."""
+    """The reason why a pass left a node alone."""
 
     reason: str
     node: str
@@ -33,7 +36,7 @@ class Miss:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What a pass did to this program."""
+    """The result of one pass that ran on a program."""
 
     name: str
     matches: int
@@ -44,11 +47,11 @@ class PassRecord:
 
 @dataclass(frozen=True)
 class CacheInput:
-    """One of the tensors that make a cache, [B, heads, length, width].
+    """One tensor of a KV cache, [B, heads, length, width].
 
     Attributes:
-        name: of the program's input.
-        role: what it holds: "key", "value", "key_scale" or "value_scale".
+        name: the name of the program's input.
+        role: the content: "key", "value", "key_scale" or "value_scale".
     """
 
     name: str
@@ -59,16 +62,17 @@ class CacheInput:
 
 @dataclass(frozen=True)
 class Cache:
-    """The keys and values that one attention keeps: inputs of the program, and as many outputs that follow them.
+    """The KV cache of one attention.
 
-    A back end makes output and input one piece of memory; in the program they are two values.
+    Each tensor of the cache is an input of the program, and has an output with its updated value. In the program they
+    are two values; an engine gives both the same memory.
 
     Attributes:
         keys, values: names of the inputs.
-        ring: slots are used again after `length` positions; otherwise position p lies in slot p.
-        window: how many positions back anybody looks, None for all.
-        dtype: of the numbers, or of the codes of rounded ones, which have a scale for each head of each token.
-        key_scales, value_scales: names of the inputs with the scales; None where nothing is rounded.
+        ring: position p is stored at index p modulo `length`; otherwise at index p.
+        window: the number of positions that a token attends to, itself included; None for all.
+        dtype: the dtype of keys and values, or of their codes. Codes have one scale per head and token.
+        key_scales, value_scales: names of the inputs with the scales; None if the cache is not quantized.
     """
 
     keys: str
@@ -85,32 +89,35 @@ class Cache:
 
     @property
     def tensors(self) -> tuple[CacheInput, ...]:
-        """What it consists of, in the order of the program's inputs and outputs."""
-        numbers = (
+        """The tensors of the cache, in the order of the program's inputs and outputs."""
+        tensors = (
             CacheInput(self.keys, "key", self.key_dim, self.dtype),
             CacheInput(self.values, "value", self.value_dim, self.dtype),
         )
         if self.key_scales is None or self.value_scales is None:
-            return numbers
+            return tensors
         scales = ((self.key_scales, "key_scale"), (self.value_scales, "value_scale"))
-        return *numbers, *(CacheInput(name, role, 1, torch.float32) for name, role in scales)
+        return *tensors, *(CacheInput(name, role, 1, torch.float32) for name, role in scales)
 
 
 @dataclass(eq=False)
 class Program:
-    """A model on its way to an engine. It runs at every stage: `program(tokens, positions)`.
+    """A model between capture and lowering. It runs on real tensors at every stage.
 
-    With a cache it takes `(tokens, starts, *caches)` and `run` gives `(logits, *caches)`, in the order of `caches` and
-    of the tensors of each. `rows` [R] stand behind `starts` where the caller chooses the rows of the logits.
+    Without caches, `program(tokens, positions)` returns logits. With caches, `run` takes `(tokens, starts, *caches)`
+    and returns `(logits, *caches)`, in the order of `caches` and of the tensors of each. After SelectLogits, `run` also
+    takes the indices of the tokens whose logits it returns. `arguments` puts inputs in order for any program.
 
     Attributes:
-        module: the graph; a weight is a `get_attr` node whose target is its name, held here as a meta tensor.
-        weights: the values behind those names, unevaluated.
-        stage: how far it has come.
-        source: what it was captured from, in words.
-        max_seq_len: positions that it must serve, 0 to this minus one.
-        history: the passes that made it, in order.
-        caches: what its attentions keep from call to call; empty before there is a cache.
+        module: the graph. A weight is a `get_attr` node whose target is the weight's name; the module holds a meta
+            tensor of that name.
+        weights: the weights by name, as unevaluated expressions.
+        stage: the last stage that the program reached.
+        source: the name of the model that was captured, for messages.
+        max_seq_len: the program must serve the positions 0 to `max_seq_len` - 1.
+        signature: the inputs by role.
+        history: the passes that ran on the program, in order.
+        caches: the KV caches of the attentions; empty before InsertKvCache.
     """
 
     module: fx.GraphModule
@@ -118,6 +125,7 @@ class Program:
     stage: Stage
     source: str
     max_seq_len: int
+    signature: Signature
     history: list[PassRecord] = field(default_factory=list)
     caches: tuple[Cache, ...] = ()
 
@@ -127,12 +135,37 @@ class Program:
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """A snapshot of the nodes in order, safe to change the graph under."""
+        """A list of the nodes in order; the graph may change while it is iterated."""
         return list(self.module.graph.nodes)
 
     @property
     def inputs(self) -> list[fx.Node]:
         return self.graph.find_nodes(op="placeholder")
+
+    @property
+    def tokens(self) -> fx.Node:
+        """The input with the token ids, [B, S]."""
+        return self._input(self.signature.tokens)
+
+    @property
+    def positions(self) -> fx.Node:
+        """The input with the positions, [B, S], of a program without caches."""
+        return self._input(self.signature.positions)
+
+    @property
+    def starts(self) -> fx.Node:
+        """The input with the number of tokens that each sequence has in the caches, [B], of a program with caches."""
+        return self._input(self.signature.starts)
+
+    @property
+    def wanted(self) -> fx.Node | None:
+        """The input with the indices of the tokens whose logits are wanted, [R]; None if all are."""
+        return None if self.signature.wanted is None else self._input(self.signature.wanted)
+
+    def _input(self, name: str | None) -> fx.Node:
+        assert name is not None, f"a {self.stage} program has no such input"
+        (node,) = (node for node in self.inputs if str(node.target) == name)
+        return node
 
     @property
     def output(self) -> fx.Node:
@@ -142,20 +175,34 @@ class Program:
 
     @property
     def fake_mode(self) -> FakeTensorMode:
-        """The mode that all example values of this graph live in."""
-        return self.inputs[0].meta["val"].fake_mode
+        """The fake tensor mode of all example values of this graph."""
+        return value_of(self.tokens).fake_mode
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run on real tensors and give the logits."""
+        """Run on real tensors and return the logits."""
         return self.run(*inputs)[0]
 
     def run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """All outputs. Each weight is evaluated when it is first read and dropped after its last use."""
+        """Run and return all outputs. Each weight is evaluated at its first use and released after its last."""
         with torch.no_grad():
             return _Run(self).run(*inputs)
 
+    def arguments(self, roles: Mapping[str, Tensor], caches: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Return the arguments of `run` in order, from inputs by role; roles that the program lacks are ignored."""
+        names, others = self.signature.roles, iter(caches)
+        inputs = [str(node.target) for node in self.inputs]
+        return [roles[names[name]] if name in names else next(others) for name in inputs]
+
+    def empty_caches(self, batch: int) -> list[Tensor]:
+        """Return zeros for all tensors of all caches, for `batch` sequences."""
+        return [
+            torch.zeros(batch, cache.heads, cache.length, part.width, dtype=part.dtype)
+            for cache in self.caches
+            for part in cache.tensors
+        ]
+
     def ops(self) -> Counter[str]:
-        """How often each op occurs, by name: `llmc.rms_norm`, `aten.add`."""
+        """Count the calls of each op, by name: `llmc.rms_norm`, `aten.add`."""
         return Counter(op_name(node) for node in self.nodes if node.op == "call_function")
 
     def __str__(self) -> str:
@@ -169,28 +216,32 @@ class Program:
     # Building blocks of passes -----------------------------------------------------------------------------------
 
     def call(self, target: Op | Callable[..., Any], *args: Any, like: fx.Node, **kwargs: Any) -> fx.Node:
-        """A new node at the graph's insertion point, its example value computed, standing in the module of `like`."""
+        """Insert a call at the graph's insertion point and compute its example value.
+
+        Args:
+            like: a node whose module path the new node gets.
+        """
         overload = target.overload if isinstance(target, Op) else target
         node = self.graph.call_function(overload, args, kwargs)
-        node.meta["where"] = where(like)
-        node.meta["val"] = self.infer(overload, args, kwargs)
+        set_where(node, where(like))
+        set_value(node, self.infer(overload, args, kwargs))
         return node
 
     def infer(self, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The example value of a call whose arguments may be nodes."""
-        real_args, real_kwargs = fx.map_arg((args, kwargs), lambda node: node.meta["val"])
+        """Compute the example value of a call; arguments may be nodes."""
+        real_args, real_kwargs = fx.map_arg((args, kwargs), lambda node: value_of(node))
         shape_env = self.fake_mode.shape_env
         with self.fake_mode, torch.no_grad(), shape_env.suppress_guards() if shape_env else contextlib.nullcontext():
             return target(*real_args, **real_kwargs)
 
     def weight_of(self, node: object) -> Weight | None:
-        """The weight that a graph argument stands for, if it stands for one."""
+        """Return the weight of a `get_attr` node; None for any other argument."""
         if isinstance(node, fx.Node) and node.op == "get_attr":
             return self.weights[str(node.target)]
         return None
 
     def add_weight(self, name: str, weight: Weight, like: fx.Node) -> fx.Node:
-        """A node for a weight; a name that is taken by another value gets a number."""
+        """Return a node for a weight; if another weight has the name, a number is appended to it."""
         name = self._free_name(name, weight)
         self.weights[name] = weight
         _assign_attr(weight.meta(), self.module, name)
@@ -199,37 +250,37 @@ class Program:
         with self.graph.inserting_after(self.inputs[-1]):
             node = self.graph.get_attr(name)
         with self.fake_mode:
-            node.meta["val"] = torch.empty(weight.shape, dtype=weight.dtype)
-        node.meta["where"] = where(like)
+            set_value(node, torch.empty(weight.shape, dtype=weight.dtype))
+        set_where(node, where(like))
         return node
 
     def add_input(self, name: str, value: Tensor, after: fx.Node) -> fx.Node:
-        """An input behind the input `after`, with an example of its value."""
+        """Insert an input after the input `after`, with an example value."""
         with self.graph.inserting_after(after):
             node = self.graph.placeholder(name)
-        node.meta["val"] = value
+        set_value(node, value)
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let every user of `old` read `new`, and take `old` out."""
+        """Replace `old` by `new` in all users of `old`, and remove `old`."""
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
 
     def replace_with(self, old: fx.Node, target: Op | Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """Put a call where `old` stands; every argument must stand before it."""
+        """Replace `old` by a call; all arguments must precede `old` in the graph."""
         with self.graph.inserting_before(old):
             new = self.call(target, *args, like=old, **kwargs)
         self.replace(old, new)
         return new
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
-        """A node for one of the values of a call that has several."""
-        picked = self.graph.call_function(operator.getitem, (node, index))
-        picked.meta.update(val=node.meta["val"][index], where=where(node))
-        return picked
+        """Insert a node for one of several values of a call."""
+        item = self.graph.call_function(operator.getitem, (node, index))
+        keep_only(item, value_of(node)[index], where(node))
+        return item
 
     def sweep(self) -> int:
-        """Take out what nothing reads, and the weights that no node names any more; says how many nodes went."""
+        """Remove nodes without users, and weights without a node; return the number of removed nodes."""
         before = len(self.graph.nodes)
         self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
         named = {str(node.target) for node in self.graph.find_nodes(op="get_attr")}
@@ -238,28 +289,31 @@ class Program:
         return before - len(self.graph.nodes)
 
     def copy(self) -> Program:
-        """A program that can be changed without changing this one; weights and example values are shared."""
+        """Copy the program; the copy can change independently, and shares weights and example values."""
         graph = fx.Graph()
         copied: dict[fx.Node, fx.Node] = {}
         for node in self.graph.nodes:
             copied[node] = graph.node_copy(node, copied.__getitem__)
-            copied[node].meta = dict(node.meta)
+            copy_metadata(node, copied[node])
         module = fx.GraphModule({name: weight.meta() for name, weight in self.weights.items()}, graph)
         return replace(self, module=module, weights=dict(self.weights), history=list(self.history))
 
     def _free_name(self, name: str, weight: Weight) -> str:
-        if not self._has_room(name):
+        if not self._can_hold(name):
             name = name.replace(".", "_")
         candidate, number = name, 1
-        while not self._has_room(candidate) or (
+        while not self._can_hold(candidate) or (
             candidate in self.weights and self.weights[candidate].key != weight.key
         ):
             number += 1
             candidate = f"{name}_{number}"
         return candidate
 
-    def _has_room(self, name: str) -> bool:
-        """Whether the module can hold a tensor by this name: no `w.scaled` beside a tensor `w`, nor the reverse."""
+    def _can_hold(self, name: str) -> bool:
+        """Return True if the module can hold a tensor of this name.
+
+        A module can't hold tensors named `w` and `w.scaled` at the same time.
+        """
         *path, last = name.split(".")
         owner: Any = self.module
         for part in path:
@@ -270,7 +324,7 @@ class Program:
 
 
 class _Run(fx.Interpreter):
-    """Runs the graph. Weights stand at its head, so what they are there is the expression: its value comes later."""
+    """Run the graph. A `get_attr` node returns the weight expression; its first user evaluates it."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.module)
@@ -287,19 +341,14 @@ class _Run(fx.Interpreter):
 
 
 def op_name(node: fx.Node) -> str:
-    """`llmc.rms_norm` or `aten.add` for a call, whatever overload it calls."""
+    """Return the op's name without overload, such as `llmc.rms_norm` or `aten.add`."""
     if isinstance(node.target, torch._ops.OpOverload):
         return f"{node.target.namespace}.{node.target._schema.name.split('::')[1]}"
     return getattr(node.target, "__name__", str(node.target))
 
 
-def where(node: fx.Node) -> str:
-    """The path of the module that this node came from, such as `model.layers.0.mlp`."""
-    return node.meta.get("where", "")
-
-
 def by_layer(program: Program) -> Iterator[tuple[str, list[fx.Node]]]:
-    """Runs of consecutive calls that came from one repeated layer, or from outside of them (the empty name)."""
+    """Yield runs of consecutive calls with the name of their layer; the name is empty outside of layers."""
     run: list[fx.Node] = []
     name = ""
     for node in program.nodes:
@@ -316,12 +365,12 @@ def by_layer(program: Program) -> Iterator[tuple[str, list[fx.Node]]]:
 
 
 def layer_of(node: fx.Node) -> str:
-    """The repeated layer that this node came from; empty outside of them."""
+    """Return the name of the repeated layer that a node came from; empty outside of layers."""
     return layer_in(where(node))
 
 
 def layer_in(path: str) -> str:
-    """The part of a module's path up to its first number: `model.layers.0`; empty if there is none."""
+    """Return a module's path up to its first number, such as `model.layers.0`; empty if it has no number."""
     parts = path.split(".")
     for index, part in enumerate(parts):
         if part.isdigit():

@@ -1,7 +1,7 @@
-"""The stages of a program and what each of them promises, as data; `verify` checks the promise.
+"""The stages of a program and the ops that each allows, as data; `verify` checks a program against them.
 
-A stage is reached, never declared: a pass that leaves an op behind which the stage doesn't allow is stopped here,
-by an error that names the node, the op, the stage and what to do.
+A pass reaches a stage only if `verify` accepts the program. Otherwise an error names the node, the op, the stage and
+what to do.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import fx
 
 from ..errors import CompilerError
 from ..kernels.ops import all_ops, op_of
+from .nodes import known_value, where
 
 if TYPE_CHECKING:
     from .program import Program
 
 
 class Stage(IntEnum):
-    """Where a program is on its way to an engine; stages only ever go up."""
+    """A step on the way from a captured model to a graph; the stage of a program never decreases."""
 
     CAPTURED = 0
     CANONICAL = 1
     OPTIMIZED = 2
     QUANTIZED = 3
     CACHED = 4
-    LOWERED = 5
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -36,12 +36,12 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Spec:
-    """What a program of a stage may hold.
+    """The ops that a program of a stage may contain.
 
     Attributes:
-        dialect: names of the ops of the `llmc` dialect.
-        aten: names of the ATen ops, or None for any that changes nothing in place.
-        hint: what to do about an op that is not among them.
+        dialect: names of ops of the `llmc` dialect.
+        aten: names of ATen ops; None allows all that change nothing in place.
+        hint: the hint of the error about any other op.
     """
 
     dialect: frozenset[str]
@@ -49,7 +49,7 @@ class Spec:
     hint: str
 
 
-# What moves, selects, combines or compares values without being worth a name of its own in the dialect.
+# ATen ops that need no op of the dialect: views and copies, elementwise ops and reductions, contractions, sources.
 _VIEWS = frozenset(
     """
     _unsafe_view alias cat chunk clone constant_pad_nd contiguous diagonal expand expand_as flatten flip gather index
@@ -73,47 +73,47 @@ _SOURCES = frozenset(
     "arange empty_like eye full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor zeros "
     "zeros_like".split()
 )
-# Arithmetic on sizes, which is plain Python and no tensor op.
+# Arithmetic on sizes: Python functions, no tensor ops.
 _ON_SIZES = frozenset(
     "add eq floordiv ge getitem gt le lt mod mul ne neg pow sub sym_float sym_int sym_max sym_min truediv".split()
 )
 
-_DIALECT = frozenset(all_ops()) - {"round_weight"}  # that is for weights, not for programs
+_DIALECT = frozenset(all_ops()) - {"round_weight"}  # it is for weight expressions, not for programs
 _QUANTIZED = frozenset({"quant_linear", "quant_embedding"})
 _CACHED = frozenset({"cached_attention", "fused_attention", "quant_cached_attention", "take_rows"})
 _FUSED = frozenset({"add_rms_norm"})
 
 SPEC: dict[Stage, Spec] = {}
 SPEC[Stage.CAPTURED] = Spec(
-    # capture makes `attention` and `moe`, canonicalizing passes the others
+    # Capture inserts `attention` and `moe`; canonicalizing passes may insert the other ops.
     dialect=_DIALECT - _QUANTIZED - _CACHED - _FUSED,
     aten=None,
-    hint="Capture hands on no op that changes a tensor in place; report the model that made it.",
+    hint="A defect of capture or of a pass: report the model.",
 )
 SPEC[Stage.CANONICAL] = replace(
     SPEC[Stage.CAPTURED],
     dialect=_DIALECT - _QUANTIZED - _CACHED,
     aten=_VIEWS | _ARITHMETIC | _CONTRACTIONS | _SOURCES,
-    hint="A canonicalizing pass must turn it into an op of the dialect; `llmc inspect` shows which came near.",
+    hint="A canonicalizing pass must replace it by an op of the dialect; `llmc inspect` shows the misses of each pass.",
 )
 SPEC[Stage.OPTIMIZED] = SPEC[Stage.CANONICAL]
 SPEC[Stage.QUANTIZED] = replace(SPEC[Stage.OPTIMIZED], dialect=SPEC[Stage.OPTIMIZED].dialect | _QUANTIZED)
 SPEC[Stage.CACHED] = replace(
     SPEC[Stage.QUANTIZED],
     dialect=SPEC[Stage.QUANTIZED].dialect - {"attention"} | _CACHED,
-    hint="Attention must go through the cache; InsertKvCache says why one does not.",
+    hint="InsertKvCache must replace every attention; `llmc inspect` shows its misses.",
 )
 
 
 def verify(program: Program) -> None:
-    """Check that the program is well formed and keeps the promise of its stage."""
+    """Check that the program is well formed and contains only ops that its stage allows."""
     try:
         program.graph.lint()
     except RuntimeError as error:
         raise CompilerError(
             "IR_INVALID",
             f"The {program.stage} program is no graph: {error}.",
-            "Make nodes before those that read them.",
+            "Insert each node before its users.",
         ) from error
     spec = SPEC[program.stage]
     for node in program.nodes:
@@ -123,14 +123,16 @@ def verify(program: Program) -> None:
             _check_weight(program, node)
         elif node.op not in ("placeholder", "output"):
             raise _broken(
-                node, program.stage, f"is a {node.op}", "A program holds calls, weights, inputs and one output."
+                node, program.stage, f"is a {node.op}", "A program contains calls, weights, inputs and one output."
             )
-        if node.op != "output" and "val" not in node.meta:
-            raise _broken(node, program.stage, "has no example value", "Make nodes through Program.call.")
+        if node.op != "output" and known_value(node) is None:
+            raise _broken(node, program.stage, "has no example value", "Insert nodes with Program.call.")
     missing = {str(n.target) for n in program.graph.find_nodes(op="get_attr")} ^ set(program.weights)
     if missing:
         raise CompilerError(
-            "IR_INVALID", f"Weights and graph disagree about {sorted(missing)[:3]}.", "Call Program.sweep()."
+            "IR_INVALID",
+            f"These names are only in the weights or only in the graph: {sorted(missing)[:3]}.",
+            "Call Program.sweep().",
         )
 
 
@@ -138,7 +140,7 @@ def _check_op(node: fx.Node, stage: Stage, spec: Spec) -> None:
     target = node.target
     if defined := op_of(target):
         if defined.name not in spec.dialect:
-            raise _broken(node, stage, f"calls {defined}, which does not belong there", spec.hint)
+            raise _broken(node, stage, f"calls {defined}, which is not allowed there", spec.hint)
     elif isinstance(target, torch._ops.OpOverload):
         if target._schema.is_mutable:
             raise _broken(node, stage, f"calls {target}, which changes a tensor in place", SPEC[Stage.CAPTURED].hint)
@@ -150,13 +152,13 @@ def _check_op(node: fx.Node, stage: Stage, spec: Spec) -> None:
 
 
 def _check_weight(program: Program, node: fx.Node) -> None:
-    name, value = str(node.target), node.meta.get("val")
+    name, value = str(node.target), known_value(node)
     if name not in program.weights:
         raise _broken(
             node,
             program.stage,
-            f"names the weight {name!r}, which the program does not have",
-            "Add it by Program.add_weight.",
+            f"refers to the weight {name!r}, which the program does not have",
+            "Add it with Program.add_weight.",
         )
     weight = program.weights[name]
     if value is not None and (tuple(value.shape), value.dtype) != (weight.shape, weight.dtype):
@@ -169,7 +171,7 @@ def _check_weight(program: Program, node: fx.Node) -> None:
 
 
 def _broken(node: fx.Node, stage: Stage, what: str, hint: str) -> CompilerError:
-    place = node.meta.get("where", "")
+    place = where(node)
     return CompilerError(
         "IR_INVALID", f"In the {stage} program, {node.name}{f' of {place}' if place else ''} {what}.", hint
     )

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx
 
+from ..ir.nodes import value_of
 from ..ir.program import op_name
 from ..kernels.ops.op import Op, op_of
 
@@ -46,11 +47,11 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 def shape(node: fx.Node) -> tuple[Any, ...]:
     """Sizes of the node's value: ints for static dims, SymInts for dynamic ones."""
-    return tuple(node.meta["val"].shape)
+    return tuple(value_of(node).shape)
 
 
 def dtype(node: fx.Node) -> torch.dtype:
-    return node.meta["val"].dtype
+    return value_of(node).dtype
 
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:

@@ -24,7 +24,7 @@ def peak_rss() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def give_back_memory() -> None:
+def trim_memory() -> None:
     """Return freed memory to the system.
 
     By itself, the C library only returns memory at the end of its heap.

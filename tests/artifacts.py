@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmc.runtimes.artifact.manifest import CacheSpec, GraphSpec, Manifest
+from llmc.runtimes.artifact.manifest import FORMAT, CacheSpec, Manifest, ModelSpec, Phase, QuantizationSpec
 from llmc.runtimes.artifact.write import ArtifactWriter
 
 FILES = {"model.onnx": b"graph", "model.onnx.data": b"weights" * 1000, "extra/tokenizer.json": b"{}", "empty": b""}
@@ -12,39 +12,19 @@ FILES = {"model.onnx": b"graph", "model.onnx.data": b"weights" * 1000, "extra/to
 
 def manifest(identity: str = "one", **changes: object) -> Manifest:
     """Return a manifest without files, with `changes` to its fields."""
-    cache = CacheSpec(
-        key="past_key_values.0.key",
-        value="past_key_values.0.value",
-        present_key="present.0.key",
-        present_value="present.0.value",
-        kind="static",
-        heads=3,
-        key_dim=64,
-        value_dim=32,
-        length=128,
-        dtype="fp32",
-    )
+    cache = CacheSpec(kind="static", heads=3, key_dim=64, value_dim=32, length=128, dtype="fp32")
     fields: dict[str, object] = {
-        "format": 1,
+        "format": FORMAT,
         "target": "ort",
-        "model": {
-            "name": "tiny",
-            "type": "llama",
-            "identity": identity,
-            "vocab_size": 100,
-            "layers": 1,
-            "parameters": 1234,
-        },
+        "model": ModelSpec("tiny", "llama", identity, vocab_size=100, layers=1, parameters=1234),
         "max_seq_len": 128,
-        "graphs": {"step": GraphSpec("model.onnx", 1, None)},
+        "phases": {"step": Phase(1)},
         "caches": [cache],
-        "quantization": {
-            "scheme": "int8",
-            "precision": "int8",
-            "algorithm": "rtn",
-            "why": "no tokenizer",
-            "weights": {"int8 by channel": 12, "as it was": 1},
-        },
+        "quantization": QuantizationSpec(
+            "int8", "int8", "rtn", "no tokenizer", weights={"int8 by channel": 12, "as it was": 1}
+        ),
+        "pruning": None,
+        "section": {"graphs": {"step": {"file": "model.onnx", "derived": [], "stored": []}}},
         "built_with": {"llmc": "0.1.0"},
         "requires": {"numpy": ">=1.26"},
     }

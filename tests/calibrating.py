@@ -12,8 +12,11 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.compress.cache import CalibrationCache
+from llmc.compiler.config import CompileConfig
+from llmc.compiler.targets.registry import find_target
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
+from llmc.passes.quantize.rounding_plan import Choice
 
 _HOME, _NUMBERS = tempfile.TemporaryDirectory(prefix="calibrating-"), itertools.count()
 
@@ -23,9 +26,14 @@ def new_cache() -> CalibrationCache:
     return CalibrationCache(Path(_HOME.name) / str(next(_NUMBERS)))
 
 
+def input_group(choice: Choice) -> int | None:
+    """Return the groups in which target "ort" quantizes inputs if prompts have no kernels of their own."""
+    return find_target("ort").input_group(CompileConfig(), choice)
+
+
 @functools.cache
 def uneven_program() -> Program:
-    """A tiny model whose channels differ as those of trained models do; callers change a copy only."""
+    """Return a tiny model whose channels differ as in trained models. Callers must copy it to change it."""
     model = tiny_model("llama")
     with torch.no_grad():
         for layer in model.model.layers:

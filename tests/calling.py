@@ -1,4 +1,4 @@
-"""A call of the dialect as a module: rows that follow from the tokens, and weights that a program then holds."""
+"""Small programs that call ops of the dialect on embedded tokens and weights, and their lowering."""
 
 from __future__ import annotations
 
@@ -20,36 +20,40 @@ from llmc.compiler.targets.onnx.lower import Table
 from llmc.ir.program import Program
 from llmc.kernels.ops import embedding
 
-# One token; some, more than one sequence; many.
+# [B, S]: one token, several sequences, many tokens.
 SIZES = ((1, 1), (2, 3), (3, 16))
 Function = Callable[["Calling", Tensor, Tensor], Any]
 
 
 class Calling(nn.Module):
-    """`function(self, x, positions)` with x [B, S, width] and the weights as attributes."""
+    """A model that computes `function(self, x, positions)` on embedded tokens x, [B, S, width].
+
+    The weights are attributes.
+    """
 
     def __init__(self, function: Function, width: int, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.function = function
-        self.rows = nn.Buffer(torch.randn(VOCAB, width, generator=torch.Generator().manual_seed(5)))
+        self.table = nn.Buffer(torch.randn(VOCAB, width, generator=torch.Generator().manual_seed(5)))
         for name, weight in weights.items():
             self.register_buffer(name, weight)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return self.function(self, embedding(tokens, self.rows), positions)
+        return self.function(self, embedding(tokens, self.table), positions)
 
 
 def calling(function: Function, width: int = 32, **weights: Tensor) -> Program:
-    """The program of a call, which may be of an op that only later stages allow."""
+    """Capture the program of a function, which may call ops that only later stages allow."""
     with mock.patch.object(capturing, "verify"):
         return capture(Calling(function, width, weights))
 
 
 def run_in_onnx(program: Program, table: Table, *, as_written: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-    """What a table makes of a call, opened by ONNX Runtime.
+    """Lower a program with a table, and return a function that runs it in ONNX Runtime.
 
     Args:
-        as_written: without its rewrites, one of which makes a kernel that rounds inputs of a plain dequantized matmul.
+        as_written: disable the rewrites of ONNX Runtime; one of them makes a kernel that also quantizes the inputs of
+            a matmul.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -77,7 +81,7 @@ def check_call(
     as_written: bool = False,
     **weights: Tensor,
 ) -> Program:
-    """Hold what a table makes of a call to the meaning of the ops in it; the program is returned."""
+    """Compare the lowered program of a function with the program itself; return the program."""
     program = calling(function, width, **weights)
     run = run_in_onnx(program, table, as_written=as_written)
     for size in SIZES:

@@ -1,4 +1,4 @@
-"""A function of plain tensors, exported, lowered by one table and run in ONNX Runtime beside torch."""
+"""Export a function of tensors, lower it with a table, and compare ONNX Runtime's results with torch's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmc.compiler.targets.onnx.external import ExternalData
 from llmc.compiler.targets.onnx.lower import Lowering, Table
 from llmc.ir.program import Program
+from llmc.ir.signature import Signature
 from llmc.ir.stages import Stage
 
 # Sizes to trace with, and to run at: as traced, another, the smallest.
@@ -28,12 +29,12 @@ class _Module(nn.Module):
         self.function = function
 
     def forward(self, *inputs: Tensor) -> Any:
-        made = self.function(*inputs)
-        return tuple(made) if isinstance(made, (tuple, list)) else (made,)
+        outputs = self.function(*inputs)
+        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 class _Plain(Lowering):
-    """Takes inputs as they are and gives all outputs as they are, where a model's have names and meanings."""
+    """A lowering with numbered inputs and outputs, instead of those of a language model."""
 
     def _make_inputs(self) -> None:
         for i, node in enumerate(self.program.inputs):
@@ -51,10 +52,12 @@ class _Plain(Lowering):
 
 
 def traced(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> Program:
-    """`function` as a program whose inputs' first two dims, the batch and the length, are symbols."""
+    """Export a function as a program; the first two dimensions of its inputs are symbolic."""
     shapes = {"inputs": tuple({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for _ in examples)}
     exported = torch.export.export(_Module(function), examples, dynamic_shapes=shapes, strict=False)
-    program = Program(exported.graph_module, {}, Stage.CANONICAL, "a function", 32)
+    tokens = exported.graph_signature.user_inputs[0]
+    signature = Signature(tokens=str(tokens), positions=None)
+    program = Program(exported.graph_module, {}, Stage.CANONICAL, "a function", 32, signature)
     program.sweep()
     for node in program.inputs:
         assert not any(isinstance(size, int) for size in node.meta["val"].shape[:2]), "the function fixes a size"
@@ -62,7 +65,7 @@ def traced(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> Progra
 
 
 def lowered(program: Program, table: Table, folder: Path) -> onnx.ModelProto:
-    """The model that the table makes of a program; it is written to the folder with its weights."""
+    """Lower a program with a table, write model and weights to a folder, and return the model."""
     with ExternalData(folder / "data") as data:
         lowering = _Plain(program, table, data)
         lowering.run()
@@ -71,7 +74,7 @@ def lowered(program: Program, table: Table, folder: Path) -> onnx.ModelProto:
 
 
 def run_in_onnx(program: Program, table: Table) -> Callable[..., list[Tensor]]:
-    """The lowered program, to be called with tensors."""
+    """Lower a program with a table, and return a function that runs it in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +91,7 @@ def run_in_onnx(program: Program, table: Table) -> Callable[..., list[Tensor]]:
 
 
 def check(function: Callable[..., Any], make: Callable[[int, int], tuple[Tensor, ...]], table: Table) -> None:
-    """Hold the lowered function to torch: values, shapes and dtypes, at sizes that it was not traced with, too."""
+    """Compare a lowered function with torch: values, shapes and dtypes, also at other sizes than traced."""
     run = run_in_onnx(traced(function, make(*TRACED)), table)
     for size in SIZES:
         inputs = make(*size)

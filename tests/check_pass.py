@@ -36,7 +36,7 @@ def capture(
 
 
 def inputs(batch: int, length: int) -> tuple[Tensor, Tensor]:
-    """Random tokens and their positions from 0, both [B, S]."""
+    """Return random tokens and their positions from 0, both [B, S]."""
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     tokens = torch.randint(0, VOCAB, (batch, length), generator=generator)
     return tokens, torch.arange(length).repeat(batch, 1)
@@ -47,7 +47,7 @@ ROWS = (-1, 0)
 
 
 def samples(program: Program, batch: int, length: int) -> list[Tensor]:
-    """A value for each input of a program.
+    """Return a value for each input of a program.
 
     Values depend on the input's name and the size only, so they are the same for all programs.
     """

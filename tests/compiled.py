@@ -1,4 +1,4 @@
-"""Artifacts of tiny models, each compiled once in a run of tests; who changes one works on a copy."""
+"""Artifacts of tiny models, each compiled once per process. Tests must copy an artifact to change it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
 
 @functools.cache
 def artifact(model_type: str, **options: Any) -> Path:
-    """The artifact of a tiny model; "speaking" is a llama on disk that has a tokenizer."""
+    """Return the artifact of a tiny model; "speaking" is a llama on disk with a tokenizer."""
     folder = Path(_HOME.name) / "-".join([model_type, *(f"{k}={v}" for k, v in sorted(options.items()))])
     with torch.random.fork_rng(devices=[]):
         llmc.compile(speaking_model() if model_type == "speaking" else tiny_model(model_type), folder, **options)
@@ -32,7 +32,7 @@ def artifact(model_type: str, **options: Any) -> Path:
 
 @functools.cache
 def speaking_model() -> Path:
-    """A llama's folder with a tokenizer of single letters and a chat template."""
+    """Return the folder of a llama with a tokenizer of single letters and a chat template."""
     folder = Path(_HOME.name) / "model"
     tiny_model("llama").save_pretrained(folder)
     letters = ["<pad>", "<s>", "</s>", " ", *string.printable[:92]]

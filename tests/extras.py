@@ -1,4 +1,4 @@
-"""Every verb in fresh environments, one for each combination of extras. `make extras` runs it.
+"""Run all verbs in fresh environments, one per combination of extras. `make extras` runs it.
 
 A verb whose extras are installed must work. Any other must end with exit status 3 and one paragraph that says which
 extra to install. Arguments name the combinations to try, such as `bare cpu`; all by default.
@@ -31,7 +31,7 @@ class Case:
 
 
 def cases(model: Path, artifact: Path, output: Path) -> list[Case]:
-    """Every verb, on a model and on an artifact of it."""
+    """Return a case of every verb, on a model and on its artifact."""
     cpu, compiling, both = frozenset({"cpu"}), frozenset({"compile"}), frozenset({"cpu", "compile"})
     m, a, o = str(model), str(artifact), str(output)
     return [
@@ -52,12 +52,12 @@ def cases(model: Path, artifact: Path, output: Path) -> list[Case]:
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command says on stderr, in one line, without the lines that name its phases."""
+    """Return a command's stderr as one line, without the lines of phases."""
     return " ".join(" ".join(line for line in done.stderr.splitlines() if not line.startswith("llmc: ")).split())
 
 
 def problem(case: Case, installed: set[str], done: subprocess.CompletedProcess[str]) -> str | None:
-    """How a command ended otherwise than it should have, if it did."""
+    """Return what is wrong with the result of a command; None if nothing is."""
     if "Traceback" in done.stderr:
         return f"a traceback: {done.stderr.strip().splitlines()[-1]}"
     if case.needs <= installed:
@@ -70,7 +70,7 @@ def problem(case: Case, installed: set[str], done: subprocess.CompletedProcess[s
 
 
 def build() -> tuple[Path, Path, Path]:
-    """The wheel of this checkout, a tiny model, and an artifact of it."""
+    """Build the wheel of this checkout, a tiny model, and an artifact of the model."""
     from compiled import artifact, speaking_model
 
     shutil.rmtree(CACHE, ignore_errors=True)

@@ -27,7 +27,7 @@ from llmc.runtimes.artifact.write import ArtifactWriter
 
 def identity(folder: Path) -> str:
     """Check the artifact in `folder`; return the identity of its model."""
-    return str(open_artifact(folder).model["identity"])
+    return open_artifact(folder).model.identity
 
 
 def killed_at_every_moment(out: Path) -> list[str]:

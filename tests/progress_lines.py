@@ -1,4 +1,4 @@
-"""Take the lines of progress out of what a command wrote to stderr."""
+"""Separate the progress lines of a command's stderr from the rest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _LINE = re.compile(r"llmc: (.+) \.\.\. \d+\.\d s\n")
 
 
 def phases(stderr: str) -> list[str]:
-    """The phases that a command showed, in order."""
+    """Return the phases that a command showed, in order."""
     return _LINE.findall(stderr)
 
 
 def rest(stderr: str) -> str:
-    """Everything else on stderr."""
+    """Return everything else on stderr."""
     return _LINE.sub("", stderr)

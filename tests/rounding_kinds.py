@@ -1,4 +1,4 @@
-"""A weight in every way that it can be rounded: by a plan, or in a checkpoint that was quantized elsewhere."""
+"""Quantized weights of every kind: by a plan, or from a quantized checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmc.kernels.ops.quantized import dequantize, pack_nibbles
 OUTPUTS = 40
 Parts = dict[str, Tensor]
 
-# Name -> scheme, and whether groups have zero points and multiples.
+# Name -> scheme; True if groups have zero points; True if they have multiples.
 KINDS = {
     "int8": ("int8", False, False),
     "int8 with zeros": ("int8", True, False),
@@ -33,7 +33,7 @@ def scheme_of(kind: str) -> str:
 
 
 def rounded(kind: str, group: int, inputs: int) -> Parts:
-    """Codes of a weight whose groups differ in size, and in the sign of what is farthest from zero."""
+    """Quantize a weight whose groups differ in scale and in the sign of their largest number."""
     scheme, zeros, multiples = KINDS[kind]
     if scheme in ("int8", "int4") and not multiples and (zeros or scheme == "int4"):
         return _of_a_checkpoint(scheme, group, inputs, zeros)
@@ -48,7 +48,7 @@ def rounded(kind: str, group: int, inputs: int) -> Parts:
 
 
 def _of_a_checkpoint(scheme: str, group: int, inputs: int, zeros: bool) -> Parts:
-    """Any codes, and a float scale and a zero point for each group."""
+    """Return random codes, with a float scale and optionally a zero point for each group."""
     generator = torch.Generator().manual_seed(1)
     groups = inputs // group
     low, high, dtype = (-128, 128, torch.int8) if scheme == "int8" else (0, 16, torch.uint8)
@@ -61,7 +61,7 @@ def _of_a_checkpoint(scheme: str, group: int, inputs: int, zeros: bool) -> Parts
 
 
 def numbers(kind: str, parts: Parts, group: int) -> Tensor:
-    """What the parts stand for, [O, I]."""
+    """Return the dequantized weight, [O, I]."""
     return dequantize(
         parts["codes"], parts["scales"], parts.get("zeros"), scheme_of(kind), group, multiples=parts.get("multiples")
     )
@@ -70,7 +70,7 @@ def numbers(kind: str, parts: Parts, group: int) -> Tensor:
 def product(
     kind: str, group: int, activation: str = "none", *, bias: bool = False, static: bool = False, parts: Parts
 ) -> Any:
-    """A linear over the parts, which a module holds."""
+    """Return a function that calls `quant_linear` with the parts, which are attributes of its module."""
 
     def call(m: Any, x: Tensor, positions: Tensor) -> Tensor:
         zeros, multiples = (getattr(m, name) if name in parts else None for name in ("zeros", "multiples"))
@@ -83,7 +83,7 @@ def product(
 
 
 def lookup(kind: str, group: int, parts: Parts) -> Any:
-    """Rows of a table of the parts, which a module holds."""
+    """Return a function that calls `quant_embedding` with the parts, which are attributes of its module."""
 
     def call(m: Any, x: Tensor, positions: Tensor) -> Tensor:
         zeros, multiples = (getattr(m, name) if name in parts else None for name in ("zeros", "multiples"))

@@ -1,50 +1,62 @@
-"""Programs with a cache as engines, and both driven through the same calls."""
+"""Compare programs that have caches with the engines of their graphs, call by call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from artifacts import manifest
+from finishing import prefill_passes
 from torch import Tensor
 
-from llmc.compiler.targets.ort.write import build_onnx, cache_specs
+from llmc.compiler.describe import cache_spec
+from llmc.compiler.targets.ort.write import write_graphs
 from llmc.ir.program import Program
-from llmc.passes.pipeline import many_rows_passes
+from llmc.passes.runner import Runner
+from llmc.runtimes.artifact.manifest import FileSpec
 from llmc.runtimes.engines.ort.engine import OrtEngine
 
 
 def engine_of(program: Program, folder: Path, *, ops: str, prefill: bool = False, slots: int = 1) -> OrtEngine:
-    """The graphs of a program, opened as an artifact's would be."""
-    graphs = build_onnx(program, folder, ops=ops, many_rows=many_rows_passes() if prefill else ())
-    model = manifest().model | {"vocab_size": int(program.output.meta["val"].shape[-1])}
-    said = manifest(model=model, max_seq_len=program.max_seq_len, graphs=graphs, caches=cache_specs(program))
-    return OrtEngine(folder, said, threads=1, slots=slots)
+    """Lower a program and open its graphs, as those of an artifact."""
+    lowered = write_graphs(_graphs(program, prefill), folder, ops)
+    fields = {
+        "model": replace(manifest().model, vocab_size=int(program.output.meta["val"].shape[-1])),
+        "max_seq_len": program.max_seq_len,
+        "phases": dict(lowered.phases),
+        "section": asdict(lowered.section),
+        "caches": [cache_spec(cache) for cache in program.caches],
+        "files": {path.name: FileSpec("", path.stat().st_size) for path in folder.iterdir()},
+    }
+    return OrtEngine(folder, manifest(**fields), threads=1, slots=slots)
+
+
+def _graphs(program: Program, prefill: bool) -> dict[str, Program]:
+    graphs = {"step": program}
+    if prefill:
+        graphs["prefill"] = Runner().run(program.copy(), prefill_passes(), graph="prefill")
+    return graphs
 
 
 class Stepping:
-    """The program itself behind the calls of an engine: the cache goes out and comes in again."""
+    """The program itself with the interface of an engine; it passes the caches of each call to the next."""
 
     def __init__(self, program: Program, slots: int) -> None:
         self.program = program
-        self.caches = [
-            torch.zeros(slots, cache.heads, cache.length, part.width, dtype=part.dtype)
-            for cache in program.caches
-            for part in cache.tensors
-        ]
+        self.caches = program.empty_caches(slots)
 
     def forward(self, tokens: Tensor, starts: Tensor) -> Tensor:
-        values = iter(self.caches)
-        given = {"tokens": tokens, "starts": starts, "rows": torch.arange(tokens.shape[1])}
-        sample = [given[n] if (n := str(node.target)) in given else next(values) for node in self.program.inputs]
-        logits, *self.caches = self.program.run(*sample)
+        roles = {"tokens": tokens, "starts": starts, "wanted": torch.arange(tokens.shape[1])}
+        logits, *self.caches = self.program.run(*self.program.arguments(roles, self.caches))
         return logits
 
 
-# Positions that two rows hold before each call, and how many tokens the call has: prompts of unequal lengths in the
-# second and third, then one by one past a window of 6 twice, more tokens than a ring has slots, and one step back.
+# The positions that two sequences hold before each call, and the number of new tokens: the second and third call make
+# the lengths different. Then single tokens pass a window of 6 twice. Last, a call has more tokens than a ring, and one
+# goes back by a position.
 CALLS: tuple[tuple[tuple[int, int], int], ...] = (
     ((0, 0), 2),
     ((2, 2), 3),
@@ -64,7 +76,7 @@ def check_steps(
     calls: Iterable[tuple[tuple[int, int], int]] = CALLS,
     tolerance: float = 1e-5,
 ) -> OrtEngine:
-    """Hold a program's engine to the program at every call."""
+    """Compare a program's engine with the program at every call; return the engine."""
     engine, wanted = engine_of(program, folder, ops=ops, slots=2), Stepping(program, 2)
     generator = torch.Generator().manual_seed(3)
     for starts, count in calls:

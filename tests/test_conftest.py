@@ -1,4 +1,4 @@
-"""Tests run with a cache of their own: no other worker's, and not the user's."""
+"""Each test worker has a cache of its own, which is not the user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of error codes against the source, and docs/errors.md against the table."""
+"""Compare the table of error codes with the source, and docs/errors.md with the table."""
 
 from __future__ import annotations
 
@@ -17,15 +17,9 @@ ROOT = Path(llmc.__file__).parent
 PARTS = ("compiler", "error_codes", "ir", "kernels", "passes", "runtimes")
 CLASSES = {"LlmcError", "UsageError", "CheckFailedError", "CompilerError"}
 
-# To be emptied: here a code may still be raised as the base class, or come from a variable.
-NOT_YET_BY_CLASS = {
-    "compiler/gate/verify.py",
-    "passes/base.py",
-}
-
 
 def raised() -> Iterator[tuple[str, str, str | None]]:
-    """File, class and code of every error that is made; the code is None where it is not a literal."""
+    """Yield file, class and code of every error in the source; the code is None if it is no literal."""
     files = [*ROOT.glob("*.py"), *(path for part in PARTS for path in (ROOT / part).rglob("*.py"))]
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -44,7 +38,7 @@ def test_the_source_is_scanned() -> None:
 
 
 def test_every_code_is_a_literal() -> None:
-    assert not [(file, cls) for file, cls, code in RAISED if code is None and file not in NOT_YET_BY_CLASS]
+    assert not [(file, cls) for file, cls, code in RAISED if code is None]
 
 
 def test_every_raised_code_is_registered() -> None:
@@ -56,21 +50,12 @@ def test_every_registered_code_is_raised() -> None:
 
 
 def test_every_code_is_raised_as_its_registered_class() -> None:
-    wrong = []
-    for file, cls, code in RAISED:
-        allowed = {"LlmcError"} if file in NOT_YET_BY_CLASS else set()
-        if code is not None and cls not in {ERROR_CODES[code].error_class.__name__, *allowed}:
-            wrong.append((file, cls, code))
-    assert not wrong
-
-
-def test_files_with_exceptions_still_need_them() -> None:
-    needed = {
-        file
+    wrong = [
+        (file, cls, code)
         for file, cls, code in RAISED
-        if code is None or (code in ERROR_CODES and cls != ERROR_CODES[code].error_class.__name__)
-    }
-    assert needed == NOT_YET_BY_CLASS
+        if code in ERROR_CODES and cls != ERROR_CODES[code].error_class.__name__
+    ]
+    assert not wrong
 
 
 def test_a_code_has_one_section() -> None:
@@ -93,5 +78,5 @@ def test_an_error_is_made_by_its_code() -> None:
 
 
 def test_the_page_is_written_from_the_table() -> None:
-    """To write it again: python -m llmc.error_codes --write docs/errors.md"""
+    """To update the page: python -m llmc.error_codes --write docs/errors.md"""
     assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page()

@@ -1,4 +1,4 @@
-"""The table of optional modules against pyproject.toml, and the errors that name their extras."""
+"""Compare the table of optional modules with pyproject.toml, and check errors about absent modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = {"lm-eval": "lm_eval", "onnxruntime-gpu": "onnxruntime"}
 
 
 def declared() -> dict[str, set[str]]:
-    """The modules of each extra that a user installs, by pyproject.toml."""
+    """Return the modules of each extra for users in pyproject.toml."""
     section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]", 1)[1].split("\n[", 1)[0]
     lists = {name: ast.literal_eval(value) for name, value in re.findall(r"^(\w+) = (\[.*\])$", section, re.MULTILINE)}
     names = {extra: {re.split(r"[<>=;\[ ]", line)[0] for line in lines} for extra, lines in lists.items()}
@@ -37,7 +37,7 @@ def test_the_recommended_extra_installs_the_module() -> None:
     assert not [module for module, extra in EXTRAS.items() if module not in found[extra]]
 
 
-def test_what_is_installed_is_not_missed() -> None:
+def test_installed_modules_are_found() -> None:
     require("torch", "onnxruntime")
 
 
@@ -62,7 +62,7 @@ def test_other_modules_have_no_extra() -> None:
 
 
 @pytest.mark.parametrize(("name", "blocked"), [("compile", "torch"), ("LLM", "tokenizers"), ("capture", "torch")])
-def test_the_public_names_say_what_they_need(name: str, blocked: str) -> None:
+def test_public_names_report_absent_modules(name: str, blocked: str) -> None:
     code = f"import sys; sys.modules[{blocked!r}] = None; import llmc\n"
     code += f"try: llmc.{name}\nexcept llmc.LlmcError as error: print(error.code, error.what)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""How far a result of a dtype may lie from the exact one: the one table of every numeric test.
+"""Tolerances of all numeric tests, by the dtype of the result.
 
 Use as `torch.testing.assert_close(actual.double(), exact, **TOL[actual.dtype])`.
 """

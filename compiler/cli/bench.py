@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 @click.option(
     "-n", "--tokens", type=click.IntRange(min=0), default=128, show_default=True, help="Tokens to decode; 0: none."
 )
-@click.option("-r", "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each test.")
 @click.option(
-    "--concurrency", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Sequences at a time."
+    "-r", "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs of each test."
 )
-@click.option("--profile", is_flag=True, help="Run each test once more and print its time by kernel, too.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Sequences in a batch."
+)
+@click.option("--profile", is_flag=True, help="Also run each test under a profiler and print the time by kernel.")
 @threads_option
 @click.option(
     "--output-format",
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
     help="Format of the result.",
 )
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also draw the rates as SVG."
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write a chart of the rates as SVG.",
 )
 def bench(
     artifact: Path,
@@ -51,7 +56,7 @@ def bench(
     output_format: str,
     plot: Path | None,
 ) -> None:
-    """Measure the artifact in DIR as llama-bench does: with random tokens, each test warmed up once."""
+    """Measure the artifact in DIR with random tokens, as llama-bench does. Each test has one warm-up run."""
     if not prompt and not tokens:
         raise click.UsageError("There is nothing to measure. Set -p or -n to more than 0.")
     if plot and not plot.parent.is_dir():
@@ -77,5 +82,5 @@ def bench(
 
 
 def _name(manifest: Manifest) -> str:
-    scheme = (manifest.quantization or {}).get("scheme")
-    return ", ".join(filter(None, [manifest.model["name"], manifest.target, scheme]))
+    scheme = manifest.quantization.scheme if manifest.quantization else None
+    return ", ".join(filter(None, [manifest.model.name, manifest.target, scheme]))

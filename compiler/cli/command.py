@@ -1,4 +1,4 @@
-"""Common parts of all verbs: shared options, quiet libraries, and one paragraph for any error."""
+"""Parts that all verbs share: options, quiet libraries, and errors as one paragraph."""
 
 from __future__ import annotations
 
@@ -33,32 +33,24 @@ threads_option = click.option(
     metavar="N",
     help="Threads to compute with.  [default: the runtime's choice]",
 )
-max_seq_len_option = click.option(
-    "--max-seq-len",
-    type=click.IntRange(min=2),
-    metavar="N",
-    help="Longest sequence to serve.  [default: the model's, 2048 at most]",
-)
-kv_cache_dtype_option = click.option(
-    "--kv-cache-dtype",
-    type=click.Choice(["auto", "int8", "fp8"]),
-    help="What keys and values are kept as: 8 bits with a scale for each head of each token, or the dtype computed in."
-    "  [default: auto]",
-)
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="What to compute in.",
-)
 
 
 class Verb(click.Command):
-    """A command that ends every failure with one paragraph on stderr and the exit status of its class.
+    """A command that reports any error as one paragraph on stderr, with the exit status of the error's class.
 
-    With `--json` the error is also printed as a document on stdout.
+    With `--json`, it also prints the error as a document on stdout.
     """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by section, those without a section first."""
+        sections: dict[str, list[tuple[str, str]]] = {"": []}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                declared = getattr(parameter, "declared", None)
+                sections.setdefault(declared.option.section if declared else "", []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section or "Options"):
+                formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -69,7 +61,7 @@ class Verb(click.Command):
         except Exception as error:
             if os.environ.get(TRACEBACK):
                 traceback.print_exc()
-            shown = with_flags(as_llmc_error(error), self.params)
+            shown = with_flags(as_llmc_error(error), self.get_params(ctx))
             if ctx.params.get("as_json") or ctx.params.get("output_format") == "json":
                 print_json({"error": as_json(shown)})
             exit_with(ctx, shown)
@@ -92,7 +84,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within, torch and transformers keep their warnings and logs to themselves; what matters they raise."""
+    """Suppress warnings and logs of libraries, such as torch and transformers. Exceptions still propagate."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

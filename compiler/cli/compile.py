@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,24 +11,26 @@ import click
 
 from ...extras import require
 from . import console
-from .command import (
-    Verb,
-    dtype_option,
-    json_option,
-    kv_cache_dtype_option,
-    max_seq_len_option,
-    model_argument,
-    print_json,
-)
+from .command import json_option, model_argument, print_json
+from .failures import name_flags
+from .options import ConfigVerb, given_options, with_options
 from .progress import steps
-from .pruning_options import pruning_line, pruning_options, warn_of_zeros
-from .rounding_options import choices, rounding_options, warn_of_float8
 
 if TYPE_CHECKING:
     from ..api import Artifact
 
+# Schemes with a flag of their own.
+_SHORT = ("int8", "int4", "fp8")
 
-@click.command("compile", cls=Verb, short_help="Compile a model into a verified artifact.")
+
+def _shorthands(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a flag for each scheme that has one."""
+    for name in reversed(_SHORT):
+        command = click.option(f"--{name}", is_flag=True, help=f"Short for --quantize {name}.")(command)
+    return command
+
+
+@click.command("compile", cls=ConfigVerb, short_help="Compile a model into a verified artifact.")
 @model_argument
 @click.option(
     "-o",
@@ -37,21 +40,16 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="The artifact's folder; an older artifact there is replaced.",
 )
-@click.option("--target", type=click.Choice(["ort"]), default="ort", show_default=True, help="The runtime to serve.")
-@dtype_option
-@rounding_options
-@pruning_options
+@_shorthands
 @click.option(
-    "--kv-cache",
-    type=click.Choice(["ring", "static"]),
-    help="ring: layers with a sliding window keep that window only; static: all positions.  [default: ring]",
+    "--ignore", multiple=True, metavar="PATTERN", help="Keep matching weights as they are: '*.layers.0.*'. Repeatable."
 )
-@kv_cache_dtype_option
-@max_seq_len_option
 @click.option(
-    "--ops",
-    type=click.Choice(["contrib", "standard"]),
-    help="ONNX Runtime's own ops, which are faster, or those of the ONNX standard alone.  [default: contrib]",
+    "--config",
+    "recipe",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A recipe, TOML or JSON: these options, and exceptions for single weights.",
 )
 @click.option(
     "--dump-ir",
@@ -59,12 +57,17 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write the program before and after each pass.",
 )
-@click.option("--no-verify", is_flag=True, help="Leave out the comparison with the model in transformers.")
+@click.option("--no-verify", is_flag=True, help="Skip the comparison with the model in transformers.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python that the model brings along.")
 @json_option
+@click.pass_context
+@with_options()
 def compile_(
+    ctx: click.Context,
     model: str,
     output: Path,
+    ignore: Sequence[str],
+    recipe: Path | None,
     dump_ir: Path | None,
     no_verify: bool,
     trust_remote_code: bool,
@@ -76,21 +79,25 @@ def compile_(
     The artifact is compared with the model in transformers before it is put in its place. Exit status 1 if it differs
     by more than its precision explains; nothing is written then.
     """
-    require("torch", "transformers", "onnx", *([] if no_verify else ["onnxruntime"]))
-    chosen = choices(given)
-    warn_of_zeros(chosen)
-    warn_of_float8(chosen)
+    from ..targets.registry import find_target, make_config
+
+    config = make_config(**_choices(given, ignore, recipe))
+    target = find_target(config.target)
+    packages = target.facts.packages
+    require("torch", "transformers", *packages["compile"], *([] if no_verify else packages["run"]))
+    for warning in target.warnings(config):
+        click.echo(name_flags(warning, ctx.command.get_params(ctx)), err=True)
     with steps("import libraries") as watch:
         from ..api import compile
 
         artifact = compile(
             model,
             output,
+            config,
             dump_ir=dump_ir,
             verify=not no_verify,
             trust_remote_code=trust_remote_code,
             watch=watch,
-            **chosen,
         )
     if as_json:
         print_json(_document(artifact))
@@ -98,27 +105,47 @@ def compile_(
         _show(artifact, verified=not no_verify)
 
 
+def _choices(given: dict[str, Any], ignore: Sequence[str], recipe: Path | None) -> dict[str, Any]:
+    """Return keyword options: those of the recipe, overridden by those of the command line."""
+    from ...passes.quantize.schemes import Override
+    from ..recipe import read_recipe
+
+    chosen = given_options(given)
+    schemes = {name for name in _SHORT if given[name]} | ({given["quantize"]} - {None})
+    if len(schemes) > 1:
+        raise click.UsageError(f"Weights are quantized once: choose one of {', '.join(sorted(schemes))}.")
+    if schemes:
+        chosen["quantize"] = schemes.pop()
+    from_recipe = read_recipe(recipe) if recipe else {}
+    overrides = [*from_recipe.pop("overrides", []), *(Override(pattern, None) for pattern in ignore)]
+    return {**from_recipe, **chosen, "overrides": overrides}
+
+
 def _document(artifact: Artifact) -> dict[str, Any]:
-    return {"path": str(artifact.path), "report": artifact.report, "manifest": asdict(artifact.manifest)}
+    passes = [{"graph": run.graph, **asdict(run.record), "stage": str(run.record.stage)} for run in artifact.passes]
+    report = {**artifact.report, "passes": passes}
+    return {"path": str(artifact.path), "report": report, "manifest": asdict(artifact.manifest)}
 
 
 def _show(artifact: Artifact, verified: bool) -> None:
     manifest, report = artifact.manifest, artifact.report
-    rounding = manifest.quantization or {}
-    scheme, max_kl = rounding.get("scheme") or "not quantized", rounding.get("max_kl")
+    quantization = manifest.quantization
+    scheme = (quantization and quantization.scheme) or "not quantized"
     seconds = report["seconds"]
     phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
     files = manifest.files.values()
-    console.facts(
-        [
-            ("artifact", f"{artifact.path}: {manifest.model['name']}, {manifest.target}, {scheme}"),
-            *([("weights", console.weights(manifest.quantization))] if manifest.quantization else []),
-            *([("divergence", console.kept_under(max_kl))] if max_kl else []),
-            *([("pruned", pruning_line(manifest.pruning))] if manifest.pruning else []),
-            ("size", f"{console.size(sum(file.bytes for file in files))} in {len(files)} files"),
-            ("gate", "passed" if verified else "left out (--no-verify)"),
-            ("time", f"{sum(seconds.values()):.1f} s: {phases}"),
-            ("peak memory", console.size(max(report["peak_rss_bytes"].values()))),
-        ]
-    )
+    facts = [("artifact", f"{artifact.path}: {manifest.model.name}, {manifest.target}, {scheme}")]
+    if quantization:
+        facts.append(("weights", console.weights(quantization)))
+        if quantization.max_kl:
+            facts.append(("divergence", console.max_kl(quantization.max_kl)))
+    if manifest.pruning:
+        facts.append(("pruned", console.pruning(manifest.pruning)))
+    facts += [
+        ("size", f"{console.size(sum(file.bytes for file in files))} in {len(files)} files"),
+        ("gate", "passed" if verified else "left out (--no-verify)"),
+        ("time", f"{sum(seconds.values()):.1f} s: {phases}"),
+        ("peak memory", console.size(max(report["peak_rss_bytes"].values()))),
+    ]
+    console.facts(facts)
     click.echo(f'\nTo run it: llmc run {artifact.path} "Write two sentences about the sea."')

@@ -1,4 +1,4 @@
-"""Text and tables on stdout: by rich on a terminal, aligned plain text in a pipe or a log."""
+"""Text and tables on stdout: drawn by rich on a terminal, aligned plain text in a pipe or a log."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ...runtimes.artifact.manifest import MaxKlSpec, PruningSpec, QuantizationSpec
 
 Cell = str | int | float
 
 
 def heading(text: str) -> None:
-    """A line above what belongs to it."""
+    """Print a heading after an empty line."""
     click.echo()
     click.secho(text, bold=True)
 
 
 def paragraph(text: str) -> None:
-    """Text wrapped to the terminal, further lines indented; a pipe gets it in one line."""
+    """Print text wrapped to the terminal's width, with a hanging indent; in a pipe, print one line."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 20
     click.echo(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one a line, values below each other."""
+    """Print one name and value per line, with the values aligned."""
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         click.echo(f"{name:<{width}}  {value}")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Rows under a head; numbers stand right, and so does a column that holds them."""
+    """Print a table. Columns that contain a number are aligned to the right."""
     cells = [[_show(cell) for cell in row] for row in rows]
     right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
     if sys.stdout.isatty():
@@ -66,7 +69,7 @@ def _show(cell: Cell) -> str:
 
 
 def size(nbytes: float) -> str:
-    """Bytes as people say them: `269 MB`."""
+    """Format a number of bytes: `269 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 999.5:
             return f"{nbytes:.0f} {unit}" if nbytes >= 99.5 or unit == "B" else f"{nbytes:.1f} {unit}"
@@ -74,17 +77,29 @@ def size(nbytes: float) -> str:
     return f"{nbytes:,.1f} TB"
 
 
-def kept_under(max_kl: dict[str, float]) -> str:
-    """What came of `--max-kl`, as the manifest says: `0.018 nats a token over 8,192 tokens, the smallest of ...`."""
+def max_kl(result: MaxKlSpec) -> str:
+    """Format the result of `--max-kl`: `0.018 nats per token over 8,192 tokens, ...`."""
     return (
-        f"{max_kl['measured']:.2g} nats a token over {max_kl['tokens']:,} tokens, two standard errors among them; the "
-        f"smallest under {max_kl['limit']:g} of {max_kl['trials']} artifacts that were tried"
+        f"{result.measured:.2g} nats per token over {result.tokens:,} tokens, including two standard errors; the "
+        f"smallest artifact under {result.limit:g} in {result.trials} trials"
     )
 
 
-def weights(quantization: dict[str, Any]) -> str:
-    """What became of a model's weights, as its manifest says: `gptq: 90 int4 in groups of 64, 30 int8 by channel`."""
-    most_first = sorted(quantization["weights"].items(), key=lambda entry: (-entry[1], entry[0]))
+def weights(quantization: QuantizationSpec) -> str:
+    """Format how weights are quantized: `gptq: 90 int4 in groups of 64, 30 int8 by channel`."""
+    most_first = sorted(quantization.weights.items(), key=lambda entry: (-entry[1], entry[0]))
     counts = ", ".join(f"{count} {grid}" for grid, count in most_first)
-    why = f" ({quantization['why']})" if quantization["why"] else ""
-    return f"{quantization['algorithm']}{why}: {counts}"
+    why = f" ({quantization.why})" if quantization.why else ""
+    return f"{quantization.algorithm}{why}: {counts}"
+
+
+def pruning(spec: PruningSpec) -> str:
+    """Format dropped layers and pruned weights: `without layers.3; 2:4 by sparsegpt: 50.0% zeros in 120 weights`."""
+    parts = []
+    if layers := spec.layers:
+        parts.append(f"without {', '.join(layers.dropped)}")
+    if weights := spec.weights:
+        parts.append(
+            f"{weights.pattern} by {weights.algorithm}: {weights.sparsity:.1%} zeros in {weights.pruned} weights"
+        )
+    return "; ".join(parts)

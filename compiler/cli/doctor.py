@@ -1,4 +1,4 @@
-"""`llmc doctor`: versions, devices, and what each target can do here."""
+"""`llmc doctor`: show versions, devices, and what each target can do on this machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from ..inspect.doctor import MachineReport
 
 
-@click.command(cls=Verb, short_help="Versions, devices, and what each target can do on this machine.")
+@click.command(cls=Verb, short_help="Show versions, devices, and what each target can do on this machine.")
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Show versions, devices, and what this machine offers to each target.
+    """Show versions, devices, and what each target can do on this machine.
 
-    Exit status 1 if something that capturing a model needs is missing or does not fit.
+    Exit status 1 if a package that capture needs is missing or has an unsupported version.
     """
     from ..inspect.doctor import examine
 
@@ -47,16 +47,16 @@ def _show(report: MachineReport) -> None:
     devices.append(("NVIDIA driver", report.driver or "none"))
     devices += [("CUDA device", f"{g.name}, SM {g.capability}, {console.size(g.memory_bytes)}") for g in report.gpus]
     if not report.gpus:
-        devices.append(("CUDA device", "none that torch sees"))
+        devices.append(("CUDA device", "none that torch finds"))
     console.facts(devices)
 
     console.heading("Versions")
     rows = [["llmc", report.llmc, "", ""], ["python", report.python, "", ""]]
     rows += [[p.name, p.version or "absent", p.wanted, p.remedy] for p in report.packages]
-    console.table(["package", "version", "llmc asks for", "to get it"], rows)
+    console.table(["package", "version", "required", "to install"], rows)
 
-    console.heading("Targets: what the machine offers, and what this version of llmc does")
+    console.heading("Targets: what this machine can do for each")
     console.table(
-        ["target", "capture", "compile", "run", "this llmc can"],
-        [[t.name, str(t.capture), str(t.compile), str(t.run), ", ".join(t.this_llmc)] for t in report.targets],
+        ["target", "runtime", "capture", "compile", "run"],
+        [[t.name, t.summary, str(t.capture), str(t.compile), str(t.run)] for t in report.targets],
     )

@@ -1,4 +1,4 @@
-"""`llmc eval`: how well an artifact predicts a text, and how far it is from a reference."""
+"""`llmc eval`: measure how well an artifact predicts a text, and its divergence from a reference."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from .progress import steps
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...runtimes.engines.ort.layers import WatchedGraph
+    from ...runtimes.engines.base import LayerEngine
     from ...runtimes.measure.evaluate import Estimate, Evaluation, ReferencePredictions
     from ...runtimes.measure.layers import LayerErrors
     from ...runtimes.measure.texts import Text
     from ...runtimes.measure.windows import Window
 
-# Over some thousand tokens a layer's error is known well enough; what leaves all layers is in memory for a window.
+# Some thousand tokens are enough for the error of a layer. The outputs of all layers are in memory for one window.
 _LAYER_WINDOWS = 4
 _PERCENTILES = ("p1", "p5", "p10", "p90", "p95", "p99")
 
 
-@click.command("eval", cls=Verb, short_help="Perplexity of an artifact, and its distance from a reference.")
+@click.command(
+    "eval", cls=Verb, short_help="Measure the perplexity of an artifact, and its divergence from a reference."
+)
 @artifact_argument
 @click.option(
     "--text",
@@ -33,14 +35,20 @@ _PERCENTILES = ("p1", "p5", "p10", "p90", "p95", "p99")
     default="docstrings",
     show_default=True,
     metavar="F",
-    help='A text file, a .jsonl file with texts under "text", or a text of Python\'s own: docstrings, topics.',
+    help='A text file, a .jsonl file with texts under "text", or a built-in text: docstrings, topics.',
 )
 @click.option("--reference", metavar="MODEL|DIR", help="Compare with a model, or with another artifact.")
 @click.option(
-    "--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a sequence.  [default: 512, if it serves them]"
+    "--window",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens of a window.  [default: 512, or the longest sequence if that is shorter]",
 )
 @click.option(
-    "--stride", type=click.IntRange(min=1), metavar="N", help="Tokens between windows.  [default: half a window]"
+    "--stride",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens from one window to the next.  [default: half a window]",
 )
 @click.option(
     "--max-tokens",
@@ -48,16 +56,19 @@ _PERCENTILES = ("p1", "p5", "p10", "p90", "p95", "p99")
     default=16384,
     show_default=True,
     metavar="N",
-    help="Read that many tokens of the text at most.",
+    help="Use only the first N tokens of the text.",
 )
-@click.option("--per-position", is_flag=True, help="Show the divergence by the number of tokens before.")
+@click.option("--per-position", is_flag=True, help="Also show the divergence by position in the window.")
 @click.option(
     "--per-layer",
     is_flag=True,
-    help=f"Show how far what leaves each layer is from the reference's, in the first {_LAYER_WINDOWS} windows.",
+    help=f"Also show the error of each layer's output, over the first {_LAYER_WINDOWS} windows.",
 )
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the divergence as SVG, too."
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write a chart of the divergence as SVG.",
 )
 @json_option
 @threads_option
@@ -74,13 +85,14 @@ def evaluate(
     as_json: bool,
     threads: int | None,
 ) -> None:
-    """Measure how well the artifact in DIR predicts a text: its perplexity, and how far its predictions are from those
-    of a reference: the MODEL that it was made from, or another artifact of that. Each number comes with its error.
+    """Measure how well the artifact in DIR predicts a text: its perplexity, and with --reference the divergence of its
+    predictions from those of a reference. The reference is the model that the artifact was compiled from, or another
+    artifact of that model. Standard errors are shown.
 
-    A model's own predictions are kept for the next time, 2 bytes for each token of the text and of the vocabulary.
+    The predictions of a reference model are cached on disk. They take 2 bytes x tokens of the text x vocabulary size.
     """
     if reference is None and (per_position or per_layer or plot):
-        raise click.UsageError("--per-position, --per-layer and --plot compare: give a --reference, too.")
+        raise click.UsageError("--per-position, --per-layer and --plot need a reference: give a --reference.")
     if plot and not plot.parent.is_dir():
         raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
     with steps(f"read {source}") as watch:
@@ -96,16 +108,17 @@ def evaluate(
         text = read_text(source)
         tokenizer = Tokenizer(artifact)
         tokens = tokenizer.encode(text.content, add_special_tokens=False)[:max_tokens]
-        watched = _watched(artifact) if per_layer else None
+        # First, since this refuses an artifact without measurable layers.
+        layer_engine = _open_layers(artifact, threads) if per_layer else None
         windows = cut_windows(tokens, manifest.max_seq_len, window, stride, opening(tokenizer))
-        # Before the engine is there: both are large.
-        other = _reference(reference, windows, int(manifest.model["vocab_size"]), watch) if reference else None
+        # Before the engine is loaded, since both need much memory.
+        other = _reference(reference, windows, manifest.model.vocab_size, watch) if reference else None
         watch(f"load {artifact}", 0, 0)
         result = measure(load(artifact, threads=threads), windows, other, watch)
         other = None
-        layers = _layers(artifact, watched, reference, windows, threads, watch) if watched and reference else None
+        layers = _layers(layer_engine, reference, windows, watch) if layer_engine and reference else None
     if plot:
-        plot.write_text(svg(result, f"{manifest.model['name']}, {artifact.name} against {reference}"), encoding="utf-8")
+        plot.write_text(svg(result, f"{manifest.model.name}, {artifact.name} against {reference}"), encoding="utf-8")
     if as_json:
         by_position = {"per_position": result.by_position()} if per_position else {}
         by_layer = {"per_layer": layers.as_dict()} if layers else {}
@@ -115,91 +128,80 @@ def evaluate(
 
 
 def _reference(
-    given: str, windows: list[Window], vocab_size: int, watch: Callable[[str, int, int], None]
+    model: str, windows: list[Window], vocab_size: int, watch: Callable[[str, int, int], None]
 ) -> ReferencePredictions:
-    if _is_artifact(given):
+    if _is_artifact(model):
         from ...runtimes.engines.load import load
         from ...runtimes.measure.evaluate import EngineReference
 
-        return EngineReference(load(given), windows)
+        return EngineReference(load(model), windows)
     from ..gate.reference_logits import reference_of
 
-    return reference_of(given, windows, vocab_size, watch=watch)
+    return reference_of(model, windows, vocab_size, watch=watch)
 
 
-def _is_artifact(given: str) -> bool:
+def _is_artifact(path: str) -> bool:
     from ...runtimes.artifact.manifest import MANIFEST
 
-    return (Path(given) / MANIFEST).is_file()
+    return (Path(path) / MANIFEST).is_file()
 
 
-def _watched(artifact: Path) -> dict[str, WatchedGraph]:
-    """What has no layers to be watched is refused before any work."""
-    from ...runtimes.artifact.open import open_artifact
-    from ..targets.ort.layer_outputs import watch_layers
+def _open_layers(artifact: Path, threads: int | None) -> LayerEngine:
+    from ..gate.layer_outputs import open_layers
 
-    return watch_layers(artifact, open_artifact(artifact))
+    return open_layers(artifact, threads=threads)
 
 
 def _layers(
-    artifact: Path,
-    watched: dict[str, WatchedGraph],
-    reference: str,
-    windows: list[Window],
-    threads: int | None,
-    watch: Callable[[str, int, int], None],
+    engine: LayerEngine, reference: str, windows: list[Window], watch: Callable[[str, int, int], None]
 ) -> LayerErrors:
-    from ...runtimes.artifact.open import read_manifest
-    from ...runtimes.engines.ort.layers import WatchedEngine
     from ...runtimes.measure.layers import measure_layers
     from ..gate.layer_outputs import artifact_layers, model_layers
 
     windows = windows[:_LAYER_WINDOWS]
     if _is_artifact(reference):
-        known = artifact_layers(Path(reference), windows, watch=watch)
+        outputs = artifact_layers(Path(reference), windows, watch=watch)
     else:
-        names = dict.fromkeys(name for graph in watched.values() for name in graph.values)
-        known = model_layers(reference, names, windows, watch=watch)
-    engine = WatchedEngine(artifact, read_manifest(artifact), watched, threads=threads)
-    return measure_layers(engine, known, windows, watch)
+        outputs = model_layers(reference, engine.layers, windows, watch=watch)
+    return measure_layers(engine, outputs, windows, watch)
 
 
 def _show(result: Evaluation, text: Text, per_position: bool, layers: LayerErrors | None) -> None:
-    rows = [_row("perplexity", result.perplexity)]
+    lines = [_line("perplexity", result.perplexity)]
     if result.ratio and result.kld and result.same_top1 and result.same_top5 and result.probability_change:
         kld, change = result.kld, result.probability_change
-        rows += [
-            _row("perplexity / reference's", result.ratio),
+        lines += [
+            _line("perplexity / reference's", result.ratio),
             ("KL divergence, nats", f"{kld.mean:.4g}", _error(kld.stderr)),
             *((f"  {name}", f"{getattr(kld, name):.4g}", "") for name in ("median", "p90", "p99", "max")),
-            _row("same best token", result.same_top1),
-            _row("its best among five", result.same_top5),
+            _line("same best token", result.same_top1),
+            _line("best token in top five", result.same_top5),
             ("change of probability", f"{change.mean:+.4g}", _error(change.stderr)),
             ("  rms", f"{change.rms:.4g}", ""),
             *((f"  {name}", f"{getattr(change, name):+.4g}", "") for name in _PERCENTILES),
         ]
-    console.table(["measure", "value", "± error"], rows)
+    console.table(["measure", "value", "± error"], lines)
     if per_position:
-        found = [
+        ranges = [
             (f"{one['from']}..{one['to'] - 1}", one["tokens"], f"{one['kld']:.4g}") for one in result.by_position()
         ]
         click.echo()
-        console.table(["tokens before", "tokens", "KL divergence"], found)
+        console.table(["position", "tokens", "KL divergence"], ranges)
     if layers:
         _show_layers(layers)
     click.echo()
-    where = f"{_count(result.tokens, result.windows)} of {text.source} (sha256 {text.sha256[:12]})"
-    click.echo(f"{where}; layers over {_count(layers.tokens, layers.windows)}" if layers else where)
+    measured = f"{_count(result.tokens, result.windows)} of {text.source} (sha256 {text.sha256[:12]})"
+    click.echo(f"{measured}; layers over {_count(layers.tokens, layers.windows)}" if layers else measured)
 
 
 def _show_layers(layers: LayerErrors) -> None:
     measured = [layer for layer in layers.layers if layer.why is None]
-    rows = [
+    lines = [
         (layer.name, f"{layer.error:.3g}", f"{layer.median:.3g}", "" if layer.added is None else f"{layer.added:.3g}")
         for layer in measured
     ]
     click.echo()
-    console.table(["leaves layer", "error", "median token", "added here"], rows)
+    console.table(["output of", "error", "median token", "added here"], lines)
     for layer in layers.layers:
         if layer.why is not None:
             console.paragraph(f"{layer.name} is not measured: {layer.why}.")
@@ -209,7 +211,7 @@ def _count(tokens: int, windows: int) -> str:
     return f"{tokens:,} tokens in {windows:,} window{'s'[: windows > 1]}"
 
 
-def _row(name: str, measured: Estimate) -> tuple[str, str, str]:
+def _line(name: str, measured: Estimate) -> tuple[str, str, str]:
     return name, f"{measured.value:.5g}", _error(measured.stderr)
 
 

@@ -1,11 +1,11 @@
-"""Any exception of a command as an `LlmcError`, and the text that a user sees of it."""
+"""Convert any exception of a command to an `LlmcError`, and its message to the command's flags."""
 
 from __future__ import annotations
 
 import errno
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -13,14 +13,14 @@ import click
 from ...errors import LlmcError, UsageError
 
 TRACEBACK = "LLMC_TRACEBACK"
-_LONGEST = 300  # characters of a message that llmc did not write
+_LONGEST = 300  # characters of another library's message
 _PACKAGE = Path(__file__).parents[2]
-# torch raises a plain RuntimeError if the CPU has no memory left.
+# torch raises a plain RuntimeError if memory runs out on the CPU.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def as_llmc_error(error: Exception) -> LlmcError:
-    """The `LlmcError` to report for any exception, with the class that its code is registered with."""
+    """Return the `LlmcError` to report for an exception, with the class that its code is registered with."""
     if isinstance(error, LlmcError):
         return _of_registered_class(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_about_memory(str(error))):
@@ -39,7 +39,7 @@ def as_llmc_error(error: Exception) -> LlmcError:
 
 
 def _of_registered_class(error: LlmcError) -> LlmcError:
-    """The error of another process arrives as a plain `LlmcError` with the code of a more exact class."""
+    """Return an error with its registered class; an error from another process arrives as a plain `LlmcError`."""
     from ...error_codes import make_error
 
     return make_error(error.code, error.what, error.hint) if type(error) is LlmcError else error
@@ -67,7 +67,10 @@ def _internal(error: Exception) -> LlmcError:
 
 
 def _place(error: Exception) -> str:
-    """`raised at torch/x.py:3, called from compiler/y.py:7`: the innermost frame, and llmc's own if that is another."""
+    """Return the innermost frame, and the innermost frame of llmc if that is another one.
+
+    For example: `raised at torch/x.py:3, called from compiler/y.py:7`.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return "raised at an unknown place"
@@ -88,20 +91,35 @@ def _is_about_memory(text: str) -> bool:
 
 
 def with_flags(error: LlmcError, parameters: Iterable[click.Parameter]) -> LlmcError:
-    """The same error with the names of a command's options as its flags, such as `--max-tokens` for `max_tokens`.
+    """Return the same error with the names of a command's options as its flags: `--max-tokens` for `max_tokens`.
 
-    Names with an underscore are replaced wherever they stand: everywhere in a `UsageError`, in the hint of other
-    errors. A name without one may be an ordinary word; it is replaced at the beginning of "seed is -1" only.
+    Names in backticks are always replaced. Names with an underscore are replaced in a `UsageError` and in every hint.
+    A name without one may be an ordinary word: it is also replaced at the beginning of "seed is -1".
     """
-    what, hint = error.what, error.hint
-    for option in parameters:
-        if not isinstance(option, click.Option) or option.name is None:
-            continue
-        flag = max(option.opts, key=len)
-        if isinstance(error, UsageError):
-            what = re.sub(rf"^{option.name}(?= is )", flag, what, flags=re.IGNORECASE)
-        if "_" in option.name:
-            pattern = re.compile(rf"(?<![\w-]){option.name}(?!\w)", re.IGNORECASE)
-            what = pattern.sub(flag, what) if isinstance(error, UsageError) else what
-            hint = pattern.sub(flag, hint)
+    what, hint = _with_backticks_replaced(error.what, parameters), name_flags(error.hint, parameters)
+    if isinstance(error, UsageError):
+        what = name_flags(what, parameters)
+        for name, flag in _flags(parameters):
+            what = re.sub(rf"^{name}(?= is )", flag, what, flags=re.IGNORECASE)
     return type(error)(error.code, what, hint)
+
+
+def name_flags(text: str, parameters: Iterable[click.Parameter]) -> str:
+    """Replace names of options in backticks, and names with an underscore, by their flags."""
+    text = _with_backticks_replaced(text, parameters)
+    for name, flag in _flags(parameters):
+        if "_" in name:
+            text = re.sub(rf"(?<![\w-]){name}(?!\w)", flag, text, flags=re.IGNORECASE)
+    return text
+
+
+def _with_backticks_replaced(text: str, parameters: Iterable[click.Parameter]) -> str:
+    for name, flag in _flags(parameters):
+        text = text.replace(f"`{name}`", flag)
+    return text
+
+
+def _flags(parameters: Iterable[click.Parameter]) -> Iterator[tuple[str, str]]:
+    for option in parameters:
+        if isinstance(option, click.Option) and option.name is not None:
+            yield option.name, max(option.opts, key=len)

@@ -1,4 +1,4 @@
-"""`llmc inspect`: what the passes made of a model, or what an artifact is."""
+"""`llmc inspect`: show the passes on a model, or the content of an artifact."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import console
-from .command import Verb, dtype_option, exit_with, json_option, max_seq_len_option, model_argument, print_json
+from .command import exit_with, json_option, model_argument, print_json
 from .inspect_artifact import inspect_artifact
+from .options import ConfigVerb, with_options
 from .progress import progress
 
 if TYPE_CHECKING:
     from ...passes.base import Pass, PassResult
 
 
-@click.command(cls=Verb, short_help="A model's way through the passes, or what an artifact holds.")
+@click.command(cls=ConfigVerb, short_help="Show the passes on a model, or the content of an artifact.")
 @model_argument
 @click.option(
     "--until",
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--print", "show_program", is_flag=True, help="Print the program as Python.")
 @click.option(
-    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a page to explore."
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write an interactive page."
 )
 @click.option(
     "--dump-ir",
@@ -35,10 +36,9 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write the program before and after each pass.",
 )
-@max_seq_len_option
-@dtype_option
 @json_option
 @click.pass_context
+@with_options("dtype", "max_seq_len")
 def inspect(
     ctx: click.Context,
     model: str,
@@ -47,14 +47,14 @@ def inspect(
     html: Path | None,
     dump_ir: Path | None,
     max_seq_len: int | None,
-    dtype: str,
+    dtype: str | None,
     as_json: bool,
 ) -> None:
-    """Show what the passes make of MODEL: matches, misses with their reasons, ops by stage, layers.
+    """Run the passes on MODEL and show their matches, their misses with reasons, the ops by stage, and the layers.
 
-    If MODEL is the folder of an artifact, show that: its files, caches, needs, and what the gate measured.
+    If MODEL is the folder of an artifact, show its files, caches and requirements, and the results of the gate.
 
-    No weight is read. LLMC_FUEL=n stops rewriting after n matches, to find the one that breaks a program.
+    No weight is read. LLMC_FUEL=n stops rewriting after n matches, to find a rewrite that breaks a program.
     """
     if (Path(model) / "manifest.json").is_file():
         _refuse_options_of_models(ctx)
@@ -74,7 +74,7 @@ def inspect(
         inspection = inspect_model(
             model,
             until=Stage[until.upper()],
-            dtype=dtype,
+            dtype=dtype or "fp32",
             max_seq_len=max_seq_len,
             dump_ir=dump_ir,
             details=html is not None,
@@ -97,10 +97,12 @@ def inspect(
 
 
 def _refuse_options_of_models(ctx: click.Context) -> None:
-    for option in ctx.command.params:
+    for option in ctx.command.get_params(ctx):
         source = ctx.get_parameter_source(option.name or "")
         if option.name not in ("model", "as_json") and source is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{option.opts[0]} is about a model; {ctx.params['model']!r} is an artifact.")
+            raise click.UsageError(
+                f"{option.opts[0]} works on a model only, and {ctx.params['model']!r} is an artifact. Leave it out."
+            )
 
 
 def _show(summary: dict[str, Any]) -> None:

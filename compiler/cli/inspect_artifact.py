@@ -1,4 +1,4 @@
-"""What `llmc inspect` shows of an artifact."""
+"""Show an artifact, for `llmc inspect`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def inspect_artifact(ctx: click.Context, folder: Path, json_wanted: bool) -> None:
-    """Show what an artifact says of itself; one that is cut or doesn't fit this machine is refused at the end."""
+    """Show an artifact; if it is damaged or can't run on this machine, exit with that error at the end."""
     from ...runtimes.artifact.open import open_artifact, read_manifest
 
     manifest = read_manifest(folder)
@@ -58,9 +58,9 @@ def _show(manifest: Manifest) -> None:
         [
             (
                 "model",
-                f"{model['name']} ({model['type']}), {model['parameters']:,} parameters, {model['layers']} layers",
+                f"{model.name} ({model.type}), {model.parameters:,} parameters, {model.layers} layers",
             ),
-            ("identity", model["identity"]),
+            ("identity", model.identity),
             ("target", manifest.target),
             ("positions", f"{manifest.max_seq_len:,}"),
             ("quantization", console.weights(manifest.quantization) if manifest.quantization else "none"),
@@ -72,23 +72,23 @@ def _show(manifest: Manifest) -> None:
     rows = [[name, console.size(file.bytes), file.sha256[:12]] for name, file in manifest.files.items()]
     console.table(["file", "size", "sha256"], [*rows, ["all", console.size(_total(manifest)), ""]])
     console.heading("Graphs")
-    graphs = manifest.graphs.items()
     console.table(
-        ["graph", "file", "tokens at a time"], [[name, g.file, _range(g.min_rows, g.max_rows)] for name, g in graphs]
+        ["graph", "tokens at a time"],
+        [[name, _range(phase.min_tokens, phase.max_tokens)] for name, phase in manifest.phases.items()],
     )
     console.heading(f"Caches of one sequence, {console.size(sum(cache.nbytes for cache in manifest.caches))}")
     console.table(
         ["layers", "kind", "positions", "heads", "key and value", "dtype", "size"],
         [
-            [many, *shown, console.size(many * nbytes)]
-            for (*shown, nbytes), many in Counter(map(_as_shown, manifest.caches)).items()
+            [count, *shown, console.size(count * nbytes)]
+            for (*shown, nbytes), count in Counter(map(_as_shown, manifest.caches)).items()
         ],
     )
 
 
 def _as_shown(cache: CacheSpec) -> tuple[str | int, str | int, str | int, str | int, str | int, int]:
     dims = f"{cache.key_dim} and {cache.value_dim}"
-    dtype = f"{cache.dtype} with scales" if cache.scales else cache.dtype
+    dtype = f"{cache.dtype} with scales" if cache.has_scales else cache.dtype
     return cache.kind, cache.length, cache.heads, dims, dtype, cache.nbytes
 
 
@@ -103,8 +103,8 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _show_gate(gate: Any) -> None:
-    console.heading("Verification, when it was compiled")
+    console.heading("Verification when it was compiled")
     try:
         show_checks(gate["checks"])
-    except (KeyError, TypeError, ValueError):  # another version of llmc wrote it
+    except (KeyError, TypeError, ValueError):  # written by another version of llmc
         click.echo("none" if gate is None else json.dumps(gate))

@@ -1,4 +1,4 @@
-"""`llmc`: the group of verbs. What a verb needs is imported when it runs, so that `llmc --help` is at once."""
+"""The command `llmc` and its verbs. A verb imports what it needs when it runs, so that `llmc --help` is fast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ... import __version__
+from ...version import __version__
 from .bench import bench
 from .compile import compile_
 from .doctor import doctor
@@ -20,7 +20,7 @@ from .verify import verify
 
 
 class Llmc(click.Group):
-    """A group that suggests the verb that was meant, and ends without a traceback if a standard stream fails."""
+    """A group that suggests similar verbs, and ends without a traceback if a standard stream fails."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -36,7 +36,7 @@ class Llmc(click.Group):
         with guarded_streams():
             return super().main(*args, **extra)
 
-    # Guarded once more: click itself would end with another status if the pipe is closed.
+    # Guarded here too: if the pipe is closed, click itself would exit with another status.
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with guarded_streams():
             return super().make_context(*args, **extra)
@@ -51,8 +51,8 @@ class Llmc(click.Group):
 def main() -> None:
     """Compile a Hugging Face causal language model into a verified, self-contained, fast engine.
 
-    A MODEL is a folder of safetensors, a GGUF file, an id on the Hugging Face hub, or "demo". A DIR is the folder
-    that `llmc compile MODEL -o DIR` writes: the artifact, which needs no torch to run.
+    MODEL is a folder of safetensors, a GGUF file, a Hugging Face hub id, or "demo". DIR is an artifact: the folder that
+    `llmc compile MODEL -o DIR` writes. Running an artifact needs no torch.
 
     Exit status: 0 done, 1 a check failed, 2 usage, 3 the model, artifact or machine can't be used, 4 a defect of llmc,
     130 interrupted.

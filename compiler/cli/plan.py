@@ -1,4 +1,4 @@
-"""`llmc plan`: what compiling a model would take."""
+"""`llmc plan`: estimate what compiling a model needs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import console
-from .command import (
-    Verb,
-    dtype_option,
-    json_option,
-    kv_cache_dtype_option,
-    max_seq_len_option,
-    model_argument,
-    print_json,
-)
+from .command import json_option, model_argument, print_json
+from .options import ConfigVerb, with_options
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -24,29 +17,28 @@ if TYPE_CHECKING:
     from ..inspect.plan import CompilePlan
 
 
-@click.command(cls=Verb, short_help="What compiling would take, before any weight is read.")
+@click.command(cls=ConfigVerb, short_help="Estimate what compiling needs, without reading weights.")
 @model_argument
-@max_seq_len_option
 @click.option(
     "--max-batch-size",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
     metavar="N",
-    help="Most sequences at a time.",
+    help="Largest number of sequences in a batch.",
 )
-@dtype_option
-@kv_cache_dtype_option
 @json_option
+@with_options("target", "dtype", "max_seq_len", "kv_cache_dtype")
 def plan(
     model: str,
+    target: str | None,
     max_seq_len: int | None,
     max_batch_size: int,
-    dtype: str,
+    dtype: str | None,
     kv_cache_dtype: str | None,
     as_json: bool,
 ) -> None:
-    """Say what compiling MODEL would take, before any weight is read: coverage, memory, disk."""
+    """Estimate what compiling MODEL needs, without reading weights: coverage by the dialect, memory and disk."""
     with progress(f"capture {model}") as now:
         from ..inspect.plan import plan as make_plan
 
@@ -55,7 +47,8 @@ def plan(
 
         made = make_plan(
             model,
-            dtype=dtype,
+            target=target,
+            dtype=dtype or "fp32",
             kv_cache_dtype=kv_cache_dtype or "auto",
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
@@ -89,7 +82,7 @@ def _show(made: CompilePlan) -> None:
         ]
     )
     if made.coverage.fallbacks:
-        console.heading("Fallbacks: what a pass looked at and left plain")
+        console.heading("Fallbacks: ATen ops that a pass examined but did not replace")
         console.table(
             ["pass", "node", "reason"], [[name, miss.node, miss.reason] for name, miss in made.coverage.fallbacks]
         )
@@ -101,12 +94,12 @@ def _show(made: CompilePlan) -> None:
     console.table(["group", "tensors", "parameters", "on disk", f"in {made.dtype}"], rows)
     console.heading("KV cache")
     limits = sorted({layer.limit for layer in made.kv_cache if layer.limit})
-    windows = f"; some layers keep {', '.join(map(str, limits))} positions at most" if limits else ""
+    windows = f"; some layers keep at most {', '.join(map(str, limits))} positions" if limits else ""
     console.facts(
         [
             ("layers with a cache", str(len(made.kv_cache))),
-            ("kept as", made.dtype if made.kv_cache_dtype == "auto" else f"{made.kv_cache_dtype} with scales"),
-            ("a position", console.size(made.kv_bytes_per_token)),
+            ("dtype", made.dtype if made.kv_cache_dtype == "auto" else f"{made.kv_cache_dtype} with scales"),
+            ("per position", console.size(made.kv_bytes_per_token)),
             (
                 "full",
                 f"{console.size(made.kv_bytes)} for {made.max_batch_size} x {made.max_seq_len:,} positions{windows}",
@@ -119,7 +112,7 @@ def _show(made: CompilePlan) -> None:
     console.facts(
         [("memory to compile", console.size(made.peak_bytes)), ("largest tensor", largest), ("output", output)]
     )
-    console.heading("How these were estimated")
+    console.heading("How the estimates are computed")
     console.facts(list(made.formulas.items()))
 
 

@@ -1,4 +1,4 @@
-"""Show on stderr which phase runs and for how long: drawn on a terminal, one line a phase in a log."""
+"""Show the running phase and its time on stderr: drawn on a terminal, one line per phase in a log."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(phase: str) -> Iterator[Callable[[str, str], None]]:
-    """Show a phase without steps: a spinner with its time on a terminal.
+    """Show phases without steps: a spinner with the time on a terminal.
 
-    Call the result with the name of the phase that runs now, and a detail of it that only a terminal shows.
+    Call the result with the name of the phase that begins, and a detail that only a terminal shows.
     """
     if not sys.stderr.isatty():
         with _phase_lines(phase) as begin:
@@ -41,7 +41,7 @@ def progress(phase: str) -> Iterator[Callable[[str, str], None]]:
 def steps(phase: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show phases with steps: a bar with the time left and the peak of memory on a terminal.
 
-    Call the result with a phase, the number of steps that are done and of all; 0 of 0 for a phase without steps.
+    Call the result with a phase, the number of steps that are done, and the number of all; 0 and 0 if it has no steps.
     """
     if not sys.stderr.isatty():
         with _phase_lines(phase) as begin:

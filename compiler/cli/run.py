@@ -1,4 +1,4 @@
-"""`llmc run`: an artifact answers."""
+"""`llmc run`: continue a prompt or chat with an artifact."""
 
 from __future__ import annotations
 
@@ -26,19 +26,39 @@ if TYPE_CHECKING:
 @click.command(cls=Verb, short_help="Continue a prompt, or chat, with an artifact.")
 @artifact_argument
 @click.argument("prompt", required=False)
-@click.option("--max-tokens", type=int, default=256, show_default=True, metavar="N", help="Most tokens to make.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest tokens of this mass.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Keep that many tokens; 0 keeps all.")
-@click.option("--min-p", type=float, default=0.0, show_default=True, help="Keep tokens this likely against the best.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1 avoids repetition.")
-@click.option("--seed", type=int, help="Makes the answer repeatable.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; may be given several times.")
+@click.option("--max-tokens", type=int, default=256, show_default=True, metavar="N", help="Generate at most N tokens.")
 @click.option(
-    "--chat/--raw", default=None, help="By the chat template, or as plain text.  [default: --chat if it has one]"
+    "--temperature", type=float, default=0.0, show_default=True, help="0 always picks the most probable token."
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample from the most probable tokens of this total probability.",
+)
+@click.option(
+    "--top-k", type=int, default=0, show_default=True, help="Sample from this many most probable tokens; 0: all."
+)
+@click.option(
+    "--min-p",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Drop tokens less probable than this fraction of the best.",
+)
+@click.option(
+    "--repetition-penalty", type=float, default=1.0, show_default=True, help="Values above 1 reduce repetition."
+)
+@click.option("--seed", type=int, help="Make the output repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop at this text. Repeatable.")
+@click.option(
+    "--chat/--raw",
+    default=None,
+    help="Format the prompt with the chat template or not.  [default: --chat if there is a template]",
 )
 @threads_option
-@click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it was; a terminal is told anyway.")
+@click.option("-v", "--verbose", is_flag=True, help="Print statistics on stderr. A terminal always shows them.")
 @json_option
 def run(
     artifact: Path,
@@ -56,14 +76,14 @@ def run(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT with the artifact in DIR and print the text as it is made.
+    """Continue PROMPT with the artifact in DIR and print the text as it is generated.
 
-    Without PROMPT it is read from stdin; on a terminal a conversation begins.
+    Without PROMPT, the prompt is read from stdin. If stdin is a terminal, a chat begins.
     """
-    converse = prompt is None and sys.stdin.isatty()
-    if converse and as_json:
-        raise click.UsageError("--json is about one answer: give a PROMPT.")
-    if prompt is None and not converse:
+    is_chat = prompt is None and sys.stdin.isatty()
+    if is_chat and as_json:
+        raise click.UsageError("--json prints a single answer: give a PROMPT.")
+    if prompt is None and not is_chat:
         prompt = _read_stdin().removesuffix("\n")
 
     from ...runtimes.engines.load import load
@@ -83,16 +103,16 @@ def run(
     )
     engine = load(artifact, threads=threads)
     tokenizer = Tokenizer(artifact)
-    chat = _knows_chat(tokenizer) if chat is None else chat
+    chat = _has_template(tokenizer) if chat is None else chat
     if as_json:
         assert prompt is not None
         print_json(asdict(LLM(engine, tokenizer).generate(prompt, params, chat=chat)[0]))
         return
-    talk = _Talk(engine, tokenizer, params, stats=verbose or sys.stderr.isatty())
+    session = _Session(engine, tokenizer, params, stats=verbose or sys.stderr.isatty())
     if prompt is None:
-        _converse(talk, chat)
+        _chat(session, chat)
     else:
-        talk.answer([{"role": "user", "content": prompt}] if chat else prompt)
+        session.answer([{"role": "user", "content": prompt}] if chat else prompt)
 
 
 def _read_stdin() -> str:
@@ -107,18 +127,23 @@ def _not_utf8(error: UnicodeDecodeError) -> UsageError:
     return UsageError("PROMPT_NOT_UTF8", what, "Convert it to UTF-8: iconv -t UTF-8")
 
 
-def _knows_chat(tokenizer: Tokenizer) -> bool:
+def _has_template(tokenizer: Tokenizer) -> bool:
     try:
         tokenizer.chat([{"role": "user", "content": "."}])
     except LlmcError as error:
-        # Another error is one that the user should see, when the prompt meets it.
+        # Any other error is raised again, with the prompt.
         return error.code != "CHAT_TEMPLATE_MISSING"
     return True
 
 
 @dataclass
-class _Talk:
-    """Who answers, and how; `said` is the last answer, as far as it came."""
+class _Session:
+    """An engine with its tokenizer and parameters.
+
+    Attributes:
+        stats: print statistics after each answer.
+        said: the text of the last answer; incomplete if it was interrupted.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
@@ -127,7 +152,7 @@ class _Talk:
     said: str = field(default="", init=False)
 
     def answer(self, prompt: Prompt) -> None:
-        """Print an answer as it is made, and end its line however it ends."""
+        """Print an answer as it is generated, and a line break at its end, also after an error."""
         from ...runtimes.generate.loop import generate
 
         self.said = ""
@@ -149,19 +174,25 @@ class _Talk:
             _show_stats(len(ids), times, str(step.finish_reason))
 
 
-def _show_stats(prompt_tokens: int, times: Sequence[float], ended: str) -> None:
-    made, decode_s = len(times) - 1, times[-1] - times[1]
-    speed = f", {(made - 1) / decode_s:,.1f} tokens/s" if made > 1 else ""
+def _show_stats(prompt_tokens: int, times: Sequence[float], finish_reason: str) -> None:
+    new_tokens, decode_s = len(times) - 1, times[-1] - times[1]
+    speed = f", {(new_tokens - 1) / decode_s:,.1f} tokens/s" if new_tokens > 1 else ""
     first = f"first after {(times[1] - times[0]) * 1000:,.0f} ms"
-    click.secho(f"[{prompt_tokens} + {made} tokens, {first}{speed}, ended by {ended}]", err=True, dim=True)
+    click.secho(
+        f"[{prompt_tokens} + {new_tokens} tokens, {first}{speed}, ended by {finish_reason}]", err=True, dim=True
+    )
 
 
-def _converse(talk: _Talk, chat: bool) -> None:
-    """Answer line by line; what was said before counts if the model knows conversations."""
+def _chat(session: _Session, with_history: bool) -> None:
+    """Answer the lines that the user types.
+
+    Args:
+        with_history: answer a chat with all earlier messages; otherwise each line is a plain prompt.
+    """
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # gives input() a history and keys to edit with
+        import readline  # noqa: F401  # adds a history and line editing to input()
 
-    click.echo("/reset forgets what was said, /exit or Ctrl-D ends, Ctrl-C stops an answer.", err=True)
+    click.echo("/reset starts a new chat, /exit or Ctrl-D quits, Ctrl-C stops an answer.", err=True)
     history: list[Message] = []
     while True:
         try:
@@ -182,11 +213,11 @@ def _converse(talk: _Talk, chat: bool) -> None:
         elif line.strip():
             history.append({"role": "user", "content": line})
             try:
-                talk.answer(history if chat else line)
+                session.answer(history if with_history else line)
             except KeyboardInterrupt:
                 pass
-            except LlmcError as error:  # the prompt is too long, say: another one may do
+            except LlmcError as error:  # for example a prompt that is too long
                 click.echo(str(error), err=True)
                 history.pop()
                 continue
-            history.append({"role": "assistant", "content": talk.said})
+            history.append({"role": "assistant", "content": session.said})

@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full, and Ctrl-C: a command ends without a traceback."""
+"""End a command without a traceback if a standard stream is closed or full, or on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OUTPUTS = (1, 2)
 
 
 class OutputError(OSError):
-    """Standard output or standard error takes no more, unlike a file that a command writes."""
+    """Writing to standard output or standard error failed. Errors of other files are plain `OSError`s."""
 
     def __init__(self, code: int, reason: str, descriptor: int) -> None:
         super().__init__(code, reason)
@@ -27,7 +27,10 @@ class OutputError(OSError):
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output or standard error; errors are translated above the buffers, where Ctrl-C can't repeat a write."""
+    """Standard output or standard error.
+
+    Errors are translated above the buffers, where Ctrl-C can't repeat a write.
+    """
 
     def write(self, text: str) -> int:
         with self._translated():
@@ -55,7 +58,7 @@ def prepare_streams() -> None:
 
 
 def _prepared(stream: TextIO | None) -> TextIO | None:
-    """The stream as an `_Output`; one that a test or a caller put there stays as it is."""
+    """Return the stream as an `_Output`. A stream that a test or a caller set is returned unchanged."""
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream, _Output):
         return stream
     try:
@@ -65,7 +68,7 @@ def _prepared(stream: TextIO | None) -> TextIO | None:
     if descriptor not in _OUTPUTS:
         return stream
     stream.flush()
-    # click takes ASCII for a mistake of the environment and writes UTF-8, in a stream of its own.
+    # click considers ASCII a mistake of the environment; it would open a stream of its own with UTF-8.
     encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
     return _Output(
         io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False)),
@@ -78,7 +81,7 @@ def _prepared(stream: TextIO | None) -> TextIO | None:
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Within, Ctrl-C and an output that takes no more end the process with a status of their own.
+    """End the process with a special exit status on Ctrl-C, or if a standard stream fails.
 
     Raises:
         SystemExit: with `INTERRUPTED`, `PIPE_CLOSED`, or the status of STDOUT_FAILED.
@@ -88,7 +91,7 @@ def guarded_streams() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     except KeyboardInterrupt:
-        _say("Interrupted.")
+        _report("Interrupted.")
         sys.exit(INTERRUPTED)
     except OutputError as error:
         _discard(error.descriptor)
@@ -97,17 +100,17 @@ def guarded_streams() -> Iterator[None]:
         failed = LlmcError(
             "STDOUT_FAILED", f"The output can't be written: {error.strerror}.", "Redirect it to another place."
         )
-        _say(str(failed))
+        _report(str(failed))
         sys.exit(failed.exit_status)
 
 
 def _discard(descriptor: int) -> None:
-    """Send what is still buffered to nowhere; else Python tries again at its end and prints a traceback."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    """Discard buffered output. Otherwise Python would try to write it at exit, and print a traceback."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`llmc verify`: the gate, again, on this machine."""
+"""`llmc verify`: run the gate again on this machine."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from ...runtimes.measure.selfcheck import GateReport
 
 
-@click.command(cls=Verb, short_help="Compare an artifact with its model, on this machine.")
+@click.command(cls=Verb, short_help="Compare an artifact with its model on this machine.")
 @artifact_argument
 @click.argument("model", required=False)
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, artifact: Path, model: str | None, as_json: bool) -> None:
-    """Compare the artifact in DIR with MODEL in transformers, or with what it carries of the model it was made from.
+    """Compare the logits of the artifact in DIR with those of MODEL in transformers.
 
-    Exit status 1 if a check fails.
+    Without MODEL, compare with reference logits that `llmc compile` stored in the artifact. Exit status 1 if a check
+    fails.
     """
     with progress(f"verify {artifact}"):
         from ..gate.verify import verify as compare
@@ -44,6 +45,6 @@ def _show(report: GateReport) -> None:
 
 
 def show_checks(checks: Any) -> None:
-    """A table of what the gate measured, from its JSON."""
+    """Print the results of the gate, from its JSON document, as a table."""
     rows = [[c["name"], f"{c['measured']:.3g}", f"{c['limit']:.3g}", "yes" if c["ok"] else "NO"] for c in checks]
     console.table(["check", "measured", "limit", "ok"], rows)

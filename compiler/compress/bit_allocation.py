@@ -21,7 +21,7 @@ class Candidate:
     numbers: int
 
 
-def by_worth(losses: Mapping[str, float], numbers: Mapping[str, int]) -> list[Candidate]:
+def by_sensitivity(losses: Mapping[str, float], numbers: Mapping[str, int]) -> list[Candidate]:
     """Sort weights by loss per element, largest first, then by name.
 
     Args:
@@ -32,7 +32,7 @@ def by_worth(losses: Mapping[str, float], numbers: Mapping[str, int]) -> list[Ca
     return sorted(candidates, key=lambda candidate: (-candidate.loss / candidate.numbers, candidate.name))
 
 
-def spare_until(candidates: Sequence[Candidate], target: float, share: float = 1.0) -> list[str]:
+def choose_until(candidates: Sequence[Candidate], target: float, share: float = 1.0) -> list[str]:
     """Spare candidates in order until the other ones lose at most `target` in total.
 
     Returns the names of the spared candidates. A candidate that exceeds what is left of the budget is skipped.

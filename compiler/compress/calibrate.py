@@ -1,6 +1,6 @@
-"""Calibration: rounding each linear by what flows into it, in the order in which a text flows through the model.
+"""Calibration: quantize each linear by its inputs, in the order in which a text passes through the model.
 
-What a linear reads has passed the rounded linears before it, so each makes good what it can of the errors so far.
+The inputs of a linear are computed with the quantized linears before it, so it also compensates for their errors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ...kernels.ops import linear
 from ...kernels.ops.quantized import FLOAT8
 from ...kernels.ops.rounding import GridScales, codes_of, packed, plain_steps
 from ...passes.quantize.move_scales import ScaleSite, divide_rows, find_site, move
-from ...passes.quantize.quantize import Rounded
+from ...passes.quantize.quantize import QuantizedWeight
 from ...passes.quantize.rounding_plan import Choice, RoundingPlan
 from ...passes.queries import arguments, is_op
 from .cache import CalibrationCache
@@ -28,13 +28,14 @@ from .stream import Stream
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How calibration rounds.
+    """The steps of a calibration algorithm.
 
     Attributes:
-        scales: the family of channel scales that is searched, "smoothquant", "awq" or None.
-        codes: "nearest", or "gptq": errors are made good by the columns that are not rounded yet.
-        clips: the range of a group may be cut where that is better on the whole.
-        damping: of GPTQ, a share of the mean of the Hessian's diagonal.
+        scales: the family of channel scales to search, "smoothquant" or "awq"; None for no channel scales.
+        codes: "nearest" rounds each weight to the nearest code. "gptq" also compensates for rounding errors with the
+            input channels that are not rounded yet.
+        clips: clip the range of a group where that reduces the output error.
+        damping: GPTQ's damping, as a share of the mean of the Hessian's diagonal.
     """
 
     scales: str | None = None
@@ -52,15 +53,15 @@ ALGORITHMS = {
 
 @dataclass
 class Calibration:
-    """What calibration found.
+    """The results of calibration.
 
     Attributes:
-        scales: for MoveScales, by the name of a weight.
-        rounded: for Quantize, by the name of a weight.
+        scales: channel scales for MoveScales, by weight name.
+        rounded: quantized weights for Quantize, by weight name.
     """
 
     scales: dict[str, Tensor] = field(default_factory=dict)
-    rounded: dict[str, Rounded] = field(default_factory=dict)
+    rounded: dict[str, QuantizedWeight] = field(default_factory=dict)
 
 
 def calibrate(
@@ -70,23 +71,24 @@ def calibrate(
     tokens: Tensor,
     cache: CalibrationCache,
     *,
-    many_rows: bool,
+    input_group: Callable[[Choice], int | None],
     keep_zeros: bool = False,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
-    """Round the linears of an optimized program that the plan names.
+    """Quantize the linears of an optimized program according to the plan.
 
     Args:
-        program: is left as it was.
-        tokens: texts of one length, [texts, length].
+        program: is not changed.
+        tokens: sequences of one length, [sequences, length].
         cache: stores the results; those that are stored already are not computed again.
-        many_rows: whether inputs of int4 linears are rounded by rows when there are many.
-        keep_zeros: whether what is zero stays so, for a program that is pruned.
-        watch: called with the linears that are done and all of them.
+        input_group: returns how many input channels the kernels of a linear quantize with one scale; 0 means all of a
+            token, None means that inputs are not quantized.
+        keep_zeros: zeros of the weights stay zero, for a pruned program.
+        watch: called with the number of linears that are done and the number of all.
     """
-    calibrator = _Calibrator(program.copy(), plan, algorithm, tokens, cache, many_rows, keep_zeros)
+    calibrator = _Calibrator(program.copy(), plan, algorithm, tokens, cache, input_group, keep_zeros)
     calibrator.run(watch)
-    return calibrator.found
+    return calibrator.result
 
 
 class _Calibrator:
@@ -97,13 +99,13 @@ class _Calibrator:
         algorithm: Algorithm,
         tokens: Tensor,
         cache: CalibrationCache,
-        many_rows: bool,
+        input_group: Callable[[Choice], int | None],
         keep_zeros: bool,
     ) -> None:
         self.program, self.plan, self.algorithm = program, plan, algorithm
-        self.stream, self.cache, self.many_rows = Stream(program, tokens), cache, many_rows
+        self.stream, self.cache, self.input_group = Stream(program, tokens), cache, input_group
         self.keep_zeros = keep_zeros
-        self.found = Calibration()
+        self.result = Calibration()
         self._seen: set[fx.Node] = set()
         self._hessian: tuple[fx.Node, Tensor] | None = None
 
@@ -133,72 +135,68 @@ class _Calibrator:
         value = arguments(node)["x"]
         if self.algorithm.scales is not None and value not in self._seen:
             self._seen.add(value)
-            place = find_site(self.program, node)
-            if isinstance(place, ScaleSite) and self._is_free(place):
-                self._move(place, choice)
-        if choice.is_wide or name in self.found.rounded:
-            return  # the head is the last: nothing behind it could make its errors good
-        rounded = Rounded(**self.cache.keep(name, lambda: self._rounded(name, value, choice)))
-        self.found.rounded[name] = rounded
-        self.stream.use(name, rounded.value(choice))
+            site = find_site(self.program, node)
+            if isinstance(site, ScaleSite) and self._can_scale(site):
+                self._move(site, choice)
+        if choice.is_wide or name in self.result.rounded:
+            return  # Quantize rounds the LM head: no op after it could compensate for its errors
+        rounded = QuantizedWeight(**self.cache.keep(name, lambda: self._rounded(name, value, choice)))
+        self.result.rounded[name] = rounded
+        self.stream.override_weight(name, rounded.value(choice))
 
-    def _is_free(self, place: ScaleSite) -> bool:
-        """Whether all that would change is rounded here, or not at all."""
-        divided = (self.plan.weights.get(name) for name, _ in place.divided)
-        readers = (self._choice(reader) for reader in place.readers)
+    def _can_scale(self, site: ScaleSite) -> bool:
+        """Return True if scales change no codes of the checkpoint, and only linears that are quantized here."""
+        divided = (self.plan.weights.get(name) for name, _ in site.divided)
+        readers = (self._choice(reader) for reader in site.readers)
         return all(readers) and not any(choice and choice.is_stored for choice in divided)
 
-    def _move(self, place: ScaleSite, choice: Choice) -> None:
-        """Find scales of the channels that a place can take, and move them."""
-        kept = self.cache.keep(f"{place.weights[0]} channels", lambda: self._search(place, choice))
-        scales = kept["scales"].evaluate()
+    def _move(self, site: ScaleSite, choice: Choice) -> None:
+        """Search channel scales for a site, and move them."""
+        stored = self.cache.keep(f"{site.weights[0]} channels", lambda: self._search(site, choice))
+        scales = stored["scales"].evaluate()
         if not len(scales):
             return
-        self.found.scales[place.weights[0]] = scales
-        for name, start in place.divided:
-            if name in self.found.rounded:  # rows that are rounded already have their scales divided
-                parts = self.found.rounded[name]
-                self.found.rounded[name] = replace(parts, scales=divide_rows(parts.scales, scales, start))
-        move(self.program, place, scales)
-        self.stream.replace(place.value, lambda value: value / scales)
+        self.result.scales[site.weights[0]] = scales
+        for name, start in site.divided:
+            if name in self.result.rounded:  # divide the scales of output channels that are quantized already
+                parts = self.result.rounded[name]
+                self.result.rounded[name] = replace(parts, scales=divide_rows(parts.scales, scales, start))
+        move(self.program, site, scales)
+        self.stream.replace(site.value, lambda value: value / scales)
 
-    def _search(self, place: ScaleSite, choice: Choice) -> dict[str, Tensor]:
-        inputs = Inputs.of(self.stream.inputs(place.value))
-        weight = torch.cat([self.program.weights[name].evaluate().float() for name in place.weights])
+    def _search(self, site: ScaleSite, choice: Choice) -> dict[str, Tensor]:
+        """Return the best scales; an empty tensor if no scales are better than none."""
+        inputs = Inputs.of(self.stream.inputs(site.value))
+        weight = torch.cat([self.program.weights[name].evaluate().float() for name in site.weights])
         found = search_scales(inputs, weight, choice, str(self.algorithm.scales), self._input_block(choice))
         return {"scales": torch.zeros(0) if found is None else found.scales}
 
     def _input_block(self, choice: Choice) -> int | None:
-        """How many channels of an input are rounded together by the kernels that the linear runs on."""
-        assert choice.grid is not None
-        if self.algorithm.scales == AWQ:
-            return None
-        if choice.grid.activation == "int8" or (self.many_rows and not choice.is_wide):
-            return 0
-        return choice.group_size if choice.grid.scheme in ("int8", "int4") else None
+        """Return how many input channels are quantized together while scales are searched; AWQ assumes exact inputs."""
+        return None if self.algorithm.scales == AWQ else self.input_group(choice)
 
     def _rounded(self, name: str, value: fx.Node, choice: Choice) -> dict[str, Tensor]:
-        """A weight in the parts of `Rounded`."""
+        """Quantize a weight; return the fields of `QuantizedWeight`."""
         assert choice.grid is not None
         grid, inputs = choice.grid, self.stream.inputs(value)
         weight = self.program.weights[name].evaluate().float()
         steps, codes = self._codes(value, inputs, weight, choice)
-        made = {"codes": packed(codes, grid.scheme), "scales": steps.scales}
-        made |= {
+        parts = {"codes": packed(codes, grid.scheme), "scales": steps.scales}
+        parts |= {
             key: part for key, part in (("zeros", steps.zeros), ("multiples", steps.multiples)) if part is not None
         }
         if grid.static:
             largest = torch.stack([batch.abs().amax() for batch in inputs]).amax()
             end = 127.0 if grid.activation == "int8" else torch.finfo(FLOAT8[grid.activation]).max
-            made["x_scale"] = largest / end
-        return made
+            parts["x_scale"] = largest / end
+        return parts
 
     def _codes(self, value: fx.Node, inputs: list[Tensor], weight: Tensor, choice: Choice) -> tuple[GridScales, Tensor]:
         assert choice.grid is not None
         scheme, group, symmetric = choice.grid.scheme, choice.group_size or weight.shape[1], choice.grid.symmetric
         if self.algorithm.clips:
-            matters = torch.stack([batch.square().sum(0) for batch in inputs]).sum(0)
-            steps = best_steps(weight, matters, scheme, group, symmetric)
+            importance = torch.stack([batch.square().sum(0) for batch in inputs]).sum(0)
+            steps = best_steps(weight, importance, scheme, group, symmetric)
         else:
             largest = None if choice.group_size else weight.abs().amax()
             steps = plain_steps(weight, scheme, group, symmetric, largest)
@@ -208,7 +206,7 @@ class _Calibrator:
         return steps, codes_of(weight, steps, scheme, group)
 
     def _hessian_of(self, value: fx.Node, inputs: list[Tensor]) -> Tensor:
-        """X'X of a value, which several linears may read."""
+        """X'X of a value. The last result is kept, since several linears may read the value."""
         if self._hessian is None or self._hessian[0] is not value:
             self._hessian = value, torch.stack([batch.T @ batch for batch in inputs]).sum(0)
         return self._hessian[1]

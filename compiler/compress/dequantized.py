@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from ...ir.program import Program
-from ...passes.quantize.rounding_plan import AS_STORED, Choice, analyse
+from ...passes.quantize.rounding_plan import Choice, analyse
+from ...passes.quantize.schemes import Scheme
+from ...runtimes.artifact.manifest import QuantizationSpec
 
 
-def describe_dequantized(program: Program, dtype: str) -> dict[str, Any] | None:
-    """Return the manifest entry for a model whose weights all have the type ``dtype``.
+def describe_dequantized(program: Program, stored: Scheme, dtype: str) -> QuantizationSpec | None:
+    """Return the manifest entry for a model none of whose weights is quantized.
 
     None if the checkpoint was not quantized. Else the entry says which codes were dequantized, and why.
 
     Args:
         program: an optimized program of which no weight will be quantized.
+        stored: the target's scheme for codes of a checkpoint.
+        dtype: the dtype of all weights.
     """
-    choices = analyse(program, AS_STORED).weights.values()
+    choices = analyse(program, stored).weights.values()
     if not (why := why_dequantized_weights(choices)):
         return None
-    return {
-        "scheme": None,
-        "precision": dtype,
-        "algorithm": "dequantized",
-        "why": why,
-        "weights": {dtype: len(choices)},
-        "exact_in_prompts": 0,
-    }
+    weights = {dtype: len(choices)}
+    return QuantizationSpec(scheme=None, precision=dtype, algorithm="dequantized", why=why, weights=weights)
 
 
 def why_dequantized_weights(choices: Iterable[Choice]) -> str:

@@ -21,9 +21,6 @@ from .sparsegpt import sparsegpt
 from .sparsity import Sparsity, wanda
 from .stream import Stream
 
-# The first is the default.
-PRUNE_ALGOS = ("sparsegpt", "wanda")
-
 
 @dataclass
 class Pruned:
@@ -78,7 +75,7 @@ def prune(
         pruned.weights[name] = parts["weight"]
         pruned.zeros += int(parts["zeros"].evaluate())
         pruned.numbers += parts["weight"].numel
-        stream.use(name, parts["weight"].evaluate())
+        stream.override_weight(name, parts["weight"].evaluate())
 
     stream.run(before, until=linears[-1])
     watch(done, len(linears))

@@ -1,11 +1,10 @@
-"""What is taken out of a model before anything is rounded: layers that do little, and weights that matter little."""
+"""Drop layers that change little and prune weights that matter little, before anything is quantized."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -14,8 +13,9 @@ from ...ir.program import Program
 from ...ir.stages import Stage
 from ...passes.base import Pass
 from ...passes.optimize.drop_layers import find_layers
-from ...passes.pipeline import optimizing_passes, run_pipeline
+from ...passes.pipeline import bring_to, optimizing_passes
 from ...passes.quantize.prune import Prune
+from ...runtimes.artifact.manifest import DroppedLayers, PrunedWeights, PruningSpec
 from ...runtimes.measure.texts import Text
 from ..config import CompileConfig
 from ..frontend.sources import ModelSource
@@ -25,16 +25,18 @@ from .calibration_text import calibration_tokens
 from .finite import check_finite
 from .layer_importance import importance
 from .prune_linears import Pruned, prune
+from .sparsity import Sparsity
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What was decided to leave out.
+    """The layers that are dropped and the weights that are pruned.
 
     Attributes:
-        importance: of each layer, in order, by name; empty where layers were not weighed.
-        dropped: the names of the layers that go.
-        pattern, algorithm: how weights were pruned; empty where they were not.
+        importance: the importance of each layer, in order, by name; empty if it was not measured.
+        dropped: the names of the layers that are dropped.
+        pattern, algorithm: how weights are pruned; empty if they are not.
+        pruned: the pruned weights.
     """
 
     importance: Mapping[str, float] = field(default_factory=dict)
@@ -48,31 +50,33 @@ class Pruning:
 
     @property
     def optimizing(self) -> list[Pass]:
-        """What brings a captured program to optimized, without the layers that go."""
+        """The passes that bring a captured program to optimized, and drop the layers."""
         return optimizing_passes(self.dropped)
 
     @property
     def passes(self) -> list[Pass]:
-        """What puts pruned weights into the optimized program."""
+        """The passes that put the pruned weights into the optimized program."""
         return [Prune(self.pruned.weights, self.pruned.whole)] if self.pruned.weights else []
 
-    def as_dict(self) -> dict[str, Any] | None:
-        """What the manifest says of it; None where nothing is left out."""
+    def spec(self) -> PruningSpec | None:
+        """Return the entry of the manifest; None if nothing is dropped or pruned."""
         if not self:
             return None
-        found: dict[str, Any] = {}
+        layers = weights = None
         if self.dropped:
-            known = {name: round(value, 6) for name, value in self.importance.items()}
-            found["layers"] = {"dropped": list(self.dropped), "importance": known}
+            layers = DroppedLayers(
+                dropped=list(self.dropped),
+                importance={name: round(value, 6) for name, value in self.importance.items()},
+            )
         if self.pruned.weights:
-            found["weights"] = {
-                "pattern": self.pattern,
-                "algorithm": self.algorithm,
-                "sparsity": round(self.pruned.zeros / self.pruned.numbers, 6),
-                "pruned": len(self.pruned.weights),
-                "whole": dict(sorted(Counter(self.pruned.whole.values()).items())),
-            }
-        return found
+            weights = PrunedWeights(
+                pattern=self.pattern,
+                algorithm=self.algorithm,
+                sparsity=round(self.pruned.zeros / self.pruned.numbers, 6),
+                pruned=len(self.pruned.weights),
+                whole=dict(sorted(Counter(self.pruned.whole.values()).items())),
+            )
+        return PruningSpec(layers, weights)
 
 
 def choose_layers(
@@ -83,33 +87,36 @@ def choose_layers(
     cache: CalibrationCache,
     watch: Watch,
 ) -> Pruning:
-    """Weigh the layers of a captured program, which is left as it was, and drop those that do least.
+    """Measure the importance of the layers of a captured program, and choose the least important ones.
 
     Args:
-        text: what to weigh them on.
+        program: is not changed.
+        text: the text that importance is measured on.
         cache: stores the results until the artifact is written.
 
     Raises:
-        LlmcError: LAYERS_NOT_A_CHAIN; LAYERS_TOO_FEW where none would be left.
+        LlmcError: LAYERS_NOT_A_CHAIN; LAYERS_TOO_FEW if no layer would remain.
     """
-    program = run_pipeline(program.copy(), Stage.CANONICAL)
+    program = bring_to(program.copy(), Stage.CANONICAL)
     layers = find_layers(program)
     if config.drop_layers >= len(layers):
         raise UsageError(
             "LAYERS_TOO_FEW",
-            f"{config.drop_layers} of {len(layers)} layers can't be left out.",
-            f"Drop {len(layers) - 1} or fewer: --drop-layers.",
+            f"The model has {len(layers)} layers, so {config.drop_layers} can't be dropped.",
+            f"Set --drop-layers to {len(layers) - 1} or less.",
         )
     tokens = _tokens(source, program, config, text)
-    kept = cache.keep(
+    stored = cache.keep(
         "importance of layers",
         lambda: {
-            "importance": importance(program, layers, tokens, lambda done, total: watch("weigh layers", done, total))
+            "importance": importance(
+                program, layers, tokens, lambda done, total: watch("measure layer importance", done, total)
+            )
         },
     )
-    known = dict(zip((layer.name for layer in layers), kept["importance"].evaluate().tolist(), strict=True))
-    least = sorted(known, key=known.__getitem__)[: config.drop_layers]
-    return Pruning(known, tuple(name for name in known if name in least))
+    by_name = dict(zip((layer.name for layer in layers), stored["importance"].evaluate().tolist(), strict=True))
+    least = sorted(by_name, key=by_name.__getitem__)[: config.drop_layers]
+    return Pruning(by_name, tuple(name for name in by_name if name in least))
 
 
 def choose_weights(
@@ -121,22 +128,26 @@ def choose_weights(
     cache: CalibrationCache,
     watch: Watch,
 ) -> Pruning:
-    """Prune the weights of an optimized program, which is left as it was; arguments as of `choose_layers`.
+    """Compute pruned weights for an optimized program, which is not changed.
+
+    Args:
+        pruning: the layers that `choose_layers` chose.
 
     Raises:
-        LlmcError: PRUNE_NOTHING where no weight can be pruned.
+        LlmcError: PRUNE_NOTHING if no weight can be pruned.
     """
-    assert config.sparsity is not None
+    assert config.prune is not None
+    sparsity = Sparsity.parse(config.prune)
     check_finite(program)
     tokens = _tokens(source, program, config, text)
     algorithm = config.prune_algorithm
-    found = prune(program, config.sparsity, algorithm, tokens, cache, lambda done, total: watch("prune", done, total))
-    if not found.weights:
-        why = ", ".join(dict.fromkeys(found.whole.values())) or "it has no linears"
-        raise LlmcError("PRUNE_NOTHING", f"No weight of this model can be pruned: {why}.", "Leave out --prune.")
-    return replace(pruning, pattern=str(config.sparsity), algorithm=algorithm, pruned=found)
+    pruned = prune(program, sparsity, algorithm, tokens, cache, lambda done, total: watch("prune", done, total))
+    if not pruned.weights:
+        why = ", ".join(dict.fromkeys(pruned.whole.values())) or "it has no linears"
+        raise LlmcError("PRUNE_NOTHING", f"No weight of this model can be pruned: {why}.", "Compile without --prune.")
+    return replace(pruning, pattern=str(sparsity), algorithm=algorithm, pruned=pruned)
 
 
 def _tokens(source: ModelSource, program: Program, config: CompileConfig, text: Text | None) -> Tensor:
-    assert text is not None, "the config asks for one"
-    return calibration_tokens(source, text, config.calibration, program.max_seq_len)
+    assert text is not None, "pruning and dropping layers need a text"
+    return calibration_tokens(source, text, config.calib_samples, config.calib_length, program.max_seq_len)

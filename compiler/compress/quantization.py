@@ -1,11 +1,10 @@
-"""From a choice of scheme and algorithm to the passes that put rounded weights in place."""
+"""From a scheme and an algorithm to the passes that put quantized weights in place."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,58 +14,57 @@ from ...ir.program import Program
 from ...passes.base import Pass
 from ...passes.quantize.move_scales import MoveScales
 from ...passes.quantize.quantize import Quantize
-from ...passes.quantize.rounding_plan import AS_STORED, Choice, Grid, RoundingPlan, analyse
+from ...passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
+from ...passes.quantize.schemes import Grid
+from ...runtimes.artifact.manifest import MaxKlSpec, QuantizationSpec
 from ...runtimes.measure.texts import Text
 from ..config import CompileConfig
 from ..frontend.sources import ModelSource
-from .bit_allocation import Candidate, by_worth, spare_until
+from ..targets.base import Target
+from .bit_allocation import Candidate, by_sensitivity, choose_until
 from .cache import CalibrationCache
 from .calibrate import ALGORITHMS, Calibration, calibrate
 from .calibration_text import calibration_tokens
 from .dequantized import why_dequantized_weights
 from .finite import check_finite
-from .sensitivity import Foretold, sensitivity
+from .sensitivity import Sensitivity, sensitivity
 
 Watch = Callable[[str, int, int], None]
 
-# What a weight becomes that is worth more bits: integer kernels take one scale a channel for many rows, too.
-RAISED = Grid("int8")
-# How far raising goes by itself: until the others are foretold to cost so many nats a token, or to that share of all.
-RAISE_TARGET, RAISE_SHARE = 0.02, 0.275
-# The same for linears whose inputs stay as they are where a prompt runs; those run slower there.
-EXACT_TARGET, EXACT_SHARE = 0.003, 0.15
-# Texts on which it is foretold; they are a sample of those that rounding looked at.
-_FORETOLD_ON = 4
+# Sequences that sensitivity is measured on; a sample of those that calibration used.
+_SENSITIVITY_SEQUENCES = 4
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What was decided about a program's weights.
+    """The decisions about a program's weights.
 
     Attributes:
-        algorithm: by what they were rounded: "rtn", "smoothquant", "awq" or "gptq"; or "as stored".
-        why: the reason for an algorithm that the user did not ask for.
-        candidates: weights that could have more bits, those first that are worth it most.
-        columns: of each candidate.
-        raised: those that have more bits.
-        exact: those whose inputs are not rounded by row where a prompt runs, for they are worth it most.
-        measured: what `--max-kl` asked for, and what the artifact measured.
+        algorithm: "rtn", "smoothquant", "awq" or "gptq"; "as stored" if only codes of the checkpoint are kept.
+        why: the reason for an algorithm that was not asked for.
+        promoted: what weights in `raised` become.
+        candidates: weights that could have more bits, the most sensitive per byte first.
+        columns: input channels of each candidate.
+        raised: the weights that have more bits.
+        exact_inputs: weights of linears whose inputs stay exact where the target quantizes those of others.
+        max_kl: the result of `--max-kl`.
     """
 
     plan: RoundingPlan
     algorithm: str
     why: str = ""
     calibration: Calibration = field(default_factory=Calibration)
+    promoted: Grid | None = None
     candidates: tuple[Candidate, ...] = ()
     columns: Mapping[str, int] = field(default_factory=dict)
     raised: frozenset[str] = frozenset()
-    exact: frozenset[str] = frozenset()
-    measured: dict[str, float] | None = None
+    exact_inputs: frozenset[str] = frozenset()
+    max_kl: MaxKlSpec | None = None
 
     @property
     def precision(self) -> str:
-        """The row of the gate's limits that applies: that of the coarsest grid in use."""
-        grids = {choice.grid for choice in self._plan.weights.values() if choice.grid}
+        """The row of the gate's limits that applies: the row of the coarsest grid in use."""
+        grids = {choice.grid for choice in self.final_plan.weights.values() if choice.grid}
         schemes = {grid.scheme for grid in grids}
         for name in ("int4", "nf4"):
             if name in schemes:
@@ -76,62 +74,62 @@ class Quantization:
         return "w8a8" if any(grid.activation != "none" for grid in grids) else "int8"
 
     @property
-    def rounds_rows(self) -> bool:
-        """Whether inputs of linears are rounded to int8 by a scale of each row."""
-        grids = (choice.grid for choice in self._plan.weights.values())
-        return any(grid.activation == "int8" and not grid.static for grid in grids if grid)
-
-    @property
     def passes(self) -> list[Pass]:
-        """What applies the decisions to the program that they were made for, or to another capture of it."""
+        """The passes that apply the decisions to the program they were made for, or to another capture of it."""
         found = self.calibration
         rounded = {name: parts for name, parts in found.rounded.items() if name not in self.raised}
         moved: list[Pass] = [MoveScales(found.scales)] if found.scales else []
-        return [*moved, Quantize(self._plan, rounded)]
-
-    def raise_bits(self, names: Iterable[str]) -> Quantization:
-        """The same, but that these weights and no others have more bits."""
-        return replace(self, raised=frozenset(names))
-
-    def as_dict(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        counts = Counter(_words(choice) for choice in self._plan.weights.values())
-        lost = why_dequantized_weights(self.plan.weights.values())
-        return {
-            "scheme": self.plan.scheme,
-            "precision": self.precision,
-            "algorithm": self.algorithm,
-            "why": "; ".join(filter(None, (self.why, lost))),
-            "weights": dict(sorted(counts.items())),
-            "exact_in_prompts": len(self.exact),
-        } | ({"max_kl": self.measured} if self.measured else {})
+        return [*moved, Quantize(self.final_plan, rounded)]
 
     @property
-    def _plan(self) -> RoundingPlan:
-        return self.plan.with_grid(self.raised, RAISED, self.columns, "worth more bits")
+    def final_plan(self) -> RoundingPlan:
+        """The plan, with the weights that have more bits."""
+        if not self.raised:
+            return self.plan
+        assert self.promoted is not None
+        return self.plan.with_grid(self.raised, self.promoted, self.columns, "sensitive: more bits")
+
+    def raise_bits(self, names: Iterable[str]) -> Quantization:
+        """Return the same decisions, but these weights and no others have more bits."""
+        return replace(self, raised=frozenset(names))
+
+    def spec(self) -> QuantizationSpec:
+        """Return the manifest's account of it."""
+        counts = Counter(_words(choice) for choice in self.final_plan.weights.values())
+        return QuantizationSpec(
+            scheme=self.plan.scheme,
+            precision=self.precision,
+            algorithm=self.algorithm,
+            why="; ".join(filter(None, (self.why, why_dequantized_weights(self.plan.weights.values())))),
+            weights=dict(sorted(counts.items())),
+            exact_inputs=len(self.exact_inputs),
+            max_kl=self.max_kl,
+        )
 
 
 def quantize(
     source: ModelSource,
     program: Program,
     config: CompileConfig,
+    target: Target,
     text: Text | None,
     cache: CalibrationCache,
     watch: Watch = lambda phase, done, total: None,
 ) -> Quantization | None:
-    """Decide what an optimized program's weights become; None where all of them stay.
+    """Decide what the weights of an optimized program become; None if all of them stay.
 
-    What the checkpoint holds as codes is taken as it is, whatever the config says of the rest.
+    Codes that the checkpoint holds are kept, whatever the config asks of the other weights.
 
     Args:
-        text: what to calibrate on, where the config asks for that.
+        text: the calibration text, if the config asks for one.
         cache: stores results of calibration until the artifact is written.
     """
-    plan = analyse(program, config.scheme or AS_STORED, config.overrides, exact=config.group_size is not None)
+    scheme = target.scheme(config)
+    plan = analyse(program, scheme or target.facts.stored, config.overrides, exact=config.group_size is not None)
     if not any(choice.grid for choice in plan.weights.values()):
         return None  # also if codes were dequantized: see `describe_dequantized`
     check_finite(program)
-    if config.scheme is None:
+    if scheme is None:
         return Quantization(plan, "as stored")
     tokens = _tokens(source, program, config, text)
     if tokens is None:
@@ -143,40 +141,48 @@ def quantize(
         ALGORITHMS[config.algorithm],
         tokens,
         cache,
-        many_rows=config.rounds_prefill,
+        input_group=lambda choice: target.input_group(config, choice),
         keep_zeros=config.prune is not None,
         watch=lambda done, total: watch("calibrate", done, total),
     )
     result = Quantization(plan, config.algorithm, "", found)
-    if not (config.raises or config.rounds_prefill):
+    exemption = target.input_exemption(config)
+    promotion = target.facts.promotion if config.raises else None
+    if promotion is None and exemption is None:
         return result
-    foretold = _foretold(program, result, tokens, cache, watch)
-    numbers = {name: program.weights[name].numel for name in foretold.weights}
-    if config.rounds_prefill:
-        exact = spare_until(by_worth(foretold.inputs, numbers), EXACT_TARGET, EXACT_SHARE)
-        result = replace(result, exact=frozenset(exact))
-    if not config.raises:
+    losses = _sensitivity(program, result, tokens, cache, watch)
+    numbers = {name: program.weights[name].numel for name in losses.weights}
+    if exemption is not None:
+        exact = choose_until(by_sensitivity(losses.inputs, numbers), exemption.target_loss, exemption.share)
+        result = replace(result, exact_inputs=frozenset(exact))
+    if promotion is None:
         return result
-    columns = {name: program.weights[name].shape[1] for name in numbers}
-    result = replace(result, candidates=tuple(by_worth(foretold.weights, numbers)), columns=columns)
-    share = RAISE_SHARE if config.raise_share is None else config.raise_share
-    target = RAISE_TARGET if config.raise_share is None else 0.0
-    return result.raise_bits(spare_until(result.candidates, target, share))
+    result = replace(
+        result,
+        promoted=promotion.grid,
+        candidates=tuple(by_sensitivity(losses.weights, numbers)),
+        columns={name: program.weights[name].shape[1] for name in numbers},
+    )
+    if config.raise_share is not None:
+        return result.raise_bits(choose_until(result.candidates, 0.0, config.raise_share))
+    return result.raise_bits(choose_until(result.candidates, promotion.target_loss, promotion.share))
 
 
 def _tokens(source: ModelSource, program: Program, config: CompileConfig, text: Text | None) -> Tensor | None:
     if text is None or not config.calibrates:
         return None
     try:
-        return calibration_tokens(source, text, config.calibration, program.max_seq_len)
+        return calibration_tokens(source, text, config.calib_samples, config.calib_length, program.max_seq_len)
     except LlmcError as error:
         if config.algo is None and error.code.startswith("TOKENIZER"):
             return None
         raise
 
 
-def _foretold(program: Program, found: Quantization, tokens: Tensor, cache: CalibrationCache, watch: Watch) -> Foretold:
-    """What the rounding of each weight on 4 bits costs, and that of its inputs."""
+def _sensitivity(
+    program: Program, found: Quantization, tokens: Tensor, cache: CalibrationCache, watch: Watch
+) -> Sensitivity:
+    """Predict the loss from storing each weight in 4 bits, and from quantizing its inputs."""
     moved = program.copy()
     MoveScales(found.calibration.scales)(moved)
 
@@ -188,19 +194,19 @@ def _foretold(program: Program, found: Quantization, tokens: Tensor, cache: Cali
 
     def measure() -> dict[str, Tensor]:
         errors = {name: error_of(name) for name in names}
-        sample = tokens[:: max(1, len(tokens) // _FORETOLD_ON)][:_FORETOLD_ON]
-        scores = sensitivity(moved, sample, errors, lambda done, total: watch("weigh", done, total))
+        sample = tokens[:: max(1, len(tokens) // _SENSITIVITY_SEQUENCES)][:_SENSITIVITY_SEQUENCES]
+        scores = sensitivity(moved, sample, errors, lambda done, total: watch("sensitivity", done, total))
         return {
             part: torch.tensor([losses[name] for name in names], dtype=torch.float64)
             for part, losses in vars(scores).items()
         }
 
-    kept = {part: losses.evaluate().tolist() for part, losses in cache.keep("foretold", measure).items()}
-    return Foretold(**{part: dict(zip(names, losses, strict=True)) for part, losses in kept.items()})
+    kept = {part: losses.evaluate().tolist() for part, losses in cache.keep("sensitivity", measure).items()}
+    return Sensitivity(**{part: dict(zip(names, losses, strict=True)) for part, losses in kept.items()})
 
 
 def _words(choice: Choice) -> str:
-    """`int4 in groups of 64`"""
+    """Describe a format for the manifest, such as `int4 in groups of 64`."""
     if choice.grid is None:
         return "as it was"
     grid = choice.grid

@@ -29,7 +29,7 @@ Values = dict[fx.Node, Any]
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Sensitivity:
     """Divergence caused by each linear alone, by weight name, in nats per token.
 
     Attributes:
@@ -52,7 +52,7 @@ def sensitivity(
     errors: Mapping[str, Callable[[], Tensor]],
     watch: Callable[[int, int], None] = lambda done, total: None,
     segments: Sequence[list[fx.Node]] | None = None,
-) -> Foretold:
+) -> Sensitivity:
     """Estimate the divergence that rounding each linear causes on its own.
 
     Args:
@@ -63,7 +63,7 @@ def sensitivity(
             they are `layer_segments(program)`.
     """
     segments = layer_segments(program) if segments is None else segments
-    result = Foretold()
+    result = Sensitivity()
     total = 2 * len(segments) * len(tokens)
     done = 0
 
@@ -76,7 +76,7 @@ def sensitivity(
     for sequence in tokens.split(1):
         _add_sequence(program, segments, sequence, errors, generator, step, result)
     by_token = ({name: scores.get(name, 0.0) / tokens.numel() for name in errors} for scores in vars(result).values())
-    return Foretold(*by_token)
+    return Sensitivity(*by_token)
 
 
 def _add_sequence(
@@ -86,7 +86,7 @@ def _add_sequence(
     errors: Mapping[str, Callable[[], Tensor]],
     generator: torch.Generator,
     step: Callable[[], None],
-    result: Foretold,
+    result: Sensitivity,
 ) -> None:
     first, second = program.inputs
     values: Values = {first: sequence, second: torch.arange(sequence.shape[1])[None]}
@@ -120,7 +120,7 @@ def _backward(
     before: Values,
     gradients: dict[fx.Node, Tensor],
     errors: Mapping[str, Callable[[], Tensor]],
-    result: Foretold,
+    result: Sensitivity,
 ) -> None:
     """Run a segment again and backward.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import UsageError
+from ..config import parse_sparsity
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,7 @@ class Sparsity:
         Raises:
             LlmcError: CONFIG_INVALID for anything else.
         """
-        if given == "2:4":
-            return cls(0.5, 4)
-        try:
-            share = float(given)
-        except ValueError:
-            share = 0.0
-        if not 0 < share < 1:
-            raise UsageError(
-                "CONFIG_INVALID",
-                f"prune is {given!r}, which is not a sparsity.",
-                "Set --prune to 2:4, or to the share of zeros: a number above 0 and below 1.",
-            )
-        return cls(share)
+        return cls(*parse_sparsity(given))
 
     def __str__(self) -> str:
         return "2:4" if self.group else f"{self.share:g}"

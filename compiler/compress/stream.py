@@ -61,7 +61,7 @@ class Stream:
         for values in self.values:
             values[node] = change(values[node])
 
-    def use(self, name: str, weight: Tensor) -> None:
+    def override_weight(self, name: str, weight: Tensor) -> None:
         """Make later ops use this value for a weight instead of the program's."""
         self.weights[name] = weight
 

@@ -18,7 +18,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbol
 from torch.utils._sympy.numbers import int_oo
 
 from ...errors import LlmcError
+from ...ir.nodes import keep_only, known_value, value_of
 from ...ir.program import Program
+from ...ir.signature import Signature
 from ...ir.stages import Stage, verify
 from ...ir.weights import Weight, constant, parameter
 from ...kernels.ops.attention_mask import MaskRule
@@ -152,7 +154,7 @@ def _is_mutable(node: fx.Node) -> bool:
 def _check_sizes(exported: ExportedProgram, source: str, max_seq_len: int) -> None:
     """Refuse an exported graph that is valid only for some batch or sequence sizes."""
     inputs = [n for n in exported.graph.find_nodes(op="placeholder") if n.name in exported.graph_signature.user_inputs]
-    for size, name in zip(inputs[0].meta["val"].shape, ("batch", "sequence"), strict=True):
+    for size, name in zip(value_of(inputs[0]).shape, ("batch", "sequence"), strict=True):
         if isinstance(size, torch.SymInt):
             allowed = exported.range_constraints[size.node.expr]
             if allowed.lower <= 2 and (name == "batch" or allowed.upper >= max_seq_len):
@@ -170,7 +172,7 @@ def _check_sizes(exported: ExportedProgram, source: str, max_seq_len: int) -> No
 def _check_values(exported: ExportedProgram, source: str) -> None:
     """Refuse a graph with numbers or shapes that depend on tensor values."""
     for node in exported.graph.nodes:
-        if free_unbacked_symbols(node.meta.get("val")):
+        if free_unbacked_symbols(known_value(node)):
             raise LlmcError(
                 "CAPTURE_DATA_DEPENDENT",
                 f"{source} computes with a number that depends on a tensor's values ({node.target} in {_path(node)}).",
@@ -200,9 +202,11 @@ def _to_program(
             break
         else:
             copied[node] = graph.node_copy(node, copied.__getitem__)
-        copied[node].meta = {"val": node.meta["val"], "where": _path(node)} if "val" in node.meta else {}
+        keep_only(copied[node], known_value(node), _path(node))
     root = {name: weight.meta() for name, weight in table.items()}
-    return Program(fx.GraphModule(root, graph), table, Stage.CAPTURED, source, max_seq_len)
+    tokens, positions = (str(node.target) for node in graph.find_nodes(op="placeholder"))
+    signature = Signature(tokens, positions)
+    return Program(fx.GraphModule(root, graph), table, Stage.CAPTURED, source, max_seq_len, signature)
 
 
 def _path(node: fx.Node) -> str:

@@ -1,4 +1,4 @@
-"""What leaves the layers of a reference: of a model by its own code, or of another artifact as it runs."""
+"""Layer outputs of a reference: of a model by its own code, or of another artifact as it runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...runtimes.artifact.open import open_artifact
+from ...runtimes.engines.base import LayerEngine
 from ...runtimes.measure.layers import LayerReference
 from ...runtimes.measure.windows import Window
+from ..targets.registry import find_target
 
 if TYPE_CHECKING:
     from ..frontend.sources import ModelSource
@@ -24,11 +27,12 @@ def model_layers(
     *,
     watch: Watch = lambda phase, done, total: None,
 ) -> LayerReference:
-    """What the modules of these names give for windows of a text, in float32 by transformers.
+    """Run a model in float32 by transformers and keep the outputs of some of its modules.
 
     Args:
-        model: a folder, a GGUF file, a hub id or "demo", or one that was found already.
-        watch: told "reference, layers", and how many windows are done.
+        model: a folder, a GGUF file, a hub id or "demo", or a source that was found already.
+        names: the modules, such as `model.layers.0`; names that the model lacks are ignored.
+        watch: called with "reference, layers", and how many windows are done.
     """
     import torch
 
@@ -44,9 +48,19 @@ def model_layers(
     for done, window in enumerate(windows):
         watch("reference, layers", done, len(windows))
         tokens = torch.from_numpy(window.tokens[None, :-1])
-        given = eager_layers(module, weights, tokens, [name for name in names if name in known])
-        found.append({name: [value.numpy() for value in values] for name, values in given.items()})
+        outputs = eager_layers(module, weights, tokens, [name for name in names if name in known])
+        found.append({name: [value.numpy() for value in values] for name, values in outputs.items()})
     return LayerReference(found)
+
+
+def open_layers(folder: Path, *, threads: int | None = None) -> LayerEngine:
+    """Open an artifact so that it also returns the outputs of its layers.
+
+    Raises:
+        LlmcError: NO_LAYER_BORDERS or LAYERS_UNSUPPORTED; and what opening an artifact raises.
+    """
+    manifest = open_artifact(folder, check_files=False)
+    return find_target(manifest.target).open_layers(folder, threads=threads)
 
 
 def artifact_layers(
@@ -55,19 +69,10 @@ def artifact_layers(
     *,
     watch: Watch = lambda phase, done, total: None,
 ) -> LayerReference:
-    """What leaves the layers of an artifact.
-
-    Raises:
-        LlmcError: NO_LAYER_BORDERS; and what opening an artifact raises.
-    """
-    from ...runtimes.artifact.open import open_artifact
-    from ...runtimes.engines.ort.layers import WatchedEngine
-    from ..targets.ort.layer_outputs import watch_layers
-
-    manifest = open_artifact(folder)
-    engine = WatchedEngine(folder, manifest, watch_layers(folder, manifest))
+    """Run an artifact and keep the outputs of its layers; errors as for `open_layers`."""
+    engine = open_layers(folder)
     found: list[dict[str, list[np.ndarray]]] = []
     for done, window in enumerate(windows):
         watch("reference, layers", done, len(windows))
-        found.append({name: [value] for name, value in engine.values(window).items()})
+        found.append({name: [value] for name, value in engine.values(window.tokens[:-1]).items()})
     return LayerReference(found, engine.unclear)

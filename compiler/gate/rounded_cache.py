@@ -1,4 +1,4 @@
-"""A program without a cache that computes with keys and values as a cache in 8 bits gives them back."""
+"""Quantize and dequantize keys and values in a program without caches, as an 8-bit cache would."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from ...kernels.ops.quantized import CACHE_CODES, round_rows, rows_of
 
 
 def with_rounded_keys(program: Program, codes: str) -> Program:
-    """A copy whose attentions look at rounded keys and values: to run and compare with, not to compile.
+    """Return a copy whose attentions use quantized and dequantized keys and values.
 
-    It shares neither slots nor positions nor masks with what has a cache, so it shows where those are wrong.
+    It serves as a reference and can't be compiled. It has no slots, starts or cache masks, so a comparison reveals
+    errors in those of the cached program.
 
     Args:
         codes: "int8" or "fp8".
     """
-    made = program.copy()
-    for node in made.nodes:
+    copy = program.copy()
+    for node in copy.nodes:
         if op_of(node.target) is not attention:
             continue
         call = attention.bind(node.args, dict(node.kwargs))
-        with made.graph.inserting_before(node):
+        with copy.graph.inserting_before(node):
             for name in ("k", "v"):
-                call[name] = made.graph.call_function(_rounded, (call[name], CACHE_CODES[codes]))
+                call[name] = copy.graph.call_function(_rounded, (call[name], CACHE_CODES[codes]))
         node.args, node.kwargs = (), call
-    return made
+    return copy
 
 
 def _rounded(x: Tensor, codes: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""What this machine has and what of llmc can run on it."""
+"""Examine this machine, and what llmc can do on it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from ...runtimes.artifact.versions import fits
+from ..targets.base import Target
+from ..targets.registry import find_target, target_names
 
-# Packages of which one is enough stand together; of those that are absent the first is recommended.
+# Alternatives form one tuple: one of them is enough. If none is installed, the first is recommended.
 _PACKAGES: tuple[tuple[str, ...], ...] = (
     ("torch",),
     ("transformers",),
@@ -24,11 +27,9 @@ _PACKAGES: tuple[tuple[str, ...], ...] = (
     ("tokenizers",),
 )
 _CAPTURE = ("torch", "transformers", "safetensors", "gguf")
-# `config.TARGETS`, which can't be asked without torch.
-_SERVED = ("ort",)
 # A line of a package's metadata, such as `torch<2.14,>=2.11; extra == "compile"`.
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(\[[^]]*\])?\s*\(?(?P<wanted>[^;()]*)")
-# What /proc/cpuinfo calls the instruction sets that decide how fast a kernel is.
+# Instruction sets that kernels use: name in /proc/cpuinfo -> name to show.
 _INSTRUCTIONS = {
     "avx2": "AVX2", "avx512f": "AVX512", "avx_vnni": "AVX-VNNI", "avx512_vnni": "AVX512-VNNI",
     "avx512_bf16": "AVX512-BF16", "avx512_fp16": "AVX512-FP16",
@@ -39,7 +40,13 @@ _INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class Package:
-    """A package that llmc uses; `remedy` says how to get it or the right version, empty if nothing is wrong."""
+    """A package that llmc uses.
+
+    Attributes:
+        version: the installed version; None if it is not installed.
+        wanted: the versions that llmc requires; empty if it accepts all.
+        remedy: the command that installs it or the right version; empty if nothing is wrong.
+    """
 
     name: str
     version: str | None
@@ -49,7 +56,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor as /proc/cpuinfo describes it; what it doesn't say is None or empty."""
+    """The processor by /proc/cpuinfo; unknown fields are None or empty."""
 
     model: str
     physical_cores: int | None
@@ -59,7 +66,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A CUDA device as torch sees it."""
+    """A CUDA device that torch finds."""
 
     name: str
     capability: str
@@ -68,7 +75,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether something can be done here, and if not, what is missing."""
+    """The ability to do one step here, and the reason if it is missing."""
 
     can: bool
     reason: str = ""
@@ -79,18 +86,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class TargetSupport:
-    """What the machine offers to one target, and what this version of llmc does for it."""
+    """The steps that this machine can do for one target."""
 
     name: str
+    summary: str
     capture: Answer
     compile: Answer
     run: Answer
-    this_llmc: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class MachineReport:
-    """The whole examination."""
+    """The result of `examine`."""
 
     llmc: str
     python: str
@@ -105,13 +112,14 @@ class MachineReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether what capture needs is there in versions that fit."""
+        """True if all packages that capture needs are installed in the right versions."""
         return all(target.capture.can for target in self.targets)
 
 
 def examine() -> MachineReport:
-    """Look at this machine; nothing is changed, nothing is fetched."""
-    packages = tuple(map(_package, _PACKAGES))
+    """Examine this machine, without changing or downloading anything."""
+    targets = [find_target(name) for name in target_names()]
+    packages = tuple(map(_package, _packages_of(targets)))
     gpus = _gpus()
     memory = _meminfo()
     return MachineReport(
@@ -124,7 +132,7 @@ def examine() -> MachineReport:
         available_bytes=memory.get("MemAvailable"),
         gpus=gpus,
         driver=_driver(),
-        targets=_targets({p.name: p for p in packages}, bool(gpus)),
+        targets=_supports(targets, {p.name: p for p in packages}, bool(gpus)),
     )
 
 
@@ -134,15 +142,15 @@ def _package(names: tuple[str, ...]) -> Package:
     wanted, extras = _requirement(name)
     version = _version(name)
     if version is None:
-        brings = f"llmc[{extras[0]}]" if extras else name
-        return Package(name, None, wanted, f"pip install '{brings}'")
+        requirement = f"llmc[{extras[0]}]" if extras else name
+        return Package(name, None, wanted, f"pip install '{requirement}'")
     if wanted and not _fits(version, wanted):
         return Package(name, version, wanted, f"pip install '{name}{wanted}'")
     return Package(name, version, wanted, "")
 
 
 def _requirement(name: str) -> tuple[str, tuple[str, ...]]:
-    """The versions that llmc asks for, and the extras that bring the package, by llmc's own metadata."""
+    """Return the versions of a package that llmc requires, and the extras that install it."""
     wanted, extras = "", []
     try:
         lines = metadata.requires("llmc") or []
@@ -158,7 +166,7 @@ def _requirement(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _fits(version: str, wanted: str) -> bool:
-    """Whether a version is in the range; one that can't be read is not."""
+    """Return True if a version is in the range; False if it can't be parsed."""
     try:
         return fits(version, wanted)
     except ValueError:
@@ -172,26 +180,34 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _targets(packages: dict[str, Package], cuda: bool) -> tuple[TargetSupport, ...]:
+def _packages_of(targets: Sequence[Target]) -> list[tuple[str, ...]]:
+    """Return the packages that llmc needs, and those that only a target needs."""
+    known = {name for names in _PACKAGES for name in names}
+    needed = (name for target in targets for names in target.facts.packages.values() for name in names)
+    return [*_PACKAGES, *((name,) for name in dict.fromkeys(needed) if name not in known)]
+
+
+def _supports(targets: Sequence[Target], packages: dict[str, Package], cuda: bool) -> tuple[TargetSupport, ...]:
+    # Alternatives stand for each other: each name maps to the one that is listed.
+    found = {name: packages[known] for names in _PACKAGES for known in names if known in packages for name in names}
+
     def needs(*names: str) -> Answer:
-        for package in map(packages.__getitem__, names):
+        for package in (found.get(name) or packages[name] for name in names):
             if package.remedy:
                 wrong = f"{package.version} does not fit" if package.version else "is missing"
                 return Answer(False, f"{package.name} {wrong}: {package.remedy}")
         return Answer(True)
 
-    ort = "onnxruntime-gpu" if "onnxruntime-gpu" in packages else "onnxruntime"
-    no_gpu = Answer(False, "torch sees no CUDA device")
-    return tuple(
-        TargetSupport(
-            name,
-            capture=needs(*_CAPTURE),
-            compile=needs(*_CAPTURE, runtime, *writers),
-            run=needs(runtime) if cuda or not on_gpu else no_gpu,
-            this_llmc=("capture", "compile", "run") if name in _SERVED else ("capture",),
-        )
-        for name, runtime, writers, on_gpu in (("ort", ort, ("onnx",), False),)
-    )
+    def support(target: Target) -> TargetSupport:
+        compiling, running = target.facts.packages["compile"], target.facts.packages["run"]
+        can_run = needs(*running)
+        if target.facts.needs_gpu and not cuda:
+            can_run = Answer(False, "torch finds no CUDA device")
+        # The gate runs the artifact, so compiling needs the engine too.
+        can_compile = needs(*_CAPTURE, *compiling, *running)
+        return TargetSupport(target.name, target.summary, needs(*_CAPTURE), can_compile, can_run)
+
+    return tuple(map(support, targets))
 
 
 def _gpus() -> tuple[Gpu, ...]:
@@ -206,13 +222,13 @@ def _gpus() -> tuple[Gpu, ...]:
 
 
 def _driver() -> str | None:
-    """The version of NVIDIA's kernel module."""
+    """Return the version of NVIDIA's kernel module, or None."""
     found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", _text("/proc/driver/nvidia/version"))
     return found.group(1) if found else None
 
 
 def read_cpu(cpuinfo: str) -> Cpu:
-    """The processor that the text of /proc/cpuinfo describes."""
+    """Return the processor that the text of /proc/cpuinfo describes."""
     fields = [
         {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
         for block in cpuinfo.strip().split("\n\n")
@@ -234,6 +250,6 @@ def _meminfo() -> dict[str, int]:
 
 
 def _text(path: str) -> str:
-    """A file of a Linux system, or nothing elsewhere."""
+    """Return the text of a file of a Linux system; empty if there is none."""
     file = Path(path)
     return file.read_text() if sys.platform == "linux" and file.exists() else ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import layer_of, op_name, where
 from ...kernels.ops import op_of
 from .layers import OUTSIDE
@@ -133,7 +134,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _has_tensor(node: fx.Node) -> bool:
-    value = node.meta["val"]
+    value = value_of(node)
     return any(isinstance(v, Tensor) for v in (value if isinstance(value, (list, tuple)) else [value]))
 
 

@@ -13,6 +13,7 @@ from itertools import groupby
 
 from torch import Tensor, fx
 
+from ...ir.nodes import known_value
 from ...ir.program import Program, layer_of, op_name, where
 
 OUTSIDE = ""  # name of the section of calls that belong to no layer
@@ -68,7 +69,7 @@ def _weight_role(layer: str, node: fx.Node) -> str:
 
 
 def _shapes(node: fx.Node) -> str:
-    value = node.meta.get("val")
+    value = known_value(node)
     values = value if isinstance(value, (list, tuple)) else [value]
     return ", ".join(
         f"{v.dtype}{[str(s) for s in v.shape]}" if isinstance(v, Tensor) else type(v).__name__ for v in values

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
 from ...errors import LlmcError
+from ...version import __version__
 from .layers import OUTSIDE, label
 from .record import Inspection, Snapshot, View
 from .summary import group_misses

@@ -1,4 +1,4 @@
-"""What compiling a model would take, said before any weight is read."""
+"""Estimate what compiling a model needs, before any weight is read."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import UsageError
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program, layer_of, where
 from ...ir.stages import Stage
 from ...ir.weights import Weight
 from ...kernels.ops import op_of
 from ...kernels.ops.quantized import CACHE_CODES
 from ...passes.base import Pass, PassResult
-from ...passes.pipeline import run_pipeline
-from ..api import DTYPES, capture
-from ..config import KV_CACHE_DTYPES
+from ...passes.pipeline import bring_to
+from ...passes.runner import Runner
+from ..api import TORCH_DTYPES, capture
+from ..config import CompileConfig
+from ..options import options_of
+from ..targets.registry import find_target
 from .layers import count_ops
-from .output_size import FORMULAS, output_bytes
+from .output_size import formulas, output_bytes
 
-# Each key and each value in a cache of 8 bits has a scale of its own.
+# In an 8-bit cache, the key and the value of each head and token have one scale each, in bytes.
 SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which ops the canonical program is made of.
+    """The ops of the canonical program.
 
     Attributes:
-        dialect, aten: how often each op occurs; arithmetic on sizes is not counted.
-        fallbacks: what stayed plain ATen although a pass looked at it, by pass.
+        dialect, aten: the number of calls of each op; arithmetic on sizes is not counted.
+        fallbacks: the ATen ops that a pass examined but did not replace: the pass and its miss.
     """
 
     dialect: dict[str, int]
@@ -43,7 +46,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Group:
-    """Weights of one purpose: how many, how large on disk and in the program's dtype."""
+    """The number and size of the weights of one purpose, on disk and in the program's dtype."""
 
     tensors: int
     parameters: int
@@ -53,7 +56,13 @@ class Group:
 
 @dataclass(frozen=True)
 class KvLayer:
-    """The cache of one attention: bytes a position and row, and after how many positions it stops growing."""
+    """The cache of one attention.
+
+    Attributes:
+        where: the module path of the attention.
+        bytes_per_token: bytes per position of one sequence.
+        limit: the number of positions after which it stops growing; None if it does not.
+    """
 
     where: str
     bytes_per_token: int
@@ -62,13 +71,13 @@ class KvLayer:
 
 @dataclass(frozen=True)
 class CompilePlan:
-    """What compiling takes and gives.
+    """The needs of a compilation, and the size of its result.
 
     Attributes:
-        groups: the weights by purpose, each tensor counted once, however many ops share it.
-        output_bytes: the size of all weights, by what they may be rounded to.
-        peak_bytes: of memory while compiling.
-        formulas: how the estimates are made, by the name of what they estimate.
+        groups: the weights by purpose. A tensor that several ops share counts once.
+        output_bytes: the size of all weights, by quantization scheme.
+        peak_bytes: the peak memory while compiling.
+        formulas: how each estimate is computed, by its name.
     """
 
     model: str
@@ -87,7 +96,7 @@ class CompilePlan:
 
     @property
     def total(self) -> Group:
-        """All groups together."""
+        """The sum of all groups."""
         parts = self.groups.values()
         return Group(*(sum(getattr(g, name) for g in parts) for name in Group.__dataclass_fields__))
 
@@ -97,7 +106,7 @@ class CompilePlan:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of all caches at the full length and batch."""
+        """Bytes of all caches at the full length and batch size."""
         length = self.max_seq_len
         positions = sum(layer.bytes_per_token * min(length, layer.limit or length) for layer in self.kv_cache)
         return positions * self.max_batch_size
@@ -106,27 +115,25 @@ class CompilePlan:
 def plan(
     model: str | Path | nn.Module,
     *,
+    target: str | None = None,
     dtype: str = "fp32",
     kv_cache_dtype: str = "auto",
     max_seq_len: int | None = None,
     max_batch_size: int = 1,
     watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
 ) -> CompilePlan:
-    """Capture and canonicalize a model, and add up what compiling it would take; no weight is read.
+    """Capture and canonicalize a model, and estimate what compiling it needs. No weight is read.
 
     Raises:
-        LlmcError: as `capture` and the passes do; such a model can't be compiled.
+        LlmcError: if `capture` or a pass refuses the model. Such a model can't be compiled.
     """
-    if kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise UsageError(
-            "CONFIG_INVALID",
-            f"Kv_cache_dtype is {kv_cache_dtype!r}.",
-            f"Choose one of {', '.join(KV_CACHE_DTYPES)}.",
-        )
+    options_of(CompileConfig)["kv_cache_dtype"].check(kv_cache_dtype)
+    facts = find_target(target).facts
     program = capture(model, dtype=dtype, max_seq_len=max_seq_len, until=Stage.CAPTURED)
-    run_pipeline(program, Stage.CANONICAL, watch=watch)
+    bring_to(program, Stage.CANONICAL, Runner(watch=watch))
     weights = {name: weight for name, weight in program.weights.items() if not weight.is_constant}
     largest = max(weights, key=lambda name: weights[name].nbytes)
+    cache_dtype = TORCH_DTYPES[dtype] if kv_cache_dtype == "auto" else CACHE_CODES[kv_cache_dtype]
     return CompilePlan(
         model=program.source,
         dtype=dtype,
@@ -135,23 +142,25 @@ def plan(
         max_batch_size=max_batch_size,
         coverage=_coverage(program),
         groups=_groups(program, weights),
-        kv_cache=tuple(_kv_layers(program, DTYPES[dtype] if kv_cache_dtype == "auto" else CACHE_CODES[kv_cache_dtype])),
+        kv_cache=tuple(_kv_layers(program, cache_dtype)),
         largest_tensor=largest,
         largest_tensor_bytes=weights[largest].nbytes,
         peak_bytes=_resident_bytes() + 2 * weights[largest].nbytes,
-        output_bytes=output_bytes(program),
+        output_bytes=output_bytes(program, facts),
         formulas={
-            "peak": "this process as it is now + 2 x the largest tensor (what is read, and what is made of it);"
-            " calibration holds its texts and what flows through a layer, too",
-            **FORMULAS,
-            "kv cache": "kv heads x (key dim + value dim) x bytes a number, for each attention with keys of its own"
-            + ("" if kv_cache_dtype == "auto" else f"; {SCALE_BYTES} a scale, of each key and of each value"),
+            "peak": "memory of this process now + 2 x the largest tensor (as read, and as written); calibration also"
+            " holds its texts and the values of one layer",
+            **formulas(facts),
+            "kv cache": "kv heads x (key dim + value dim) x bytes per number, for each attention with keys of its own"
+            + (
+                "" if kv_cache_dtype == "auto" else f"; {SCALE_BYTES} bytes for the scale of each key and of each value"
+            ),
         },
     )
 
 
 def _coverage(program: Program) -> Coverage:
-    calls = [n for n in program.nodes if n.op == "call_function" and isinstance(n.meta["val"], (Tensor, list, tuple))]
+    calls = [n for n in program.nodes if n.op == "call_function" and isinstance(value_of(n), (Tensor, list, tuple))]
     dialect, aten = ([n for n in calls if (op_of(n.target) is not None) == own] for own in (True, False))
     left = {n.name for n in aten}
     missed = ((record.name, miss) for record in program.history for miss in record.misses)
@@ -183,9 +192,9 @@ def _groups(program: Program, weights: dict[str, Weight]) -> dict[str, Group]:
 
 
 class _Purposes:
-    """What a weight is for, by the op that reads it and by the module that the op came from.
+    """Find the purpose of a weight by the op that uses it and the module that the op came from.
 
-    What a layer multiplies with and doesn't belong to its attention is its MLP: routers and shared experts too.
+    All linears of a layer that are not in its attention count as its MLP, also routers and shared experts.
     """
 
     def __init__(self, program: Program) -> None:
@@ -193,17 +202,17 @@ class _Purposes:
         self.last = program.output
 
     def of(self, weight: fx.Node) -> str:
-        readers = list(weight.users)
-        if any(_is(n, "embedding") for n in readers):
+        users = list(weight.users)
+        if any(_is(n, "embedding") for n in users):
             return "embedding"
-        if any(_is(n, "moe") for n in readers):
+        if any(_is(n, "moe") for n in users):
             return "experts"
-        if any(_is(n, "rms_norm") or _is(n, "layer_norm") for n in readers):
+        if any(_is(n, "rms_norm") or _is(n, "layer_norm") for n in users):
             return "norms"
-        if all(layer_of(n) for n in readers):
-            inside = any(where(n) == m or where(n).startswith(m + ".") for n in readers for m in self.attention)
-            return "attention" if inside else "mlp" if any(_is(n, "linear") for n in readers) else "other"
-        return "head" if any(_is(n, "linear") for n in readers) else "other"
+        if all(layer_of(n) for n in users):
+            inside = any(where(n) == m or where(n).startswith(m + ".") for n in users for m in self.attention)
+            return "attention" if inside else "mlp" if any(_is(n, "linear") for n in users) else "other"
+        return "head" if any(_is(n, "linear") for n in users) else "other"
 
 
 def _is(node: fx.Node, name: str) -> bool:
@@ -212,14 +221,18 @@ def _is(node: fx.Node, name: str) -> bool:
 
 
 def _kv_layers(program: Program, dtype: torch.dtype) -> Iterable[KvLayer]:
-    """One for each pair of keys and values, kept as `dtype`; layers that share them share their cache."""
+    """Yield the cache of each pair of keys and values; layers that share a pair share its cache.
+
+    Args:
+        dtype: the dtype of the caches.
+    """
     seen = set()
     for node in program.nodes:
         defined = op_of(node.target)
         if defined is None or defined.name != "attention":
             continue
         call: dict[str, Any] = defined.bind(node.args, node.kwargs)
-        k, v = call["k"].meta["val"], call["v"].meta["val"]
+        k, v = value_of(call["k"]), value_of(call["v"])
         if (call["k"], call["v"]) in seen:
             continue
         seen.add((call["k"], call["v"]))
@@ -229,7 +242,7 @@ def _kv_layers(program: Program, dtype: torch.dtype) -> Iterable[KvLayer]:
 
 
 def _resident_bytes() -> int:
-    """Memory that this process holds now: transformers, torch and the program."""
+    """Return the resident memory of this process in bytes, with transformers, torch and the program; 0 if unknown."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -237,6 +250,6 @@ def _resident_bytes() -> int:
                 return int(line.split()[1]) * 1024
     try:
         import resource
-    except ImportError:  # Windows, which tells it in no such way
+    except ImportError:  # Windows
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts it in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS

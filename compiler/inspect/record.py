@@ -14,7 +14,8 @@ from ...ir.printer import statements
 from ...ir.program import PassRecord, Program, where
 from ...ir.stages import Stage
 from ...passes.base import Pass, PassResult
-from ...passes.pipeline import run_pipeline
+from ...passes.pipeline import bring_to
+from ...passes.runner import Runner
 from ..api import capture
 from .drawing import Drawing, draw
 from .layers import OUTSIDE, count_ops, fold, sections, signature
@@ -141,7 +142,7 @@ def inspect_model(
         watch(subject, outcome)
 
     try:
-        run_pipeline(program, until, dump=dump_ir, watch=keep)
+        bring_to(program, until, Runner(dump=dump_ir, watch=keep))
     except LlmcError as error:
         result.refusal = error
     return result

@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..formats import ACTIVATIONS, SCHEMES
+
 FLOAT8 = {"fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-SCHEMES = ("int8", "int4", "nf4", *FLOAT8)
-ACTIVATIONS = ("none", "int8", *FLOAT8)
 
 # Quantiles of the normal distribution scaled to -1..1, zero included (QLoRA, appendix E).
 NF4 = (

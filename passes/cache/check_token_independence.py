@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import LlmcError
+from ...ir.nodes import value_of
 from ...ir.program import Program, op_name, where
 from ...ir.stages import Stage
 from ...kernels.ops import op_of
@@ -68,7 +69,7 @@ class _Probe:
     """
 
     def __init__(self, program: Program) -> None:
-        self.batch, self.length = map(str, program.inputs[0].meta["val"].shape)
+        self.batch, self.length = map(str, value_of(program.tokens).shape)
         self.positions_innermost = False
         self.largest_index = 1
 
@@ -76,16 +77,16 @@ class _Probe:
         """Return equal keys for calls of the same op, sizes, dtypes and constants."""
 
         def describe(value: Any) -> str:
-            example = value.meta["val"]
+            example = value_of(value)
             return f"{example.dtype}{list(example.shape)}" if isinstance(example, Tensor) else str(example)
 
         return str((node.target, fx.map_arg((node.args, dict(node.kwargs)), lambda n: _Unquoted(describe(n)))))
 
     def why_dependent(self, node: fx.Node) -> str:
         """Return why the call does not process each token on its own, or "" if it does."""
-        example = node.meta["val"]
+        example = value_of(node)
         if not any(self._has_length(e) for e in _tensors(example)) and not any(
-            self._has_length(e) for n in node.all_input_nodes for e in _tensors(n.meta["val"])
+            self._has_length(e) for n in node.all_input_nodes for e in _tensors(value_of(n))
         ):
             return ""
         # A dim of 4*B*S holds four values for each position, or all positions four times. If the call is independent in
@@ -103,11 +104,11 @@ class _Probe:
             return self._compare_runs(node, innermost_in, innermost_out)
 
     def _compare_runs(self, node: fx.Node, innermost_in: bool, innermost_out: bool) -> str:
-        example = node.meta["val"]
+        example = value_of(node)
         self.positions_innermost = innermost_in
-        inputs = {n: self._value(n.meta["val"], _LENGTH) for n in node.all_input_nodes}
-        changed = {n: self._with_one_changed(n.meta["val"], value) for n, value in inputs.items()}
-        shorter = {n: self._shortened(n.meta["val"], value) for n, value in inputs.items()}
+        inputs = {n: self._value(value_of(n), _LENGTH) for n in node.all_input_nodes}
+        changed = {n: self._with_one_changed(value_of(n), value) for n, value in inputs.items()}
+        shorter = {n: self._shortened(value_of(n), value) for n, value in inputs.items()}
         self.positions_innermost = innermost_out
         before = self._run(node, inputs, _LENGTH)
         if any(self._position_dims(e) is None for e in _tensors(example)):
@@ -116,7 +117,7 @@ class _Probe:
         for e, one, other in zip(_tensors(example), before, after, strict=True):
             if self._differs_elsewhere(e, one, other):
                 return "mixes tokens outside of attention"
-        if not any(self._has_length(e) for n in node.all_input_nodes for e in _tensors(n.meta["val"])):
+        if not any(self._has_length(e) for n in node.all_input_nodes for e in _tensors(value_of(n))):
             if any(self._differs_by_position(e, one) for e, one in zip(_tensors(example), before, strict=True)):
                 return "numbers the tokens of each call from zero"
             return ""

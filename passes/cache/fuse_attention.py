@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...ir.stages import Stage
 from ...kernels.ops import cached_attention, fused_attention, quant_cached_attention, rope
@@ -15,9 +16,6 @@ from ..queries import arguments, is_call, is_op, same_shape, shape
 from .insert_kv_cache import InsertKvCache
 
 _ATEN = torch.ops.aten
-
-# Fused kernels rotate so many pairs at once, and take heads that so many numbers fill.
-_ANGLES = 8
 
 
 class FuseAttention(Rewrite):
@@ -39,10 +37,17 @@ class FuseAttention(Rewrite):
     fused op does not support; 3. heads of keys and values whose sizes differ or are not supported by fused kernels;
     4. heads that are not joined to [B, S, H*D]; 5. quantized keys and values: their scales differ from token to token,
     and fused kernels support only constant scales.
+
+    Args:
+        head_multiple: the target's fused kernel takes heads whose size is a multiple of this, and rotates as many
+            pairs at once.
     """
 
     needs = Stage.CACHED
     after = (InsertKvCache,)
+
+    def __init__(self, head_multiple: int) -> None:
+        self.head_multiple = head_multiple
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
         if is_op(node, quant_cached_attention):
@@ -56,8 +61,9 @@ class FuseAttention(Rewrite):
             return miss("it uses chunks or alibi slopes", node)
         if str(shape(call["k"])[3]) != str(shape(call["v"])[3]):
             return miss("the head sizes of its keys and values differ", node)
-        if shape(call["k"])[3] % _ANGLES:
-            return miss("the size of its heads is no multiple of 8", node)
+        unit = self.head_multiple
+        if shape(call["k"])[3] % unit:
+            return miss(f"the size of its heads is not a multiple of {unit}", node)
         joined = _joined_heads(node)
         if joined is None:
             return miss("its heads are not joined to [B, S, H*D]", node)
@@ -65,7 +71,7 @@ class FuseAttention(Rewrite):
         heads = int(shape(q)[1])
         tables: tuple[Any, Any, bool] = (None, None, False)
         rotation = _same_rotation(q, k, call["starts"])
-        if rotation and shape(rotation[0])[1] % _ANGLES == 0 and shape(q)[3] % (2 * _ANGLES) == 0:
+        if rotation and shape(rotation[0])[1] % unit == 0 and shape(q)[3] % (2 * unit) == 0:
             q, k, tables = q.args[0], k.args[0], rotation
         with program.graph.inserting_before(node):
             flat = [_with_joined_heads(program, x) for x in (q, k, v)]
@@ -153,6 +159,6 @@ def _packed(flat: list[fx.Node]) -> tuple[fx.Node, None, None] | None:
     if len(splits) != 3 or len(set(splits)) != 1 or not is_call(splits[0], "split_with_sizes", "split"):
         return None
     split = splits[0]
-    if [x.args[1] for x in flat] != [0, 1, 2] or len(split.meta["val"]) != 3 or arguments(split)["dim"] not in (-1, 2):
+    if [x.args[1] for x in flat] != [0, 1, 2] or len(value_of(split)) != 3 or arguments(split)["dim"] not in (-1, 2):
         return None
     return split.args[0], None, None  # type: ignore[return-value]

@@ -7,6 +7,7 @@ import operator
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ...ir.nodes import set_value, value_of
 from ...ir.program import Program
 from ...ir.stages import Stage
 from ...kernels.ops import take_rows
@@ -48,7 +49,7 @@ class HoistLogitSelection(Pass):
                     with program.graph.inserting_before(node):
                         selected[source] = program.call(take_rows, source, rows, like=node)
                 node.replace_input_with(source, selected[source])
-            node.meta["val"] = program.infer(node.target, node.args, dict(node.kwargs))  # type: ignore[arg-type]
+            set_value(node, program.infer(node.target, node.args, dict(node.kwargs)))  # type: ignore[arg-type]
         program.replace(selection, selection.args[0])  # type: ignore[arg-type]
         fuel.burn()
         return PassResult(1)
@@ -74,16 +75,16 @@ def _is_tokenwise(node: fx.Node, length: str | None) -> bool:
     """True if inputs are tensors, outputs are [B, S, ...], and no other dim is S."""
     if node.op != "call_function":
         return False
-    values = [node.meta["val"], *(source.meta["val"] for source in node.all_input_nodes)]
+    values = [value_of(node), *(value_of(source) for source in node.all_input_nodes)]
     tensors = pytree.tree_leaves(values)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         return False
     dims = [[str(dim) for dim in tensor.shape] for tensor in tensors]
-    is_output_per_token = all(dims[i][1:2] == [length] for i in range(len(pytree.tree_leaves(node.meta["val"]))))
+    is_output_per_token = all(dims[i][1:2] == [length] for i in range(len(pytree.tree_leaves(value_of(node)))))
     return is_output_per_token and all(length not in each[:1] + each[2:] for each in dims)
 
 
 def _length(node: object) -> str | None:
     """Return the size of a value's second dim, or None."""
-    value = node.meta["val"] if isinstance(node, fx.Node) else None
+    value = value_of(node) if isinstance(node, fx.Node) else None
     return str(value.shape[1]) if isinstance(value, Tensor) and value.dim() > 1 else None

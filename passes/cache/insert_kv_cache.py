@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import LlmcError
+from ...ir.nodes import set_where, value_of
 from ...ir.program import Cache, Program, where
 from ...ir.stages import Stage
 from ...kernels.ops import attention, cached_attention, quant_cached_attention
 from ...kernels.ops.quantized import CACHE_CODES
-from ..base import Fuel, Pass, PassResult
+from ..base import Fuel, Numerics, Pass, PassResult
 from ..queries import is_op, shape
 
 aten = torch.ops.aten
@@ -48,6 +49,8 @@ class InsertKvCache(Pass):
 
     def __init__(self, ring: bool = True, codes: str | None = None) -> None:
         self.ring = ring
+        if codes is not None:
+            self.numerics = Numerics.QUANTIZES_INPUTS
         self.codes = None if codes is None else CACHE_CODES[codes]
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
@@ -93,7 +96,7 @@ class InsertKvCache(Pass):
 
 
 def _add_inputs(program: Program, cache: Cache) -> list[fx.Node]:
-    batch = program.inputs[0].meta["val"].shape[0]
+    batch = value_of(program.tokens).shape[0]
     inputs = []
     for part in cache.tensors:
         with program.fake_mode:
@@ -107,7 +110,7 @@ def _check(program: Program, node: fx.Node, call: dict[str, Any]) -> None:
         raise _refused(node, "attention is not causal, so later tokens would change what was computed for earlier ones")
     if call["bias"] is not None:
         raise _refused(node, "attention adds a bias to its scores that is computed for the whole sequence")
-    tokens = [str(size) for size in shape(program.inputs[0])]
+    tokens = [str(size) for size in shape(program.tokens)]
     if any([str(shape(call[name])[dim]) for dim in (0, 2)] != tokens for name in ("q", "k")):
         raise _refused(node, "attention does not have one query and one key for each token of each sequence")
 
@@ -129,7 +132,7 @@ def _window(call: dict[str, Any]) -> int | None:
 def _new_cache(
     call: dict[str, Any], number: int, length: int, ring: bool, window: int | None, codes: torch.dtype | None
 ) -> Cache:
-    k, v = call["k"].meta["val"], call["v"].meta["val"]
+    k, v = value_of(call["k"]), value_of(call["v"])
     return Cache(
         keys=f"keys_{number}",
         values=f"values_{number}",
@@ -153,12 +156,12 @@ def _with_window(cache: Cache, window: int | None) -> Cache:
 
 def _replace_positions(program: Program) -> fx.Node:
     """Add the input `starts`, compute positions from it, and return it."""
-    tokens, positions = program.inputs
-    batch = tokens.meta["val"].shape[0]
+    tokens, positions = program.tokens, program.positions
+    batch = value_of(tokens).shape[0]
     with program.fake_mode:
         value: Tensor = torch.empty(batch, dtype=torch.int64)
     starts = program.add_input("starts", value, after=tokens)
-    starts.meta["where"] = ""
+    set_where(starts, "")
     for node in list(positions.users):
         if node.target is aten.sym_size.int:
             with program.graph.inserting_before(node):
@@ -172,4 +175,5 @@ def _replace_positions(program: Program) -> fx.Node:
             computed = program.call(aten.add.Tensor, column, steps, like=tokens)
         positions.replace_all_uses_with(computed)
     program.graph.erase_node(positions)
+    program.signature = replace(program.signature, positions=None, starts="starts")
     return starts

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
+from ...ir.nodes import set_value
 from ...ir.program import Program
 from ...ir.stages import Stage
 from ...kernels.ops import linear, quant_linear, take_rows
@@ -48,7 +51,7 @@ class SelectLogits(Pass):
             selected = program.call(take_rows, node.args[0], rows, like=node)
         node.replace_input_with(node.args[0], selected)  # type: ignore[arg-type]
         for changed in [node, *reversed(elementwise)]:
-            changed.meta["val"] = program.infer(changed.target, changed.args, dict(changed.kwargs))  # type: ignore[arg-type]
+            set_value(changed, program.infer(changed.target, changed.args, dict(changed.kwargs)))  # type: ignore[arg-type]
         fuel.burn()
         return PassResult(1)
 
@@ -58,7 +61,9 @@ class SelectLogits(Pass):
         # A new symbolic size: the caller chooses the number of tokens.
         sizes: StatelessSymbolicContext = StatelessSymbolicContext([DimDynamic.DYNAMIC])
         value = mode.from_tensor(torch.empty(3, dtype=torch.int64), symbolic_context=sizes)
-        return program.add_input("rows", value, after=program.inputs[1])
+        node = program.add_input("rows", value, after=program.starts)
+        program.signature = replace(program.signature, wanted="rows")
+        return node
 
 
 def _is_elementwise(node: fx.Node) -> bool:

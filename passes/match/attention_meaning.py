@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ...ir.nodes import value_of
 from ...kernels.ops.attention_mask import MaskRule, fit_rule, fit_slopes, is_alibi
 from .attention_scores import Scores, Way
 from .token_independent import Statics, Unknown
@@ -86,5 +87,5 @@ def _may_be_a_window(value: object) -> bool:
 
 
 def _dtypes(sides: list[fx.Node], statics: Statics) -> set[torch.dtype]:
-    values = [n.meta["val"] for n in statics.cone(sides)]
+    values = [value_of(n) for n in statics.cone(sides)]
     return {v.dtype for v in values if isinstance(v, Tensor) and v.dtype.is_floating_point}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import op_name
 from ..queries import arguments, is_call, shape
 from .token_independent import SizedValues, Statics, Unknown, is_off
@@ -324,7 +325,7 @@ def _is_single(node: fx.Node) -> bool:
 
 def shape_of(node: fx.Node) -> tuple[Any, ...]:
     """Sizes of a tensor; the empty tuple for a number."""
-    return shape(node) if isinstance(node.meta["val"], Tensor) else ()
+    return shape(node) if isinstance(value_of(node), Tensor) else ()
 
 
 _FOLLOW: dict[str, Callable[[Scores, ScoreStep], None]] = {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...ir.weights import Call, Weight, cast
 from ..base import Rewrite, miss
@@ -36,7 +37,7 @@ class FoldConstants(Rewrite):
     """
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
-        value = node.meta["val"]
+        value = value_of(node)
         call: Any = node
         output: Any = None
         if node.target is operator.getitem:

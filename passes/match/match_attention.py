@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...ir.nodes import set_value
 from ...ir.program import Miss, Program
 from ...ir.weights import Weight, constant
 from ...kernels.ops import attention
@@ -52,7 +53,7 @@ class _Attentions(Rewrite):
 
     def __init__(self, program: Program) -> None:
         self.statics = Statics(program)
-        self.batch = shape(program.inputs[0])[0]
+        self.batch = shape(program.tokens)[0]
         self.meanings: dict[Any, Meaning] = {}
         self.slopes: dict[bytes, Weight] = {}
 
@@ -253,7 +254,7 @@ def _loosen(program: Program, node: fx.Node) -> None:
         if is_call(user, "view"):
             user.target = aten.reshape.default
         elif is_call(user, "transpose", "permute"):
-            user.meta["val"] = program.infer(user.target, user.args, dict(user.kwargs))  # type: ignore[arg-type]
+            set_value(user, program.infer(user.target, user.args, dict(user.kwargs)))  # type: ignore[arg-type]
             _loosen(program, user)
 
 

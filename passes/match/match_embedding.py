@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...kernels.ops import embedding
 from ..base import Rewrite, miss
@@ -96,7 +97,7 @@ def _never_negative(program: Program, value: Any) -> bool:
     if not isinstance(value, fx.Node):
         constant = number(value)
         return constant is not None and constant >= 0
-    if value.op == "placeholder" or isinstance(value.meta["val"], torch.SymInt):
+    if value.op == "placeholder" or isinstance(value_of(value), torch.SymInt):
         return True
     weight = program.weight_of(value)
     if weight is not None:

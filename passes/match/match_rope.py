@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ...ir.nodes import value_of
 from ...ir.program import Program, op_name
 from ...ir.weights import constant
 from ...kernels.ops import embedding, rope
@@ -56,7 +57,7 @@ class MatchRope(Pass):
         covered: set[fx.Node] = set()
         matches = 0
         for end in reversed(regions.mixed):  # the largest region around a rotation ends last
-            if fuel.empty or end in covered or not isinstance(end.meta["val"], Tensor):
+            if fuel.empty or end in covered or not isinstance(value_of(end), Tensor):
                 continue
             for start in regions.starts(end):
                 region = regions.between(start, end)
@@ -88,7 +89,7 @@ class _Regions:
 
     def __init__(self, program: Program) -> None:
         self.index = {node: i for i, node in enumerate(program.nodes)}
-        positions = program.inputs[1]
+        positions = program.positions
         self.tables: set[fx.Node] = set()
         self.mixed: list[fx.Node] = []
         mixed: set[fx.Node] = set()
@@ -137,7 +138,7 @@ class _Regions:
                 return  # a second input, so nothing before it can be the only one
             reaches_back = min(reaches_back, *(place[n] for n in inputs))
             before = order[i - 1]
-            if reaches_back == i - 1 and isinstance(before.meta["val"], Tensor) and _kind(before) == _kind(end):
+            if reaches_back == i - 1 and isinstance(value_of(before), Tensor) and _kind(before) == _kind(end):
                 yield before
 
     def between(self, start: fx.Node, end: fx.Node) -> list[fx.Node]:
@@ -181,9 +182,9 @@ class _Rotation:
 
 def _probe(program: Program, start: fx.Node, end: fx.Node, lookups: list[fx.Node]) -> _Rotation | None:
     """The rotation of the last dim by which `end` is computed from `start`, or None."""
-    batch, length = _sizes(program.inputs[1])
+    batch, length = _sizes(program.positions)
     dims = _sizes(start)
-    value = start.meta["val"]
+    value = value_of(start)
     if not value.is_floating_point() or len(dims) not in (3, 4) or dims[0] != batch or dims[1:-1].count(length) != 1:
         return None
     if not all(d.isdecimal() for d in dims if d not in (batch, length)):
@@ -310,7 +311,7 @@ class _TableWeights:
 
 
 def _rewrite(program: Program, start: fx.Node, end: fx.Node, rotation: _Rotation, tables: _TableWeights) -> None:
-    dims, length = _sizes(start), _sizes(program.inputs[1])[1]
+    dims, length = _sizes(start), _sizes(program.positions)[1]
     cos, sin = tables.node("rope.cos", rotation.cos, end), tables.node("rope.sin", rotation.sin, end)
     with program.graph.inserting_before(end):
         x = start
@@ -318,7 +319,7 @@ def _rewrite(program: Program, start: fx.Node, end: fx.Node, rotation: _Rotation
             x = program.call(aten.unsqueeze.default, x, 1, like=end)
         elif dims[1] == length:
             x = program.call(aten.transpose.int, x, 1, 2, like=end)
-        new = program.call(rope, x, program.inputs[1], cos, sin, rotation.interleaved, like=end)
+        new = program.call(rope, x, program.positions, cos, sin, rotation.interleaved, like=end)
         if rotation.regroup:
             grouping = _grouping(2 * rotation.cos.shape[1], rotation.interleaved)
             new = program.call(aten.unflatten.int, new, -1, grouping, like=end)
@@ -345,7 +346,7 @@ def _signature(program: Program, start: fx.Node, region: list[fx.Node]) -> str:
         if node in numbers:
             return f"%{numbers[node]}"
         weight = program.weight_of(node)
-        return weight.key if weight else str(node.meta["val"])  # a table or a size
+        return weight.key if weight else str(value_of(node))  # a table or a size
 
     for node in region:
         lines.append(f"{node.target}{pytree.tree_map_only(fx.Node, show, (list(node.args), dict(node.kwargs)))}")
@@ -353,7 +354,7 @@ def _signature(program: Program, start: fx.Node, region: list[fx.Node]) -> str:
 
 
 def _is_size(node: fx.Node) -> bool:
-    return not isinstance(node.meta["val"], (Tensor, list, tuple))
+    return not isinstance(value_of(node), (Tensor, list, tuple))
 
 
 def _kind(node: fx.Node) -> tuple[list[str], torch.dtype]:

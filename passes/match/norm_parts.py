@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...ir.weights import Call
 from ..base import miss
@@ -105,7 +106,7 @@ def mean_of(node: fx.Node) -> fx.Node | Miss | None:
 
 def over_last_dim(x: fx.Node, dims: object, keepdim: object) -> bool:
     """True if a reduction of `x` over `dims` reduces only the last and keeps it."""
-    last = x.meta["val"].dim() - 1
+    last = value_of(x).dim() - 1
     return isinstance(dims, (list, tuple)) and [d % (last + 1) for d in dims] == [last] and keepdim is True
 
 

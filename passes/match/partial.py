@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Program
 
 
@@ -23,8 +24,8 @@ class Evaluator:
 
     def __init__(self, program: Program, positions: Tensor, given: dict[fx.Node, Tensor] | None = None) -> None:
         self.program = program
-        position_input = program.inputs[1]
-        symbols = map(str, position_input.meta["val"].shape)
+        position_input = program.positions
+        symbols = map(str, value_of(position_input).shape)
         self.sizes = dict(zip(symbols, positions.shape, strict=True))
         self.values: dict[fx.Node, Any] = {position_input: positions, **(given or {})}
 
@@ -37,7 +38,7 @@ class Evaluator:
     def _compute(self, node: fx.Node) -> Any:
         if weight := self.program.weight_of(node):
             return weight.evaluate()
-        if isinstance(size := node.meta["val"], torch.SymInt) and str(size) in self.sizes:
+        if isinstance(size := value_of(node), torch.SymInt) and str(size) in self.sizes:
             return self.sizes[str(size)]
         if node.op != "call_function":
             raise KeyError(f"no value was given for the input {node}")
@@ -50,7 +51,7 @@ def depends_on_positions(program: Program) -> set[fx.Node]:
 
     Calls that depend on sizes and constants alone are not included.
     """
-    positions = program.inputs[1]
+    positions = program.positions
     positional: set[fx.Node] = {positions}
     fixed: set[fx.Node] = set()
     for node in program.nodes:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...ir.weights import constant
 from ...kernels.ops import embedding
@@ -55,7 +56,7 @@ class PrecomputePositions(Pass):
     @staticmethod
     def _is_frontier(node: fx.Node, positional: set[fx.Node]) -> bool:
         """True if a token-dependent call reads this value, directly or through views."""
-        value = node.meta["val"]
+        value = value_of(node)
         if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
             return False
         if is_call(node, *_VIEWS) or is_op(node, embedding):
@@ -71,7 +72,7 @@ class PrecomputePositions(Pass):
         return False
 
     def _tabulate(self, program: Program, node: fx.Node, tables: dict[Any, fx.Node]) -> bool | Miss:
-        batch_size, length = (str(size) for size in shape(program.inputs[1]))
+        batch_size, length = (str(size) for size in shape(program.positions))
         dims = [str(size) for size in shape(node)]
         if dims.count(batch_size) != 1 or dims.count(length) != 1:
             return miss("it does not have exactly one dim each for batch and position", node)
@@ -92,7 +93,7 @@ class PrecomputePositions(Pass):
         with program.graph.inserting_before(node):
             if content not in tables:
                 weight = program.add_weight(f"tables.{node.name}", constant(table, f"tables.{node.name}"), like=node)
-                tables[content] = program.call(embedding, program.inputs[1], weight, like=node)
+                tables[content] = program.call(embedding, program.positions, weight, like=node)
             new = _shaped(program, tables[content], node, [batch, sequence, *rest])
         program.replace(node, new)
         return True
@@ -117,7 +118,7 @@ def _shaped(program: Program, entries: fx.Node, like: fx.Node, order: list[int])
     Args:
         order: for each dim of the entries, with K split into several, the dim of `like` that it is.
     """
-    value = like.meta["val"]
+    value = value_of(like)
     sizes = [value.shape[i] for i in order[2:]] + [2] * value.is_complex()
     if len(sizes) != 1:
         entries = program.call(aten.unflatten.int, entries, 2, sizes or [1], like=like)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...ir.weights import Call, Weight, constant
 from ...kernels.ops import embedding
@@ -49,7 +50,7 @@ class ReadPositions(Pass):
         lookups: dict[Any, fx.Node] = {}
         counted = _counted(program)
         for node in program.nodes:
-            if fuel.empty or node not in counted or not isinstance(node.meta["val"], Tensor):
+            if fuel.empty or node not in counted or not isinstance(value_of(node), Tensor):
                 continue
             users = [user for user in node.users if user.op == "call_function" and user not in counted]
             if not users:
@@ -89,7 +90,7 @@ def _table_by_position(program: Program, node: fx.Node) -> Tensor | Miss | None:
 
     Returns None if the values do not depend on the position.
     """
-    batch, length = (str(size) for size in shape(program.inputs[1]))
+    batch, length = (str(size) for size in shape(program.positions))
     dims = [str(size) for size in shape(node)]
     if not any(re.search(rf"\b{length}\b", dim) for dim in dims):
         return (
@@ -101,7 +102,7 @@ def _table_by_position(program: Program, node: fx.Node) -> Tensor | Miss | None:
         return miss("it does not have exactly one dim for positions", node)
     if any(isinstance(size, torch.SymInt) and str(size) not in (batch, length) for size in shape(node)):
         return miss("a dim other than batch and position is dynamic", node)
-    if node.meta["val"].is_complex():
+    if value_of(node).is_complex():
         return miss("it is complex, and a table can hold real numbers only", node)
     try:
         table = _values(program, node, 1, program.max_seq_len)[0]
@@ -122,7 +123,7 @@ def _replace(
 
     Returns the users for which this is not possible.
     """
-    batch, length = (str(size) for size in shape(program.inputs[1]))
+    batch, length = (str(size) for size in shape(program.positions))
     dims = [str(size) for size in shape(node)]
     left: list[fx.Node] = []
     for user in users:
@@ -161,12 +162,12 @@ def _values(program: Program, node: fx.Node, batch: int, length: int) -> Tensor:
 
 
 def _has_batch(program: Program, node: fx.Node) -> bool:
-    return str(shape(program.inputs[1])[0]) in map(str, shape(node))
+    return str(shape(program.positions)[0]) in map(str, shape(node))
 
 
 def _order(program: Program, node: fx.Node) -> list[int]:
     """The dims of `node`, reordered: the batch if any, positions, the rest."""
-    symbols = [str(size) for size in shape(program.inputs[1])]
+    symbols = [str(size) for size in shape(program.positions)]
     dims = [str(size) for size in shape(node)]
     front = [dims.index(symbol) for symbol in symbols if symbol in dims]
     return [*front, *(i for i in range(len(dims)) if i not in front)]
@@ -207,7 +208,7 @@ def _look_up(program: Program, node: fx.Node, table: Tensor, lookups: dict[Any, 
         if weight.is_constant:
             weight = constant(table.contiguous(), name)
         lookups[content] = program.call(
-            embedding, program.inputs[1], program.add_weight(name, weight, like=node), like=node
+            embedding, program.positions, program.add_weight(name, weight, like=node), like=node
         )
     return lookups[content]
 
@@ -226,7 +227,7 @@ def _expression(program: Program, node: fx.Node) -> Weight:
         if source not in converted:
             if weight := program.weight_of(source):
                 converted[source] = weight
-            elif not isinstance(source.meta["val"], Tensor):
+            elif not isinstance(value_of(source), Tensor):
                 converted[source] = sizes(source)
             else:
                 call: Any = source

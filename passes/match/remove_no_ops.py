@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program, op_name
 from ..base import Rewrite, miss
 from ..queries import arguments, dtype, is_call, number, same_shape, shape
@@ -31,11 +32,11 @@ class RemoveNoOps(Rewrite):
     """
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
-        if not isinstance(node.meta["val"], Tensor):
+        if not isinstance(value_of(node), Tensor):
             return None
         same = _same_as(node)
         if same is not None:
-            if _disturbs(program, node, same.meta["val"]):
+            if _disturbs(program, node, value_of(same)):
                 return miss("it changes strides on which a later op depends", node)
             program.replace(node, same)
             return True
@@ -214,7 +215,7 @@ _FIXED_LAYOUT = ("linear", "matmul", "mm", "addmm", "bmm", "embedding")
 
 def _disturbs(program: Program, node: fx.Node, value: Tensor) -> bool:
     """True if replacing `node` by `value` changes strides that a later op uses."""
-    if list(map(str, value.stride())) == list(map(str, node.meta["val"].stride())):
+    if list(map(str, value.stride())) == list(map(str, value_of(node).stride())):
         return False
     pending = [user for target in _READ_STRIDES for user in program.graph.find_nodes(op="call_function", target=target)]
     seen: set[fx.Node] = set()

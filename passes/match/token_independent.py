@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Program, op_name
 from ..queries import arguments, shape
 from .partial import Evaluator
@@ -103,7 +104,7 @@ class SizedValues(Evaluator):
         return int(expression.subs({s: self.sizes[str(s)] for s in expression.free_symbols}))
 
     def _compute(self, node: fx.Node) -> Any:
-        value = node.meta["val"]
+        value = value_of(node)
         if isinstance(value, torch.SymInt):
             return self._size(value, node)
         if isinstance(value, Tensor):
@@ -140,5 +141,5 @@ def is_off(dropout: fx.Node) -> bool:
 
 
 def _is_one_element(node: fx.Node) -> bool:
-    value = node.meta["val"]
+    value = value_of(node)
     return not isinstance(value, Tensor) or all(isinstance(size, int) and size == 1 for size in value.shape)

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from ...errors import LlmcError
+from ...ir.nodes import value_of
 from ...ir.program import Program, layer_of
 from ...ir.stages import Stage
-from ..base import Fuel, Pass, PassResult
+from ..base import Fuel, Numerics, Pass, PassResult
 from ..queries import dtype, same_shape
 
 
@@ -48,7 +49,7 @@ class DropLayers(Pass):
     """
 
     needs = Stage.CANONICAL
-    keeps_numbers = False
+    numerics = Numerics.LOSSY
 
     def __init__(self, layers: Collection[str]) -> None:
         self.layers = layers
@@ -110,9 +111,9 @@ def _layer(name: str, nodes: list[fx.Node], dependent: set[fx.Node], previous: L
 
 def _token_dependent(program: Program) -> set[fx.Node]:
     """Return the values that depend on token ids, not only on the number of tokens."""
-    dependent = {program.inputs[0]}
+    dependent = {program.tokens}
     for node in program.nodes:
-        if node.op != "call_function" or isinstance(node.meta["val"], torch.SymInt):
+        if node.op != "call_function" or isinstance(value_of(node), torch.SymInt):
             continue
         if not dependent.isdisjoint(node.all_input_nodes):
             dependent.add(node)

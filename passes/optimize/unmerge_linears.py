@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...ir.stages import Stage
 from ...ir.weights import rows
@@ -36,7 +37,7 @@ class UnmergeLinears(Rewrite):
         if not is_call(node, "split_with_sizes") or not is_op(node.args[0], quant_linear):
             return None
         merged, sizes, dim = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else 0
-        if dim not in (-1, len(merged.meta["val"].shape) - 1):
+        if dim not in (-1, len(value_of(merged).shape) - 1):
             return miss("it splits another dim than the output channels", node)
         if len(merged.users) > 1:
             return miss("the merged output has other users", node)

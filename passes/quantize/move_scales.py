@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...ir.nodes import value_of
 from ...ir.program import Program
 from ...ir.stages import Stage
 from ...ir.weights import Call, Weight, constant, fold
@@ -151,7 +152,7 @@ def _up_weights(program: Program, value: Any) -> tuple[tuple[str, int], ...] | N
     start, source = 0, up
     if _is_item(up) and is_call(up.args[0], "split_with_sizes"):
         split = arguments(up.args[0])
-        if split["dim"] not in (-1, len(up.meta["val"].shape) - 1):
+        if split["dim"] not in (-1, len(value_of(up).shape) - 1):
             return None
         start, source = sum(split["split_sizes"][: up.args[1]]), split["self"]
         if len(source.users) > 1:

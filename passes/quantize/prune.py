@@ -11,7 +11,7 @@ from ...ir.stages import Stage
 from ...ir.stored import stored_codes
 from ...ir.weights import Weight
 from ...kernels.ops import linear
-from ..base import Fuel, Pass, PassResult, miss
+from ..base import Fuel, Numerics, Pass, PassResult, miss
 from ..queries import is_op
 from .rounding_plan import is_head
 
@@ -32,7 +32,7 @@ class Prune(Pass):
     """
 
     needs = Stage.OPTIMIZED
-    keeps_numbers = False
+    numerics = Numerics.LOSSY
 
     def __init__(self, weights: Mapping[str, Weight], whole: Mapping[str, str] | None = None) -> None:
         self.weights = weights

@@ -7,22 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from ...ir.nodes import set_quantized_from, value_of
 from ...ir.program import Program
 from ...ir.stages import Stage
 from ...ir.stored import stored_codes
 from ...ir.weights import Call, Weight
 from ...kernels.ops import embedding, linear, quant_embedding, quant_linear, round_weight
 from ...kernels.ops.quantized import dequantize
-from ..base import Fuel, Pass, PassResult, miss
+from ..base import Fuel, Numerics, Pass, PassResult, miss
 from ..queries import is_op
 from .rounding_plan import Choice, RoundingPlan
 
-# Key in the meta of the node of a weight's codes; its value is the weight's name before quantization.
-ROUNDED_FROM = "rounded_from"
-
 
 @dataclass(frozen=True)
-class Rounded:
+class QuantizedWeight:
     """A quantized weight, as the operands of `quant_linear`.
 
     Attributes:
@@ -66,8 +64,9 @@ class Quantize(Pass):
 
     needs = Stage.OPTIMIZED
     reaches = Stage.QUANTIZED
+    numerics = Numerics.LOSSY
 
-    def __init__(self, plan: RoundingPlan, calibrated: Mapping[str, Rounded] | None = None) -> None:
+    def __init__(self, plan: RoundingPlan, calibrated: Mapping[str, QuantizedWeight] | None = None) -> None:
         self.plan = plan
         self.calibrated = calibrated or {}
 
@@ -83,22 +82,22 @@ class Quantize(Pass):
             if choice.grid is None:
                 misses.append(miss(choice.why, node))
                 continue
-            rounded = self.calibrated.get(name) or round_plainly(program.weights[name], choice)
+            rounded = self.calibrated.get(name) or round_to_nearest(program.weights[name], choice)
             self._apply(program, node, name, choice, rounded)
             matches += 1
             fuel.burn()
         return PassResult(matches, misses)
 
     @staticmethod
-    def _apply(program: Program, node: fx.Node, name: str, choice: Choice, rounded: Rounded) -> None:
+    def _apply(program: Program, node: fx.Node, name: str, choice: Choice, rounded: QuantizedWeight) -> None:
         assert choice.grid is not None
         codes, scales, zeros, multiples, x_scale = (
             program.add_weight(f"{name}.{part}", weight, like=node) if weight is not None else None
             for part, weight in vars(rounded).items()
         )
         assert codes is not None
-        codes.meta[ROUNDED_FROM] = name
-        group_size = choice.group_size or int(node.args[1].meta["val"].shape[1])  # type: ignore[union-attr]
+        set_quantized_from(codes, name)
+        group_size = choice.group_size or int(value_of(node.args[1]).shape[1])  # type: ignore[arg-type]
         if is_op(node, embedding):
             program.replace_with(
                 node, quant_embedding, node.args[0], codes, scales, zeros, choice.grid.scheme, group_size, multiples
@@ -111,7 +110,7 @@ class Quantize(Pass):
         )  # fmt: skip
 
 
-def round_plainly(weight: Weight, choice: Choice) -> Rounded:
+def round_to_nearest(weight: Weight, choice: Choice) -> QuantizedWeight:
     """Round each weight to the nearest number of its grid, as weight expressions.
 
     Codes that the checkpoint already has are returned unchanged.
@@ -120,8 +119,8 @@ def round_plainly(weight: Weight, choice: Choice) -> Rounded:
     if choice.is_stored:
         stored = stored_codes(weight)
         assert stored is not None, "a pass changed a weight whose stored codes the plan uses"
-        return Rounded(stored.codes, stored.scales, stored.zeros)
+        return QuantizedWeight(stored.codes, stored.scales, stored.zeros)
     arguments = (weight, choice.grid.scheme, choice.group_size, choice.grid.symmetric)
     codes, scales, *rest = (Call(round_weight.overload, arguments, output=i) for i in range(4))
     zeros, multiples = (part if part.numel else None for part in rest)
-    return Rounded(codes, scales, zeros, multiples)
+    return QuantizedWeight(codes, scales, zeros, multiples)

@@ -6,12 +6,13 @@ from collections.abc import Collection
 
 from torch import fx
 
+from ...ir.nodes import quantized_from, value_of
 from ...ir.program import Miss, Program
 from ...ir.stages import Stage
 from ...kernels.ops import quant_linear
-from ..base import Rewrite, miss
+from ..base import Numerics, Rewrite, miss
 from ..queries import is_op
-from .quantize import ROUNDED_FROM, Quantize
+from .quantize import Quantize
 from .rounding_plan import is_head
 
 
@@ -32,6 +33,7 @@ class RoundActivations(Rewrite):
     """
 
     needs = Stage.CACHED
+    numerics = Numerics.QUANTIZES_INPUTS
     after = (Quantize,)
 
     def __init__(self, exact: Collection[str] = ()) -> None:
@@ -43,9 +45,9 @@ class RoundActivations(Rewrite):
         call = quant_linear.bind(node.args, dict(node.kwargs))
         if call["activation"] != "none" or call["scheme"] not in ("int8", "int4"):
             return None
-        if call["scales"].meta["val"].shape[1] != 1:
+        if value_of(call["scales"]).shape[1] != 1:
             return miss("it has a scale per group, not one per output channel", node)
-        if call["weight"].meta.get(ROUNDED_FROM) in self.exact:
+        if quantized_from(call["weight"]) in self.exact:
             return miss("its inputs are to stay exact", node)
         program.replace_with(node, quant_linear, *(call | {"activation": "int8"}).values())
         return True
@@ -64,6 +66,7 @@ class RoundInKernels(Rewrite):
     """
 
     needs = Stage.CACHED
+    numerics = Numerics.QUANTIZES_INPUTS
     after = (Quantize,)
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:

@@ -1,25 +1,34 @@
-"""The manifest: what an artifact says of itself. The same content is always the same bytes."""
+"""The manifest: what an artifact is, in plain data. The same content always gives the same bytes.
+
+It has a core that every runtime reads, and one section that only the target's own engine reads.
+"""
 
 from __future__ import annotations
 
 import json
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, TypeVar
 
 from ...errors import LlmcError
+from .decode import DecodeError, decode
 
-FORMAT = 1
-"""The newest manifest format that this version of llmc reads, and the one that it writes."""
+FORMAT = 2
+"""The manifest format that this version of llmc reads and writes."""
 
 MANIFEST = "manifest.json"
+# Bytes of a number in a cache. "fp8" is an E4M3 number.
+_ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+# Caches of one sequence may not be larger than this: a manifest must not make a runtime allocate without bounds.
+_MOST_CACHE_BYTES = 1 << 40
+
+T = TypeVar("T")
 
 
-class ModelSpec(TypedDict):
-    """The model that was compiled. `identity` is its commit or a hash of its content."""
+@dataclass(frozen=True)
+class ModelSpec:
+    """The model that was compiled. `identity` is its commit, or a hash of its content."""
 
     name: str
     type: str
@@ -30,121 +39,135 @@ class ModelSpec(TypedDict):
 
 
 @dataclass(frozen=True)
-class ScalesSpec:
-    """The scales of a cache that is rounded, float32, one for each head of each position: as the cache, inputs and
-    the outputs that alias them."""
+class Phase:
+    """How many tokens per sequence and call a graph serves; `max_tokens` None is any number."""
 
-    key: str
-    value: str
-    present_key: str
-    present_value: str
+    min_tokens: int
+    max_tokens: int | None = None
+
+    def serves(self, count: int) -> bool:
+        """Return True if a call with so many tokens per sequence may use the graph."""
+        return self.min_tokens <= count and (self.max_tokens is None or count <= self.max_tokens)
 
 
-class CacheBinding(NamedTuple):
-    """One of the tensors that make a cache, [slots, heads, length, width]."""
+@dataclass(frozen=True)
+class CachePart:
+    """One tensor of a cache, [slots, heads, length, width].
 
-    past: str
-    present: str
+    Attributes:
+        role: "key", "value", "key_scale" or "value_scale".
+    """
+
+    role: str
     width: int
     dtype: str
 
 
-# Bytes of a number of a cache. An "fp8" is an E4M3 number, which a graph takes as a byte.
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
-
-
 @dataclass(frozen=True)
 class CacheSpec:
-    """One layer's cache: inputs, and the outputs that alias them."""
+    """The cache of one attention.
 
-    key: str
-    value: str
-    present_key: str
-    present_value: str
+    Attributes:
+        kind: "static": position p is in slot p. "ring": in slot p % length.
+        length: slots along the sequence.
+        dtype: of the numbers. "int8" and "fp8" are codes with a float32 scale per head and position.
+    """
+
     kind: Literal["static", "ring"]
     heads: int
     key_dim: int
     value_dim: int
     length: int
-    """Slots along the sequence."""
     dtype: Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-    """Of the numbers; "int8" and "fp8" are codes, which `scales` belong to."""
-    scales: ScalesSpec | None = None
 
     @property
-    def tensors(self) -> list[CacheBinding]:
-        """What a runtime keeps from call to call."""
-        made = [
-            CacheBinding(self.key, self.present_key, self.key_dim, self.dtype),
-            CacheBinding(self.value, self.present_value, self.value_dim, self.dtype),
-        ]
-        if scales := self.scales:
-            made.append(CacheBinding(scales.key, scales.present_key, 1, "fp32"))
-            made.append(CacheBinding(scales.value, scales.present_value, 1, "fp32"))
-        return made
+    def has_scales(self) -> bool:
+        """True if keys and values are quantized."""
+        return self.dtype in ("int8", "fp8")
+
+    @property
+    def parts(self) -> list[CachePart]:
+        """The tensors that a runtime keeps from call to call, in the order of the graphs' inputs."""
+        parts = [CachePart("key", self.key_dim, self.dtype), CachePart("value", self.value_dim, self.dtype)]
+        if self.has_scales:
+            parts += [CachePart("key_scale", 1, "fp32"), CachePart("value_scale", 1, "fp32")]
+        return parts
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one sequence's slots."""
-        return self.heads * self.length * sum(part.width * _ITEM[part.dtype] for part in self.tensors)
-
-
-# The file, made when a graph is opened, in which the graph looks for its derived matrices.
-DERIVED_FILE = "derived"
+        """Bytes that one sequence takes."""
+        return self.heads * self.length * sum(part.width * _ITEM_BYTES[part.dtype] for part in self.parts)
 
 
 @dataclass(frozen=True)
-class DerivedSpec:
-    """An int8 matrix [columns, rows] of a graph, made of codes in a file when the graph is opened.
+class MaxKlSpec:
+    """The result of `--max-kl`: the limit, the measured divergence with its margin, over how many tokens and trials."""
 
-    `rows` and `columns` are those of the codes; the matrix is their transpose, for another kernel.
+    limit: float
+    measured: float
+    tokens: int
+    trials: int
+
+
+@dataclass(frozen=True)
+class QuantizationSpec:
+    """How the weights were quantized.
+
+    Attributes:
+        scheme: as it was asked for; "stored" for codes that the checkpoint brought; None if no weight is quantized, but
+            the checkpoint's were.
+        precision: row of the gate's limits that applies.
+        algorithm: "rtn", "smoothquant", "awq", "gptq", "as stored", or "dequantized" if no codes were kept.
+        why: the reason for an algorithm that was not asked for, and for codes that were not kept.
+        weights: number of weights by format in words, such as "int4 in groups of 64".
+        exact_inputs: linears whose inputs stay exact where the others' are quantized.
     """
 
-    name: str
-    scheme: str
-    rows: int
-    columns: int
-    group_size: int
-    file: str
-    codes_offset: int
-    zeros_offset: int | None
-    """Of each group, as its codes are packed, each row from a byte of its own on; without them 8. Int4 only."""
-    multiples_offset: int | None
-    """Of each group, int8: how many times its row's scale a group's is. Int4 only."""
-    offset: int
-    """Where the graph looks for the matrix, in the file of all that are made for it."""
+    scheme: str | None
+    precision: str
+    algorithm: str
+    why: str
+    weights: dict[str, int]
+    exact_inputs: int = 0
+    max_kl: MaxKlSpec | None = None
 
 
 @dataclass(frozen=True)
-class StoredSpec:
-    """A weight that lies in a file of the artifact as a graph takes it."""
+class DroppedLayers:
+    """Layers that were left out, and the importance of every layer by name."""
 
-    name: str
-    dtype: str
-    """As numpy names it, or "float8_e4m3fn" or "float8_e5m2"."""
-    shape: list[int]
-    file: str
-    offset: int
+    dropped: list[str]
+    importance: dict[str, float]
 
 
 @dataclass(frozen=True)
-class GraphSpec:
-    """A graph's file, and how many rows of tokens it is meant for; `max_rows` None is any number.
+class PrunedWeights:
+    """Weights with zeros.
 
-    A graph with derived matrices looks for them in a folder that is made for it, and can't look elsewhere too:
-    `stored` are its other weights.
+    Attributes:
+        sparsity: the share of zeros in the pruned weights.
+        pruned: how many weights have zeros.
+        whole: how many weights have none, by the reason.
     """
 
-    file: str
-    min_rows: int
-    max_rows: int | None
-    derived: list[DerivedSpec] = field(default_factory=list)
-    stored: list[StoredSpec] = field(default_factory=list)
+    pattern: str
+    algorithm: str
+    sparsity: float
+    pruned: int
+    whole: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PruningSpec:
+    """Layers that were left out, and weights that became zero."""
+
+    layers: DroppedLayers | None = None
+    weights: PrunedWeights | None = None
 
 
 @dataclass(frozen=True)
 class FileSpec:
-    """What a file must hold."""
+    """The checksum and the size of a file."""
 
     sha256: str
     bytes: int
@@ -154,27 +177,51 @@ class FileSpec:
 class Manifest:
     """The contract between the compiler and the runtimes.
 
-    There is no time and no path of a machine in it: the same inputs give the same artifact.
+    It holds no time and no path of a machine: the same inputs give the same artifact.
+
+    Attributes:
+        phases: the graphs by name, and how many tokens per call each serves; "step" serves single tokens.
+        section: what only the target's engine reads; see `read_section`.
+        requires: range of versions by module, such as `>=1.30,<2`.
+        files: by name, with forward slashes; empty until the artifact is written.
     """
 
     format: int
     target: str
     model: ModelSpec
     max_seq_len: int
-    graphs: dict[str, GraphSpec]
-    """By what they are for: always "step", perhaps "prefill"."""
+    phases: dict[str, Phase]
     caches: list[CacheSpec]
-    quantization: dict[str, Any] | None
+    quantization: QuantizationSpec | None
+    pruning: PruningSpec | None
+    section: dict[str, Any]
     built_with: dict[str, str]
     requires: dict[str, str]
-    """Module -> range of versions, such as `>=1.30,<2`."""
     files: dict[str, FileSpec] = field(default_factory=dict)
-    """By name, with forward slashes; empty until the artifact is written."""
-    pruning: dict[str, Any] | None = None
-    """What was left out of the model: layers, and weights that became zero."""
+
+    @property
+    def precision(self) -> str:
+        """The precision of the weights: "fp32" if they are not quantized."""
+        return self.quantization.precision if self.quantization else "fp32"
+
+    @property
+    def cache_codes(self) -> str | None:
+        """The format of quantized keys and values; None if they are not quantized."""
+        return next((cache.dtype for cache in self.caches if cache.has_scales), None)
+
+    def read_section(self, kind: type[T]) -> T:
+        """Return the target's section as an instance of its dataclass.
+
+        Raises:
+            LlmcError: ARTIFACT_INVALID if it does not fit.
+        """
+        try:
+            return decode(kind, self.section, "section")
+        except DecodeError as error:
+            raise invalid_manifest(str(error)) from None
 
     def to_json(self) -> bytes:
-        """The canonical bytes."""
+        """Return the canonical bytes."""
         return (json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
     @classmethod
@@ -182,80 +229,78 @@ class Manifest:
         """Read a manifest whose keys and types are exactly those of this format.
 
         Raises:
-            LlmcError: ARTIFACT_NEWER for a later format, ARTIFACT_INVALID for anything else.
+            LlmcError: ARTIFACT_NEWER or ARTIFACT_OLDER for another format, ARTIFACT_INVALID for anything else.
         """
         try:
             document = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise _invalid(f"it is not JSON: {error}.") from None
+            raise invalid_manifest(f"it is not JSON: {error}") from None
         if not isinstance(document, dict) or type(document.get("format")) is not int:
-            raise _invalid("it names no format.")
-        # Before the keys: those of a later format may be others.
-        if document["format"] > FORMAT:
-            raise LlmcError(
-                "ARTIFACT_NEWER",
-                f"The artifact has format {document['format']}; this llmc reads formats up to {FORMAT}.",
-                "Update llmc: pip install --upgrade llmc",
-            )
-        manifest = _decode(cls, document, "the manifest")
-        assert isinstance(manifest, cls)
+            raise invalid_manifest("it names no format")
+        _check_format(document)  # before the keys, which differ between formats
+        try:
+            manifest = decode(cls, document, "the manifest")
+        except DecodeError as error:
+            raise invalid_manifest(str(error)) from None
         manifest._check()
         return manifest
 
     def _check(self) -> None:
         for name in self.files:
             if not _stays_inside(name):
-                raise _invalid(f"the file name {name!r} is not a plain relative one.")
-        if "step" not in self.graphs:
-            raise _invalid("it has no graph 'step'.")
-        for name, graph in self.graphs.items():
-            if graph.file not in self.files:
-                raise _invalid(f"graph {name!r} is in {graph.file!r}, which is not among the files.")
+                raise invalid_manifest(f"the file name {name!r} is not a plain relative one")
+        if not self.target.isidentifier():
+            raise invalid_manifest(f"the target {self.target!r} is not a name")
+        if min(self.model.vocab_size, self.max_seq_len) < 1:
+            raise invalid_manifest("vocab_size and max_seq_len must be 1 or more")
+        self._check_phases()
+        for i, cache in enumerate(self.caches):
+            if min(cache.heads, cache.key_dim, cache.value_dim, cache.length) < 1 or cache.length > self.max_seq_len:
+                raise invalid_manifest(f"caches[{i}] has an impossible size")
+        if sum(cache.nbytes for cache in self.caches) > _MOST_CACHE_BYTES:
+            raise invalid_manifest("its caches would take more than a terabyte for one sequence")
+
+    def _check_phases(self) -> None:
+        for name, phase in self.phases.items():
+            if phase.min_tokens < 1 or (phase.max_tokens is not None and phase.max_tokens < phase.min_tokens):
+                raise invalid_manifest(f"phase {name!r} serves no number of tokens")
+        if "step" not in self.phases or not self.phases["step"].serves(1):
+            raise invalid_manifest("it has no phase 'step' that serves single tokens")
+        # Where a phase ends, another one must go on.
+        for phase in self.phases.values():
+            after = None if phase.max_tokens is None else phase.max_tokens + 1
+            if (
+                after is not None
+                and after <= self.max_seq_len
+                and not any(p.serves(after) for p in self.phases.values())
+            ):
+                raise invalid_manifest(f"no phase serves {after} tokens")
+
+
+def invalid_manifest(why: str) -> LlmcError:
+    """Return the refusal of a manifest."""
+    return LlmcError(
+        "ARTIFACT_INVALID", f"{MANIFEST} can't be read: {why}.", "Compile again: llmc compile MODEL -o DIR"
+    )
+
+
+def _check_format(document: Mapping[str, Any]) -> None:
+    found = document["format"]
+    if found > FORMAT:
+        raise LlmcError(
+            "ARTIFACT_NEWER",
+            f"The artifact has format {found}; this llmc reads format {FORMAT}.",
+            "Update llmc: pip install --upgrade llmc",
+        )
+    if found < FORMAT:
+        raise LlmcError(
+            "ARTIFACT_OLDER",
+            f"The artifact has format {found}, which llmc 0.1 reads; this llmc reads format {FORMAT}.",
+            "Compile it again with this llmc: llmc compile MODEL -o DIR",
+        )
 
 
 def _stays_inside(name: str) -> bool:
     path = PurePosixPath(name)
     plain = bool(name) and str(path) == name and not path.is_absolute() and ".." not in path.parts and name != "."
     return plain and "\\" not in name and "\0" not in name and not PureWindowsPath(name).drive
-
-
-def _invalid(why: str) -> LlmcError:
-    return LlmcError("ARTIFACT_INVALID", f"{MANIFEST} can't be read: {why}", "Compile again: llmc compile MODEL -o DIR")
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type `kind`; whatever doesn't fit is an error that says where."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind) or typing.is_typeddict(kind):
-        assert isinstance(kind, type)
-        return kind(**_decode_keys(kind, value, where))
-    if origin in (typing.Union, types.UnionType):
-        some = next(a for a in arguments if a is not type(None))
-        return None if value is None else _decode(some, value, where)
-    if origin is list and isinstance(value, list):
-        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
-    if origin is Literal and value in arguments:
-        return value
-    # bool is an int to Python, not to JSON.
-    if kind is Any or (isinstance(kind, type) and type(value) is kind):
-        return value
-    raise _invalid(f"{where} is {value!r:.60}, not {_name(kind)}.")
-
-
-def _decode_keys(kind: type, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _invalid(f"{where} is {value!r:.60}, not an object.")
-    hints = typing.get_type_hints(kind)
-    if missing := sorted(hints.keys() - value.keys()):
-        raise _invalid(f"{where} lacks {', '.join(missing)}.")
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise _invalid(f"{where} has unknown keys: {', '.join(map(str, unknown))}.")
-    return {name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
-
-
-def _name(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(map(repr, typing.get_args(kind)))
-    return {int: "a whole number", str: "text"}.get(kind) or str(kind).partition("[")[0]

@@ -158,12 +158,12 @@ def _prefix(final: Path) -> str:
 
 
 def _is_artifact(folder: Path) -> bool:
-    # Check the keys, too: web pages and browser extensions have a manifest.json as well.
+    # Check the keys, too: web pages and browser extensions have a manifest.json as well. Older formats have these keys.
     try:
         document = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(document, dict) and {"format", "target", "graphs", "files"} <= document.keys()
+    return isinstance(document, dict) and {"format", "target", "model", "files"} <= document.keys()
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -82,8 +82,31 @@ class Profiles(Protocol):
         ...
 
 
+class LayerEngine(Protocol):
+    """An engine that also returns the outputs of its layers.
+
+    Attributes:
+        layers: the names of the layers whose output is one value, in order.
+        before: by a layer's name, the layer whose output it reads.
+        unclear: why a layer has no output that could be returned; complete after the first call of `values`.
+    """
+
+    @property
+    def layers(self) -> Sequence[str]: ...
+
+    @property
+    def before(self) -> Mapping[str, str]: ...
+
+    @property
+    def unclear(self) -> Mapping[str, str]: ...
+
+    def values(self, tokens: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Run tokens [S] as a new sequence and return the output of each layer, [1, S, ...], by the layer's name."""
+        ...
+
+
 def check_fits(starts: np.ndarray, length: int, max_seq_len: int) -> None:
-    """Refuse a forward call of `length` tokens a sequence that would pass the end of a slot."""
+    """Refuse a forward call of `length` tokens per sequence that would exceed `max_seq_len`."""
     end = int(starts.max()) + length
     if end > max_seq_len:
         raise UsageError(

@@ -1,28 +1,50 @@
-"""From a folder to the engine that its manifest asks for."""
+"""Open an artifact with the engine of its target."""
 
 from __future__ import annotations
 
+import importlib
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...errors import LlmcError
 from ..artifact.open import open_artifact
 from .base import Engine
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_GROUP = "llmc.engines"
+
 
 def load(path: str | Path, *, threads: int | None = None, slots: int = 1, check_files: bool = True) -> Engine:
-    """Open an artifact; what doesn't fit this machine is refused before anything is run.
+    """Open an artifact. If it doesn't fit this machine, it is refused before anything is run.
 
     Args:
-        threads: how many to compute with; one for each physical core where none is given.
+        threads: how many to compute with; by default one per physical core.
         slots: how many sequences to make room for; `Engine.open_slots` changes it.
         check_files: compare every file with its checksum.
     """
     folder = Path(path)
     manifest = open_artifact(folder, check_files)
-    if manifest.target == "ort":
-        from .ort.engine import OrtEngine
+    return find_engine(manifest.target)(folder, manifest, threads=threads, slots=slots)
 
-        return OrtEngine(folder, manifest, threads=threads, slots=slots)
+
+def find_engine(target: str) -> Callable[..., Any]:
+    """Return the engine class for a target: the folder of that name beside this file, or an entry point.
+
+    Raises:
+        LlmcError: TARGET_UNKNOWN.
+    """
+    if target.isidentifier() and (Path(__file__).parent / target / "engine.py").exists():
+        found: Callable[..., Any] = importlib.import_module(f".{target}.engine", __package__).ENGINE
+        return found
+    for plugin in metadata.entry_points(group=_GROUP):
+        if plugin.name == target:
+            loaded: Callable[..., Any] = plugin.load()
+            return loaded
     raise LlmcError(
-        "TARGET_UNKNOWN", f"{folder} is for the target {manifest.target!r}.", "Update llmc, or compile for another."
+        "TARGET_UNKNOWN",
+        f"The artifact is for the target {target!r}, for which there is no engine here.",
+        "Update llmc, or compile for another target.",
     )

@@ -110,7 +110,7 @@ class LLM:
         ids = [self._encode(prompt, chat) for prompt in _as_list(prompts)]
         outputs = [_Output(len(one)) for one in ids]
         for step in self._steps(ids, params):
-            outputs[step.row].add(step, time.perf_counter())
+            outputs[step.prompt_index].add(step, time.perf_counter())
         return [output.completion(started) for output in outputs]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, chat: bool = False) -> Iterator[str]:

@@ -22,12 +22,12 @@ class NextToken:
     """One new token of one sequence.
 
     Attributes:
-        row: index of the prompt that it continues.
+        prompt_index: index of the prompt that the token continues.
         text: text that can be shown now; the pieces of a sequence join to its full text.
         finish_reason: set on the last token of a sequence.
     """
 
-    row: int
+    prompt_index: int
     token: int
     text: str
     logprobs: Logprobs | None

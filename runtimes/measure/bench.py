@@ -133,8 +133,8 @@ def bench(
         if length > engine.max_seq_len:
             raise UsageError(
                 "BENCH_TOO_LONG",
-                f"The {test} of {length} tokens is longer than the {engine.max_seq_len} that the artifact serves.",
-                "Measure fewer, or compile with a larger --max-seq-len.",
+                f"The {test} has {length} tokens, but the artifact serves at most {engine.max_seq_len}.",
+                "Measure fewer tokens, or compile with a larger --max-seq-len.",
             )
     engine.open_slots(concurrency)
     random = np.random.default_rng(0)
@@ -177,14 +177,14 @@ def _runs(
         watch(test, done, repeats + 1)
         began = time.perf_counter()
         times = np.array([time.perf_counter() - began for _ in run()])
-        if done:  # the first one warms up
+        if done:  # the first run is a warm-up
             yield times
 
 
 def _check_profiles(engine: Engine) -> Profiles:
     if not isinstance(engine, Profiles):
         raise UsageError(
-            "PROFILE_UNSUPPORTED", "This artifact's engine can't measure time by kernel.", "Leave out profile."
+            "PROFILE_UNSUPPORTED", "The engine of this artifact can't measure time by kernel.", "Leave out --profile."
         )
     return engine
 

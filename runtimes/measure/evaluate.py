@@ -69,7 +69,7 @@ class KlDivergence:
 
 
 @dataclass(frozen=True)
-class Change:
+class ProbabilityChange:
     """Probability of the target token minus the reference's probability of it."""
 
     mean: float
@@ -114,7 +114,7 @@ class Evaluation:
     kld: KlDivergence | None
     same_top1: Estimate | None
     same_top5: Estimate | None
-    probability_change: Change | None
+    probability_change: ProbabilityChange | None
 
     @property
     def tokens(self) -> int:
@@ -211,7 +211,7 @@ def summarise(scores: Scores) -> Evaluation:
         kld=KlDivergence(kld.value, kld.stderr, *map(float, percentiles)),
         same_top1=mean(scores.rank < 1),
         same_top5=mean(scores.rank < 5),
-        probability_change=Change(
+        probability_change=ProbabilityChange(
             shift.value,
             shift.stderr,
             float(np.sqrt(np.square(change).mean())),

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ...errors import LlmcError
+from ..engines.base import LayerEngine
 from .windows import Window
-
-
-class Watched(Protocol):
-    """An engine that exposes its layer outputs, such as `WatchedEngine`.
-
-    Attributes:
-        before: maps a layer to the layer whose output it reads.
-        unclear: maps a layer without a usable output to the reason.
-    """
-
-    @property
-    def before(self) -> Mapping[str, str]: ...
-
-    @property
-    def unclear(self) -> Mapping[str, str]: ...
-
-    def values(self, window: Window) -> Mapping[str, np.ndarray]:
-        """Run a window without its last token; return outputs [1, S, ...] by layer."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +61,7 @@ class LayerErrors:
 
 
 def measure_layers(
-    engine: Watched,
+    engine: LayerEngine,
     reference: LayerReference,
     windows: Sequence[Window],
     watch: Callable[[str, int, int], None] = lambda phase, done, total: None,
@@ -97,7 +79,7 @@ def measure_layers(
         watch("layers", i, len(windows))
         expected = reference.windows[i]
         differences: dict[str, np.ndarray] = {}
-        for layer, own in engine.values(window).items():
+        for layer, own in engine.values(window.tokens[:-1]).items():
             total = sums.setdefault(layer, _Sums())
             matching = [array for array in expected.get(layer, []) if array.shape == own.shape]
             if len(matching) != 1:

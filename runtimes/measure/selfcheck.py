@@ -1,7 +1,7 @@
-"""An engine held against what the model itself gave: the numeric half of the gate, which needs no compiler.
+"""Compare an engine with reference logits of the model: the numeric part of the gate, which needs no compiler.
 
-The reference travels with the artifact, so that `llmc verify` works wherever the artifact runs. Run as a module it
-checks one artifact in a process of its own and prints the findings as JSON.
+The reference is a file of the artifact, so `llmc verify` works wherever the artifact runs. As a program, this module
+checks one artifact in a process of its own and prints the report as JSON.
 """
 
 from __future__ import annotations
@@ -24,37 +24,40 @@ REFERENCE = "reference.npz"
 
 @dataclass(frozen=True)
 class Limits:
-    """How far an engine may be from what it was made from.
+    """The largest errors that the gate accepts.
 
-    An error is the root mean square of the difference of logits, relative to that of the logits around their mean.
+    An error is the root mean square of the difference of logits, divided by the standard deviation of the logits.
 
     Attributes:
         model: the error against the model itself.
-        rounded: the error against the same program with the same rounded weights, keys and values, before it was
-            lowered and without a cache.
+        rounded: the error against the program before lowering, with the same quantized weights, keys and values, but
+            without a cache.
     """
 
     model: float
     rounded: float
 
 
-# A wrong mask, position, scale or layout makes an error of 0.1 to 1.4. What rounding weights does to a small model
-# comes near that, so an artifact with rounded weights is held against those same weights as well, much closer.
+# A wrong mask, position, scale or layout causes an error of 0.1 to 1.4. Quantizing the weights of a small model can
+# cause almost as much. So an artifact with quantized weights is also compared with a program with the same weights, and
+# there the limit is closer.
 LIMITS = {
-    # Sums in another order: 1e-6, in deep models 1e-5.
+    # Sums in another order cause 1e-6, in deep models 1e-5.
     "fp32": Limits(model=2e-4, rounded=2e-4),
-    # Weights off by 0.4% of the largest in their row. Kernels round the inputs to int8 too, by block or by row.
+    # Weights are off by 0.4% of the largest in their output channel. Kernels also quantize the inputs to int8, by block
+    # or by token.
     "int8": Limits(model=0.3, rounded=0.3),
     "w8a8": Limits(model=0.3, rounded=0.15),
-    # Weights off by 7% of the largest in their group: how much a small model suffers is for the user to measure.
+    # Weights are off by 7% of the largest in their group. The user must measure the effect on a small model.
     "int4": Limits(model=0.9, rounded=0.3),
     "nf4": Limits(model=0.9, rounded=0.15),
-    # Weights and inputs off by 3% of themselves, in the graph as in the program; only the head's kernel differs.
+    # Weights and inputs are off by 3% of themselves, in the graph as in the program. Only the LM head's kernel differs.
     "fp8": Limits(model=0.3, rounded=0.15),
 }
-# What a cache in 8 bits adds; of two limits the wider counts. Keys and values off by 0.4% of the largest of their head
-# (int8) or 3% of themselves (fp8) make errors of up to 0.011 and 0.046 in small models. The rounded program is off by
-# as much as an unrounded one, unless a sum in another order moves a number across the middle between two codes.
+# Limits for an 8-bit cache; the wider of the two limits applies. Keys and values are off by 0.4% of the largest of
+# their head (int8) or 3% of themselves (fp8), which causes errors of up to 0.011 and 0.046 in small models. Against the
+# program with a quantized cache, errors are as small as without quantization, unless a sum in another order rounds a
+# number to another code.
 CACHE_LIMITS = {
     "int8": Limits(model=0.05, rounded=0.01),
     "fp8": Limits(model=0.15, rounded=0.03),
@@ -64,29 +67,34 @@ LIMITS |= {
     for precision, limits in LIMITS.items()
     for codes, more in CACHE_LIMITS.items()
 }
-# A pruned model is another model by design: what that costs is for the user to measure, and only numbers that blew up
-# are refused (logits that have nothing to do with the model's are off by 1.4). It is held against itself, before it was
-# lowered, as close as any other.
+# A pruned model is a different model by design. The user must measure the effect; only logits that exploded are refused
+# (unrelated logits are off by 1.4). Against the pruned program before lowering, the limit is the same as for any model.
 LIMITS |= {f"pruned {precision}": replace(limits, model=2.0) for precision, limits in LIMITS.items()}
 
 
 def limits_row(precision: str, pruned: bool, cache: str | None = None) -> str:
-    """The row of `LIMITS` for a precision of weights, and for what a cache is rounded to, if it is."""
-    row = precision if cache is None else f"{precision}, {cache} cache"
-    return f"pruned {row}" if pruned else row
+    """Return the key of `LIMITS` for a precision of weights and of the cache.
+
+    Args:
+        cache: "int8" or "fp8"; None if the cache is not quantized.
+    """
+    key = precision if cache is None else f"{precision}, {cache} cache"
+    return f"pruned {key}" if pruned else key
 
 
 @dataclass(frozen=True)
 class GateReference:
-    """What the model gives for some sequences, at some places of its vocabulary.
+    """Logits of a model for some sequences and some token ids.
 
     Attributes:
-        precision: the row of `LIMITS` that applies.
-        tokens: int64 [R, L], rows filled up with zeros.
-        prompts: int64 [R], tokens of a row that are its prompt; `steps` more follow, one by one.
-        ids: int64 [R, L, K], where in the vocabulary, the most probable first.
-        logits: float32 [R, L, K], the model's own.
-        rounded: float32 [R, L, K], the program's over what is rounded alike; [0] where nothing is.
+        precision: the key of the limits in `LIMITS`.
+        tokens: int64 [B, L], sequences padded with zeros.
+        prompts: int64 [B], the number of tokens of each prompt.
+        steps: the number of tokens that follow each prompt, decoded one by one.
+        ids: int64 [B, L, K], the token ids that are compared, most probable first.
+        logits: float32 [B, L, K], logits of the model itself.
+        rounded: float32 [B, L, K], logits of the program with the same quantized weights, keys and values; [0] if
+            nothing is quantized.
     """
 
     precision: np.ndarray
@@ -108,14 +116,14 @@ class GateReference:
         except FileNotFoundError:
             raise LlmcError(
                 "REFERENCE_MISSING",
-                f"{folder} was compiled with --no-verify: it holds nothing to compare with.",
-                "Name the model too: llmc verify DIR MODEL",
+                f"{folder} was compiled with --no-verify, so it contains no reference logits.",
+                "Compare with the model: llmc verify DIR MODEL",
             ) from None
 
 
 @dataclass(frozen=True)
 class Check:
-    """One way of running the engine, how far it was off, and how far it may be."""
+    """The error of one way to run the engine, and its limit."""
 
     name: str
     measured: float
@@ -123,12 +131,16 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        return bool(self.measured <= self.limit)  # NaN is not
+        return bool(self.measured <= self.limit)  # False for NaN
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate found."""
+    """The result of the gate.
+
+    Attributes:
+        tokens: the number of compared tokens.
+    """
 
     precision: str
     tokens: int
@@ -144,74 +156,80 @@ class GateReport:
 
 
 def check(engine: Engine, reference: GateReference) -> GateReport:
-    """Run the reference's sequences every way that a server would, and measure each."""
+    """Run the sequences of the reference in each way that a server would, and measure the errors."""
     limits = LIMITS[str(reference.precision)]
     checks, tokens = [], 0
     for name, parts in _runs(engine, reference).items():
-        found = np.concatenate(list(parts), 0)
-        tokens += len(found)
-        checks.append(Check(name, _round(np.sqrt(found[:, 0].mean())), limits.model))
+        errors = np.concatenate(list(parts), 0)
+        tokens += len(errors)
+        checks.append(Check(name, _round(np.sqrt(errors[:, 0].mean())), limits.model))
         if reference.rounded.ndim > 1:
-            checks.append(Check(f"{name}, rounded alike", _round(np.sqrt(found[:, 1].mean())), limits.rounded))
+            checks.append(Check(f"{name}, rounded alike", _round(np.sqrt(errors[:, 1].mean())), limits.rounded))
     return GateReport(str(reference.precision), tokens, checks)
 
 
 def _round(value: float) -> float:
-    """Three digits: what comes behind them differs from run to run."""
+    """Round to three digits; the others differ from run to run."""
     return float(f"{value:.3g}")
 
 
 def _runs(engine: Engine, reference: GateReference) -> dict[str, Iterator[np.ndarray]]:
-    """Each way of running: for each token the squared errors against the model and against the rounded program."""
+    """Return, for each way to run, the squared errors of each token against the model and the quantized program."""
     tokens, prompts, steps = reference.tokens, reference.prompts, int(reference.steps)
     count = len(tokens)
     engine.open_slots(count)
 
     def prefill() -> Iterator[np.ndarray]:
-        for row in range(count):
-            size = prompts[row]
-            logits = engine.forward(tokens[row : row + 1, :size], np.zeros(1, np.int64), np.array([row]))
-            yield _compare(logits[0], reference, np.full(size, row), np.arange(size))
+        for index in range(count):
+            size = prompts[index]
+            logits = engine.forward(tokens[index : index + 1, :size], np.zeros(1, np.int64), np.array([index]))
+            yield _compare(logits[0], reference, np.full(size, index), np.arange(size))
 
     def decode() -> Iterator[np.ndarray]:
-        rows = np.arange(count)
+        sequences = np.arange(count)
         for step in range(steps):
             at = prompts + step
-            logits = engine.forward(tokens[rows, at][:, None], at, last_only=True)
-            yield _compare(logits[:, 0], reference, rows, at)
+            logits = engine.forward(tokens[sequences, at][:, None], at, last_only=True)
+            yield _compare(logits[:, 0], reference, sequences, at)
 
     def chunks() -> Iterator[np.ndarray]:
-        """The longest sequence, into a slot that holds another one, in pieces of uneven size."""
-        row = int(prompts.argmax())
-        start, size = 0, max(1, int(prompts[row]) // 3)
-        while start < prompts[row]:
-            end = min(start + size, int(prompts[row]))
-            logits = engine.forward(tokens[row : row + 1, start:end], np.array([start]), np.array([0]), last_only=True)
-            yield _compare(logits[0], reference, np.array([row]), np.array([end - 1]))
+        """Run the longest prompt in chunks of different sizes, in a slot that held another sequence."""
+        longest = int(prompts.argmax())
+        sequence, length = tokens[longest : longest + 1], int(prompts[longest])
+        start, size = 0, max(1, length // 3)
+        while start < length:
+            end = min(start + size, length)
+            logits = engine.forward(sequence[:, start:end], np.array([start]), np.array([0]), last_only=True)
+            yield _compare(logits[0], reference, np.array([longest]), np.array([end - 1]))
             start, size = end, size + 1
 
     return {"prompts": prefill(), "a ragged batch, token by token": decode(), "a prompt in pieces": chunks()}
 
 
-def _compare(logits: np.ndarray, reference: GateReference, rows: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """[N, 2] for logits [N, V] of N tokens."""
-    ids = reference.ids[rows, at]
+def _compare(logits: np.ndarray, reference: GateReference, sequences: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return the squared errors [N, 2] of logits [N, V] of N tokens.
+
+    Args:
+        sequences: the index of each token's sequence.
+        at: the position of each token.
+    """
+    ids = reference.ids[sequences, at]
     got = _centred(np.take_along_axis(logits, ids, 1))
     errors = []
     for wanted in (reference.logits, reference.rounded):
         if wanted.ndim > 1:
-            value = _centred(wanted[rows, at])
+            value = _centred(wanted[sequences, at])
             errors.append(np.square(got - value).mean(1) / np.maximum(np.square(value).mean(1), 1e-30))
     return np.stack(errors, 1)
 
 
 def _centred(logits: np.ndarray) -> np.ndarray:
-    """A number added to all logits of a token changes nothing."""
+    """Subtract the mean of each token's logits; a constant added to them does not change probabilities."""
     return logits - logits.mean(1, keepdims=True)
 
 
 def main() -> None:
-    """`python -m llmc.runtimes.measure.selfcheck DIR`"""
+    """Check an artifact: `python -m llmc.runtimes.measure.selfcheck DIR`."""
     folder = Path(sys.argv[1])
     try:
         report = check(load(folder, check_files=False), GateReference.read(folder))

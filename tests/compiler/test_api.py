@@ -60,7 +60,7 @@ def test_canonical_is_the_default() -> None:
     assert llmc.capture(Block()).ops() == {"llmc.embedding": 1, "llmc.rms_norm": 1, "aten.add": 1, "llmc.linear": 1}
 
 
-@pytest.mark.parametrize("until", [Stage.QUANTIZED, Stage.CACHED, Stage.LOWERED])
+@pytest.mark.parametrize("until", [Stage.QUANTIZED, Stage.CACHED])
 def test_a_stage_that_no_pass_reaches(until: Stage) -> None:
     error = refusal(until=until)
     assert error.code == "STAGE_UNREACHED" and str(until) in error.what

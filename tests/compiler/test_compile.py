@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from compiled import artifact, speaking_model
 from progress_lines import rest
+from torch import fx
 from zoo.tiny import tiny_model
 
 import llmc
@@ -23,9 +24,16 @@ from llmc import LLM, LlmcError, SamplingParams
 from llmc.compiler.cli.main import main
 from llmc.compiler.targets.onnx import rounded_cache
 from llmc.compiler.targets.onnx.lower import Lowering
-from llmc.compiler.targets.ort import write as build
-from llmc.passes.quantize.rounding_plan import Grid, Override
+from llmc.compiler.targets.onnx.standard import STANDARD
+from llmc.compiler.targets.ort import write
+from llmc.ir.program import Miss, Program
+from llmc.kernels.ops import quant_linear
+from llmc.passes.quantize.round_activations import RoundActivations
+from llmc.passes.quantize.rounding_plan import is_head
+from llmc.passes.quantize.schemes import Grid, Override
+from llmc.passes.queries import is_op
 from llmc.runtimes.artifact.open import open_artifact
+from llmc.runtimes.engines.ort.section import read_section
 from llmc.runtimes.measure.selfcheck import GateReference, limits_row
 
 # fp32, weights on 8 and 4 bits, activations and caches too; both tables; rings, slopes, learned positions.
@@ -70,7 +78,7 @@ def test_few_tokens_and_many_have_graphs_of_their_own(options: dict[str, Any], g
     """Where inputs are rounded by row; the head's kernel expands codes in each."""
     folder = artifact("speaking", **options)
     found = {}
-    for name, spec in open_artifact(folder).graphs.items():
+    for name, spec in read_section(open_artifact(folder)).graphs.items():
         ops = {node.op_type for node in onnx.load(folder / spec.file, load_external_data=False).graph.node}
         found[name] = ops & {EXPANDS, INTEGERS}
     assert found == graphs
@@ -101,23 +109,23 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files == sorted(path.name for path in made.path.iterdir())
     for name in files:
         assert (old / name).read_bytes() == (made.path / name).read_bytes(), name
-    assert list(made.report["seconds"]) == ["capture", "passes", "quantize", "write", "reference", "gate"]
+    assert list(made.report["seconds"]) == ["capture", "hash", "passes", "quantize", "write", "reference", "gate"]
     assert made.report["peak_rss_bytes"]["gate"] > 1 << 20
 
 
 def swapped(g: Any, gate: Any, up: Any, act: str, **options: Any) -> str:
     """A lowering that takes one input for the other."""
-    return build.STANDARD["llmc.gated_act"](g, up, gate, act, **options)
+    return STANDARD["llmc.gated_act"](g, up, gate, act, **options)
 
 
 def test_a_wrong_artifact_never_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = shutil.copytree(artifact("speaking"), tmp_path / "out")
     before = {path.name: path.read_bytes() for path in old.iterdir()}
-    monkeypatch.setitem(build.TABLES, "contrib", {**build.TABLES["contrib"], "llmc.gated_act": swapped})
+    monkeypatch.setitem(write.TABLES, "contrib", {**write.TABLES["contrib"], "llmc.gated_act": swapped})
     with pytest.raises(LlmcError) as caught:
         llmc.compile(speaking_model(), old, max_seq_len=64)
     assert caught.value.code == "GATE_FAILED" and "prompts: " in caught.value.what
-    assert "the ONNX graphs" in caught.value.what  # not a pass, says who looked for it
+    assert "the lowering or the runtime" in caught.value.what  # no pass is at fault
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -143,6 +151,52 @@ def test_a_wrong_scale_in_a_cache_is_refused(
     with pytest.raises(LlmcError) as caught:
         llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype=codes)
     assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what
+
+
+# A fault in a pass of the prefill graph -------------------------------------------------------------------------------
+
+
+def negate_input(self: RoundActivations, program: Program, node: fx.Node) -> bool | Miss | None:
+    """Quantize the input of a linear, with its sign flipped."""
+    if not is_op(node, quant_linear) or is_head(program, node):
+        return None
+    call = quant_linear.bind(node.args, dict(node.kwargs))
+    if call["activation"] != "none" or call["scales"].meta["val"].shape[1] != 1:
+        return None
+    with program.graph.inserting_before(node):
+        x = program.call(torch.ops.aten.neg.default, call["x"], like=node)
+    program.replace_with(node, quant_linear, *(call | {"x": x, "activation": "int8"}).values())
+    return True
+
+
+def rewrites(made: llmc.Artifact) -> tuple[int, int]:
+    """Return the number of rewrites before the passes of the prefill graph that quantize inputs, and with them."""
+    burning = [run for run in made.passes if run.record.name not in ("CheckTokenIndependence", "InsertKvCache")]
+    counts = [run.record.matches for run in burning]
+    at = [(run.graph, run.record.name) for run in burning].index(("prefill", "RoundActivations"))
+    return sum(counts[:at]), sum(counts[: at + 1])
+
+
+def test_fuel_dumps_and_the_gate_reach_a_fault_in_the_prefill_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"quantize": "int4", "algo": "rtn"}
+    sound = llmc.compile(speaking_model(), tmp_path / "sound", **options)
+    monkeypatch.setattr(RoundActivations, "rewrite", negate_input)
+    with pytest.raises(LlmcError) as caught:
+        llmc.compile(speaking_model(), tmp_path / "out", dump_ir=tmp_path / "ir", **options)
+    assert caught.value.code == "GATE_FAILED"
+    assert "RoundActivations of the prefill graph is the first pass to change the result" in caught.value.what
+    (dump,) = (tmp_path / "ir").glob("*_prefill_RoundActivations.py")
+    assert "aten.neg.default" in dump.read_text()
+    assert "aten.neg.default" not in "".join(path.read_text() for path in (tmp_path / "ir").glob("*_step_*.py"))
+    before, after = rewrites(sound)
+    assert after > before
+    monkeypatch.setenv("LLMC_FUEL", str(before))
+    llmc.compile(speaking_model(), tmp_path / "out", **options)
+    monkeypatch.setenv("LLMC_FUEL", str(before + 1))
+    with pytest.raises(LlmcError, match="GATE_FAILED"):
+        llmc.compile(speaking_model(), tmp_path / "out", **options)
 
 
 # A process that is stopped --------------------------------------------------------------------------------------------
@@ -175,7 +229,7 @@ for number, place, output, *more in moments:
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 KILL, INTERRUPT = 9, 2
-WRITING, CHECKING = "llmc.compiler.build:save_companions", "llmc.compiler.build:check_apart"
+WRITING, CHECKING = "llmc.compiler.build:save_metadata_files", "llmc.compiler.build:check_in_new_process"
 BEFORE, AFTER = "llmc.runtimes.artifact.write:_put", "llmc.runtimes.artifact.write:_remove"
 # Signal, moment, and which artifact stands there afterwards.
 MOMENTS = [

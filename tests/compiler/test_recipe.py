@@ -11,7 +11,7 @@ import pytest
 
 from llmc.compiler.recipe import read_recipe
 from llmc.errors import LlmcError
-from llmc.passes.quantize.rounding_plan import Grid, Override
+from llmc.passes.quantize.schemes import Grid, Override
 
 
 def recipe(tmp_path: Path, document: Any) -> Path:
@@ -49,16 +49,18 @@ def test_a_python_without_toml_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     ("document", "said"),
     [
         ("{", "can't be read"),
-        ("[]", "no table"),
+        ("[]", "not a table"),
         ({"quantise": "int4"}, "'quantise'"),
         ({"quantize": 4}, "quantize is 4"),
         ({"calib_samples": True}, "calib_samples is True"),
-        ({"weights": {"name": "a"}}, "no list"),
+        ({"weights": {"name": "a"}}, "not a list"),
         ({"weights": [{"scheme": "int8"}]}, "has no name"),
-        ({"weights": [{"name": "a"}]}, "does not say what it becomes"),
+        ({"weights": [{"name": "a"}]}, "has no scheme"),
         ({"weights": [{"name": "a", "bits": 3}]}, "'bits'"),
         ({"weights": [{"name": "a", "scheme": "int3"}]}, "int3"),
         ({"weights": [{"name": "a", "scheme": "int4", "group": 48}]}, "48"),
+        ({"quantize": "int3"}, "quantize is 'int3'"),
+        ({"calib_samples": 0}, "calib_samples is 0"),
         ({"weights": [{"name": "a", "keep": True, "scheme": "int4"}]}, "'keep'"),
     ],
 )

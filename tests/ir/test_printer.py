@@ -19,7 +19,7 @@ from llmc.ir.printer import from_python, to_python
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.ir.weights import constant
-from llmc.passes.pipeline import run_pipeline
+from llmc.passes.pipeline import bring_to
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ def _captured(model_type: str) -> Program:
 
 @functools.cache
 def at_stage(model_type: str, stage: Stage) -> Program:
-    return run_pipeline(_captured(model_type).copy(), stage)
+    return bring_to(_captured(model_type).copy(), stage)
 
 
 STAGES = [Stage.CAPTURED, Stage.CANONICAL, Stage.OPTIMIZED]

@@ -197,8 +197,8 @@ def test_what_was_just_captured_is_not_canonical(captured: Program) -> None:
 
 
 def test_stages_only_go_up() -> None:
-    assert list(map(str, Stage)) == ["captured", "canonical", "optimized", "quantized", "cached", "lowered"]
-    assert Stage.CAPTURED < Stage.CANONICAL < Stage.OPTIMIZED < Stage.QUANTIZED < Stage.CACHED < Stage.LOWERED
+    assert list(map(str, Stage)) == ["captured", "canonical", "optimized", "quantized", "cached"]
+    assert Stage.CAPTURED < Stage.CANONICAL < Stage.OPTIMIZED < Stage.QUANTIZED < Stage.CACHED
 
 
 def test_the_dialect_of_each_stage() -> None:

@@ -154,7 +154,9 @@ class NeedsCanonical(Pass):
 
 
 def test_a_pass_refuses_a_program_that_has_not_come_far_enough(program: Program) -> None:
-    with pytest.raises(LlmcError, match=r"NeedsCanonical needs a canonical program; this one is captured") as caught:
+    with pytest.raises(
+        LlmcError, match=r"NeedsCanonical needs a program that is canonical, but this one is captured"
+    ) as caught:
         NeedsCanonical()(program)
     assert caught.value.code == "PASS_ORDER" and program.history == []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ....ir.nodes import value_of
 from .graph import Value
 from .lower import Entry, Lowering, Table
 
@@ -23,7 +24,7 @@ def operand(g: Lowering, x: Operand, dtype: torch.dtype) -> Value:
 
 
 def result(g: Lowering) -> torch.dtype:
-    return g.node.meta["val"].dtype
+    return value_of(g.node).dtype
 
 
 def op(g: Lowering, kind: str, *inputs: str) -> str:

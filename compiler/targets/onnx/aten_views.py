@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ....errors import LlmcError
+from ....ir.nodes import value_of
 from .graph import Value
 from .lower import Entry, Lowering, Table
 
@@ -38,7 +39,7 @@ def reshape(g: Lowering, input: Value, **sizes: Any) -> str:
 
 def as_result(g: Lowering, input: Value, **_: Any) -> str:
     """Reshape to the shape of the program's result."""
-    return g.reshape(input, g.node.meta["val"].shape)
+    return g.reshape(input, value_of(g.node).shape)
 
 
 def reshape_as(g: Lowering, input: Value, other: Value) -> str:
@@ -86,7 +87,7 @@ def expand(g: Lowering, input: Value, size: Sequence[Any], implicit: bool = Fals
     """Broadcast to a size, in which -1 keeps a dimension."""
     # ONNX's Expand broadcasts in both directions: 1 keeps a dimension of any size.
     old_sizes = [*[None] * (len(size) - len(input.shape)), *map(str, input.shape)]
-    kept = [old == str(new) for old, new in zip(old_sizes, g.node.meta["val"].shape, strict=True)]
+    kept = [old == str(new) for old, new in zip(old_sizes, value_of(g.node).shape, strict=True)]
     return g.op("Expand", input, g.sizes([1 if keep else s for keep, s in zip(kept, size, strict=True)]))
 
 
@@ -143,12 +144,12 @@ def select(g: Lowering, input: Value, dim: int, index: Any) -> str:
 
 
 def unbind(g: Lowering, input: Value, dim: int = 0) -> tuple[str, ...]:
-    return tuple(g.op("Gather", input, g.constant(i), axis=dim) for i in range(len(g.node.meta["val"])))
+    return tuple(g.op("Gather", input, g.constant(i), axis=dim) for i in range(len(value_of(g.node))))
 
 
 def parts(g: Lowering, input: Value, dim: int = 0, **_: Any) -> tuple[str, ...]:
     """Write `split` or `chunk`; the sizes are those of the program's results."""
-    return split(g, input, [part.shape[dim] for part in g.node.meta["val"]], dim)
+    return split(g, input, [part.shape[dim] for part in value_of(g.node)], dim)
 
 
 def split(g: Lowering, input: Value, split_sizes: Sequence[Any], dim: int = 0) -> tuple[str, ...]:
@@ -183,12 +184,12 @@ def roll(g: Lowering, input: Value, shifts: Sequence[Any], dims: Sequence[int] =
 
 
 def cat(g: Lowering, tensors: Sequence[Value], dim: int = 0) -> str:
-    return g.op("Concat", *(g.cast(t, g.node.meta["val"].dtype) for t in tensors), axis=dim)
+    return g.op("Concat", *(g.cast(t, value_of(g.node).dtype) for t in tensors), axis=dim)
 
 
 def stack(g: Lowering, tensors: Sequence[Value], dim: int = 0) -> str:
     axis = dim % (len(tensors[0].shape) + 1)
-    wide = [g.op("Unsqueeze", g.cast(t, g.node.meta["val"].dtype), g.constant([axis])) for t in tensors]
+    wide = [g.op("Unsqueeze", g.cast(t, value_of(g.node).dtype), g.constant([axis])) for t in tensors]
     return g.op("Concat", *wide, axis=axis)
 
 
@@ -240,7 +241,7 @@ def index(g: Lowering, input: Value, indices: Sequence[Value | None]) -> str:
     values = g.op("GatherND", front, g.op("Concat", *columns, axis=-1))
     if dims != list(range(dims[0], dims[-1] + 1)) or dims[0] == 0:
         return values
-    index_rank = len(g.node.meta["val"].shape) - len(rest)
+    index_rank = len(value_of(g.node).shape) - len(rest)
     before, after = range(index_rank, index_rank + dims[0]), range(index_rank + dims[0], index_rank + len(rest))
     return g.op("Transpose", values, perm=[*before, *range(index_rank), *after])
 

@@ -1,4 +1,4 @@
-"""The data file of an artifact: weights tensor by tensor, equal bytes once."""
+"""Write the data file of an artifact: one weight after another, equal bytes once."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from .... import __version__
 from ....errors import LlmcError
 from ....ir.weights import Weight
 from .external import ExternalData, external_tensor
@@ -20,9 +19,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MICROSOFT = "com.microsoft"
-# The versions that ONNX Runtime 1.30 and TensorRT support; newer features of the format are not used.
+# Versions that ONNX Runtime 1.30 and TensorRT support. Newer features are not used.
 IR_VERSION = 11
 OPSET = 24
+# Written into every graph. Increased only when the lowering changes, so that releases with the same lowering write the
+# same bytes.
+LOWERING_VERSION = "0.1.0"
 
 ELEMENT = {
     torch.float64: TensorProto.DOUBLE,
@@ -64,10 +66,7 @@ class Value(str):
 
 
 class OnnxGraph:
-    """A graph whose names depend only on the order of the calls.
-
-    So the same program always gives the same bytes.
-    """
+    """A graph whose names depend only on the order of the calls, so equal programs give equal bytes."""
 
     def __init__(self, data: ExternalData) -> None:
         self.data = data
@@ -135,7 +134,7 @@ class OnnxGraph:
         graph = helper.make_graph(self.nodes, "llmc", self.inputs, self.outputs, list(self.initializers.values()))
         opsets = [helper.make_opsetid(domain, 1 if domain else OPSET) for domain in sorted(self.domains)]
         return helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc", producer_version=__version__
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="llmc", producer_version=LOWERING_VERSION
         )
 
     def save(self, path: Path) -> None:

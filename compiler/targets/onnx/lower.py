@@ -1,4 +1,4 @@
-"""From a cached program to an ONNX graph: inputs and outputs as the ecosystem calls them, op by op in between."""
+"""Lower a cached program to an ONNX graph, op by op; inputs and outputs have the usual names of ONNX exports."""
 
 from __future__ import annotations
 
@@ -13,35 +13,40 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx
 
 from ....errors import LlmcError
+from ....ir.nodes import known_value, value_of
 from ....ir.program import Program, layer_of, op_name, where
 from ....ir.weights import Weight
 from ....kernels.ops import op_of
 from ....kernels.ops.quantized import FLOAT8
-from ....runtimes.artifact.manifest import DERIVED_FILE
+from ....runtimes.engines.onnx_names import DERIVED_FILE, past_name, present_name
 from .external import PAGE, DataLocation, ExternalData, external_tensor
 from .graph import OnnxGraph, Value, element
 
-# What a table maps op names ("llmc.rms_norm", "aten.softmax") to: writes nodes, returns the name or names of what
-# the op computes. Arguments come by name, as the op's own signature or schema calls them.
+# A table maps op names ("llmc.rms_norm", "aten.softmax") to entries. An entry appends nodes and returns the name or
+# names of the op's results. It gets the arguments by name, as in the op's own signature or schema.
 Entry = Callable[..., Any]
 Table = dict[str, Entry]
 
 BATCH, LENGTH, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
 PAST, PRESENT = "past_sequence_length", "present_sequence_length"
-# Integers of so many values lie in the graph itself, where shape inference reads them.
+# Up to this many int64 values are stored in the graph itself, where shape inference can read them.
 SMALL = 1024
 
 
 def stored_as(dtype: torch.dtype) -> torch.dtype:
-    """How a cache of a dtype lies in memory: float8 as bytes, for ONNX Runtime moves no float8."""
+    """Return the dtype that stores a cache: uint8 for float8, which ONNX Runtime can't copy."""
     return torch.uint8 if dtype in FLOAT8.values() else dtype
 
 
 @dataclass(frozen=True)
 class Derived:
-    """An integer matrix [columns, rows] that a runtime makes from 4-bit or 8-bit codes when it opens a graph.
+    """An integer matrix [I, O] that a runtime computes from 4-bit or 8-bit codes when it opens a graph.
 
-    It holds the same numbers in the layout of another kernel; storing it too would double the artifact.
+    It holds the same numbers in the layout of another kernel. Storing it too would double the artifact.
+
+    Attributes:
+        rows: the number of output channels.
+        columns: the number of input channels.
     """
 
     name: str
@@ -59,14 +64,16 @@ class Derived:
 
 
 class Lowering(OnnxGraph):
-    """An ONNX graph that is being made from a program.
+    """An ONNX graph under construction from a program.
 
     Attributes:
-        node: the program's node that is being lowered; its `meta["val"]` says shape and dtype of the result.
-        starts: how many positions each row holds, [B] int64.
+        node: the node of the program that is lowered now; its example value has the shape and dtype of the result.
+        starts: the number of positions that each sequence holds before this call, [B] int64.
+        held: the number of positions that each sequence holds after this call, [B] int64.
+        total: the length of the attention mask, a tensor of one element.
         memo: values that many nodes share (masks, positions), by any key.
-        derives: whether the runtime makes matrices in other layouts from codes that are stored already.
-        derived: those matrices, by their offset in the file of all of them.
+        derives: True if the runtime computes matrices in other layouts from stored codes.
+        derived: those matrices, by their offset in their common file.
     """
 
     node: fx.Node
@@ -85,14 +92,14 @@ class Lowering(OnnxGraph):
     # For the entries of a table ----------------------------------------------------------------------------------
 
     def op(self, kind: str, *inputs: Any, count: int = 1, domain: str = "", **attributes: Any) -> Any:
-        """Append a node, as `Graph.op`; a weight among the inputs is written to the data file as it is."""
+        """Append a node, as `OnnxGraph.op`, and store the weights among its inputs unchanged."""
         for value in inputs:
             if isinstance(value, WeightValue):
-                self._hold(value)
+                self._store(value)
         return super().op(kind, *inputs, count=count, domain=domain, **attributes)
 
     def derive(self, derived: Derived) -> Value:
-        """An int8 matrix in a file that the runtime makes."""
+        """Return an int8 matrix that the runtime computes."""
         shape = (derived.columns, derived.rows)
         if derived.name not in self.initializers:
             offset = -(-self._derived_end // PAGE) * PAGE
@@ -102,15 +109,15 @@ class Lowering(OnnxGraph):
             self.derived[offset] = derived
         return Value(derived.name, torch.int8, shape)
 
-    def _hold(self, value: WeightValue) -> None:
-        """Write a weight to the data file, or into the graph: small integers may be indices, which shapes hang on."""
+    def _store(self, value: WeightValue) -> None:
+        """Write a weight to the data file; small int64 weights into the graph, since shapes may depend on them."""
         if value.dtype == torch.int64 and value.weight.numel <= SMALL:
             self.initializers[value] = numpy_helper.from_array(value.weight.evaluate().numpy(), value)
         else:
             self.weight(value, value.weight)
 
     def size(self, size: Any) -> Value:
-        """A size as a tensor of one element: an int, or a value that stands for one."""
+        """Return a size, an int or a scalar value, as a tensor of one element."""
         if isinstance(size, int):
             return self.constant([size])
         key = ("size", str(size))
@@ -119,13 +126,13 @@ class Lowering(OnnxGraph):
         return self.memo[key]
 
     def sizes(self, sizes: Sequence[Any]) -> Value:
-        """Sizes as one tensor; a constant where all are."""
+        """Return sizes as one tensor; a constant if all sizes are constant."""
         if all(isinstance(size, int) for size in sizes):
             return self.constant(list(sizes), torch.int64)
         return Value(self.op("Concat", *map(self.size, sizes), axis=0), torch.int64, (len(sizes),))
 
     def length(self, value: Value, dim: int) -> Value:
-        """The size of a dim as a tensor of one element."""
+        """Return the size of a dimension as a tensor of one element."""
         known = value.shape[dim]
         if isinstance(known, int):
             return self.constant([known])
@@ -136,19 +143,19 @@ class Lowering(OnnxGraph):
         return self.memo[key]
 
     def reshape(self, value: Value | str, sizes: Sequence[Any], source: Sequence[Any] = ()) -> str:
-        """A reshape that needs no size at run time where the source's dims or one -1 say it.
+        """Reshape a value. Sizes that equal a dimension of the source, and one other, are not computed at run time.
 
         Args:
-            sizes: of the result: ints, symbols of torch, or values.
-            source: of what is reshaped, if `value` does not know.
+            sizes: sizes of the result: ints, torch's symbols, or values.
+            source: shape of the source, if `value` has none.
         """
-        given = [str(s) for s in (getattr(value, "shape", ()) or source)]
+        old_sizes = [str(s) for s in (getattr(value, "shape", ()) or source)]
         target: list[Any] = []
         is_open = any(isinstance(size, int) and size == -1 for size in sizes)
         for i, size in enumerate(sizes):
             if isinstance(size, int):
                 target.append(size)
-            elif i < len(given) and given[i] == symbol_of(size):
+            elif i < len(old_sizes) and old_sizes[i] == symbol_of(size):
                 target.append(0)
             elif not is_open:
                 target.append(-1)
@@ -158,7 +165,7 @@ class Lowering(OnnxGraph):
         return self.op("Reshape", value, self.sizes(target))
 
     def positions(self) -> Value:
-        """Of the new tokens, [B, S]."""
+        """Return the positions of the new tokens, [B, S]."""
         if "positions" not in self.memo:
             steps = self.op("Range", self.constant(0), self.op("Squeeze", self._length), self.constant(1))
             column = self.op("Unsqueeze", self.starts, self.constant([1]))
@@ -170,7 +177,7 @@ class Lowering(OnnxGraph):
             return value  # type: ignore[return-value]
         return Value(self.op("Cast", value, to=element(dtype)), dtype, getattr(value, "shape", ()))
 
-    # The walk ----------------------------------------------------------------------------------------------------
+    # Traversal ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Lower the whole program."""
@@ -184,39 +191,40 @@ class Lowering(OnnxGraph):
         self._make_outputs()
 
     def _make_inputs(self) -> None:
-        tokens, starts, *rest = self.program.inputs
+        tokens, starts, wanted = self.program.tokens, self.program.starts, self.program.wanted
         self._values[tokens] = self.input("input_ids", torch.int64, [BATCH, LENGTH])
-        self._values[tokens].shape = tuple(tokens.meta["val"].shape)
+        self._values[tokens].shape = tuple(value_of(tokens).shape)
         mask = self.input("attention_mask", torch.int64, [BATCH, TOTAL])
         self._length = Value(self.op("Shape", "input_ids", start=1, end=2), torch.int64, (1,))
-        self.memo["length", str(tokens.meta["val"].shape[1])] = self._length
+        self.memo["length", str(value_of(tokens).shape[1])] = self._length
         held = self.op("ReduceSum", mask, self.constant([1]), keepdims=0)
-        self.held = Value(held, torch.int64, tokens.meta["val"].shape[:1])  # positions of a row after this call
+        self.held = Value(held, torch.int64, value_of(tokens).shape[:1])
         self.total = Value(self.op("Shape", "attention_mask", start=1, end=2), torch.int64, (1,))
-        self.starts = Value(self.op("Sub", held, self._length), torch.int64, tokens.meta["val"].shape[:1])
+        self.starts = Value(self.op("Sub", held, self._length), torch.int64, value_of(tokens).shape[:1])
         self._values[starts] = self.starts
-        if rest and rest[0].name == "rows":
-            # With a default, so that who doesn't know the input gets the last token's logits.
-            rows = self._values[rest[0]] = self.input("rows", torch.int64, ["rows"])
+        if wanted is not None:
+            # The default returns the logits of the last token, for callers that do not set this input.
+            indices = self._values[wanted] = self.input("rows", torch.int64, ["rows"])
             self.initializers["rows"] = numpy_helper.from_array(np.array([-1]), "rows")
-            rows.shape = tuple(rest[0].meta["val"].shape)
+            indices.shape = tuple(value_of(wanted).shape)
         for i, cache in enumerate(self.program.caches):
             for part in cache.tensors:
                 (node,) = self.program.graph.find_nodes(op="placeholder", target=part.name)
                 shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PAST, part.width]
-                value = self.input(f"past_key_values.{i}.{part.role}", stored_as(part.dtype), shape)
-                self._values[node] = Value(value, part.dtype, node.meta["val"].shape)
+                value = self.input(past_name(i, part.role), stored_as(part.dtype), shape)
+                self._values[node] = Value(value, part.dtype, value_of(node).shape)
 
     def _make_outputs(self) -> None:
         (end,) = self.program.graph.find_nodes(op="output")
         logits, *caches = end.args[0]
-        # One, as without `rows`: that is how onnxruntime-genai sees that only the last token's logits come out.
-        rows = 1 if "rows" in self.initializers else LENGTH
-        self.output(self._values[logits], "logits", torch.float32, [BATCH, rows, logits.meta["val"].shape[2]])
+        # The declared length is 1, as by the default of "rows": by it, onnxruntime-genai knows that the graph returns
+        # the logits of the last token only.
+        length = 1 if "rows" in self.initializers else LENGTH
+        self.output(self._values[logits], "logits", torch.float32, [BATCH, length, value_of(logits).shape[2]])
         parts = ((i, cache, part) for i, cache in enumerate(self.program.caches) for part in cache.tensors)
         for node, (i, cache, part) in zip(caches, parts, strict=True):
             shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PRESENT, part.width]
-            self.output(self._values[node], f"present.{i}.{part.role}", stored_as(part.dtype), shape)
+            self.output(self._values[node], present_name(i, part.role), stored_as(part.dtype), shape)
 
     def _lower(self, node: fx.Node) -> None:
         self.node, self.scope = node, where(node) or layer_of(node)
@@ -227,16 +235,16 @@ class Lowering(OnnxGraph):
             return
         name = op_name(node)
         if name == "aten.sym_size":
-            self._values[node] = self._symbol(node.meta["val"])
+            self._values[node] = self._symbol(value_of(node))
             return
         entry = self.table.get(name)
         if entry is None:
             raise LlmcError(
                 "OP_UNSUPPORTED",
-                f"The ONNX back end has no lowering for {name}, which {where(node) or 'the model'} calls.",
-                "Report the model; no other option of this target will help.",
+                f"The ONNX targets have no lowering for {name}, which {where(node) or 'the model'} calls.",
+                "This model can't be compiled for ONNX. Report it.",
             )
-        self._values[node] = self._typed(entry(self, **self._named_arguments(node, args, kwargs)), node.meta["val"])
+        self._values[node] = self._typed(entry(self, **self._named_arguments(node, args, kwargs)), value_of(node))
 
     def _named_arguments(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         if defined := op_of(node.target):
@@ -245,12 +253,12 @@ class Lowering(OnnxGraph):
             return dict(zip("abc", args, strict=False))
         named = {}
         for i, parameter in enumerate(node.target._schema.arguments):
-            given = args[i] if i < len(args) else kwargs.get(parameter.name, parameter.default_value)
-            named["input" if parameter.name == "self" else parameter.name] = given
+            argument = args[i] if i < len(args) else kwargs.get(parameter.name, parameter.default_value)
+            named["input" if parameter.name == "self" else parameter.name] = argument
         return named
 
     def _symbol(self, size: Any) -> Value:
-        """A scalar for a size that the program knows by a symbol, such as the batch."""
+        """Return a scalar for a symbolic size of the program, such as the batch size."""
         if isinstance(size, int):
             return self.constant(size)
         key = ("scalar", str(size))
@@ -263,28 +271,29 @@ class Lowering(OnnxGraph):
 
     def _length_of(self, size: Any) -> Value:
         for node, value in self._values.items():
-            example = node.meta.get("val")
+            example = known_value(node)
             if isinstance(example, Tensor) and isinstance(value, Value):
                 for dim, known in enumerate(example.shape):
                     if str(known) == str(size):
                         return self.length(value, dim)
         raise AssertionError(f"no value has a size {size}")
 
-    def _typed(self, made: Any, example: Any) -> Any:
-        if isinstance(made, (tuple, list)):
-            return tuple(self._typed(m, e) for m, e in zip(made, example, strict=True))
+    def _typed(self, result: Any, example: Any) -> Any:
+        """Return the names that an entry returned, with dtypes and shapes of the program's example values."""
+        if isinstance(result, (tuple, list)):
+            return tuple(self._typed(one, of_one) for one, of_one in zip(result, example, strict=True))
         if isinstance(example, Tensor):
-            return Value(made, example.dtype, example.shape)
-        return Value(made, getattr(made, "dtype", torch.int64), symbol=str(example))
+            return Value(result, example.dtype, example.shape)
+        return Value(result, getattr(result, "dtype", torch.int64), symbol=str(example))
 
 
 def symbol_of(size: Any) -> str:
-    """How a size is called where sizes are compared: by its number or its symbol."""
+    """Return a text that is equal for equal sizes: a number or the symbol."""
     return size.symbol if isinstance(size, Value) else str(size)
 
 
 class WeightValue(Value):
-    """A weight that nobody has read yet. A table may store it in another form; else it is written as it is."""
+    """A weight that is not stored yet. An entry may store it in another form; otherwise it is stored unchanged."""
 
     weight: Weight
 

@@ -26,8 +26,6 @@ _ELEMENTS = {
     "fp8": TensorProto.FLOAT8E4M3FN,
     "fp8_e5m2": TensorProto.FLOAT8E5M2,
 }
-# The group sizes that ONNX Runtime's kernels support, the fastest first.
-_GROUPS = (128, 64, 32, 16, 256)
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,18 @@ class RoundedMatrix:
         has_one_zero = self.zeros is None or self.zeros.shape[1] == 1
         return self.scales.shape[1] == 1 and self.multiples is None and has_one_zero
 
-    @property
-    def block(self) -> int | None:
-        """The group size for ONNX Runtime's kernels, or None if none fits.
+    def block(self, groups: Sequence[int]) -> int | None:
+        """Return the group size in which kernels can read the weight, or None if none fits.
 
-        Its own if supported, else the fastest that divides it.
+        Its own if supported, else the first that divides it.
+
+        Args:
+            groups: the group sizes that the kernels support, fastest first.
         """
-        if self.group_size in _GROUPS and not self.has_one_step:
+        if self.group_size in groups and not self.has_one_step:
             return self.group_size
         inputs = self.columns if self.has_one_step else self.group_size
-        return next((group for group in _GROUPS if inputs % group == 0), None)
+        return next((group for group in groups if inputs % group == 0), None)
 
     def spacing(self, g: Lowering, group: int) -> Value:
         """Return the scale of each group of `group` input channels, [O, I/group]."""

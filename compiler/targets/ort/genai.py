@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ....ir.nodes import value_of
 from ....ir.program import Program
 
 
@@ -36,7 +37,7 @@ def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
         "model": {
             "type": "llama",
             "context_length": program.max_seq_len,
-            "vocab_size": int(program.output.meta["val"].shape[-1]),
+            "vocab_size": int(value_of(program.output).shape[-1]),
             "bos_token_id": ids["bos_token_id"] if ids["bos_token_id"] is not None else eos,
             "eos_token_id": ids["eos_token_id"],
             "pad_token_id": ids["pad_token_id"] if ids["pad_token_id"] is not None else eos,

@@ -1,4 +1,4 @@
-"""Where the layers of an ONNX graph end, and the same graph with what leaves each of them as outputs."""
+"""Find the output value of each layer of an ONNX graph, and make these values outputs of the graph."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ....errors import LlmcError
 from ....ir.program import layer_in
 from ....runtimes.artifact.manifest import Manifest
 from ....runtimes.engines.ort.layers import WatchedGraph
+from ....runtimes.engines.ort.section import read_section
 
-# What adds two values, and which of its outputs is their sum.
+# Ops that add two values -> the index of the output that is their sum.
 _SUMS = {"Add": 0, "SkipSimplifiedLayerNormalization": 3}
-# What reads keys and values as its second and third input.
+# Ops whose second and third inputs are keys and values.
 _ATTENTIONS = ("Attention", "GroupQueryAttention")
-# What tells how long a value is, and not what is in it.
+# Ops that depend on the shape of a value only.
 _SIZES = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
 class Borders:
-    """The layers of a graph by their module's path, in order.
+    """The outputs of a graph's layers, by the layer's module path, in order.
 
     Attributes:
-        values: the name of the one value that leaves a layer.
-        before: the layer that another one reads it from.
-        unclear: why there is no such value.
+        values: the name of a layer's only output value.
+        before: the layer whose output this layer uses.
+        unclear: why a layer has no single output value.
     """
 
     values: dict[str, str]
@@ -38,84 +39,85 @@ class Borders:
 
 
 def watch_layers(folder: Path, manifest: Manifest) -> dict[str, WatchedGraph]:
-    """An artifact's graphs, by their file, so that they give what leaves each layer.
+    """Return an artifact's graphs with the layers' outputs as additional outputs, by file name.
 
     Raises:
-        LlmcError: NO_LAYER_BORDERS where there is not one layer that a single value leaves.
+        LlmcError: NO_LAYER_BORDERS if no layer of a graph has a single output value.
     """
     watched = {}
-    for spec in manifest.graphs.values():
+    for spec in read_section(manifest).graphs.values():
         model = onnx.load(folder / spec.file, load_external_data=False)
         borders = find_borders(model.graph)
         if not borders.values:
             reason = "; ".join(f"{layer}: {why}" for layer, why in list(borders.unclear.items())[:1])
             raise LlmcError(
                 "NO_LAYER_BORDERS",
-                f"{spec.file} has no layer that one value leaves ({reason or 'none of its modules has a number'}).",
+                f"{spec.file} has no layer with a single output ({reason or 'none of its modules has a number'}).",
                 "Measure it without --per-layer.",
             )
-        # Without a type: the runtime infers it.
+        # The runtime infers the type.
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in borders.values.values())
         watched[spec.file] = WatchedGraph(model.SerializeToString(), borders.values, borders.before, borders.unclear)
     return watched
 
 
 def find_borders(graph: onnx.GraphProto) -> Borders:
-    """The one value that leaves each layer: nodes are named after the module that they came from.
+    """Find the single output value of each layer. The layer of a node is part of the node's name.
 
-    Only what depends on the tokens counts, and neither caches nor keys and values for another layer's attention. A
-    layer's last sum may be one with the norm behind it: then two values leave, both for that node alone, and the sum is
-    what it makes of them.
+    Only values that depend on the tokens count. Caches don't, nor do keys and values for the attention of another
+    layer. The last sum of a layer may be fused with the following norm. Then the layer has two outputs that only this
+    node uses, and the node's sum counts as the output.
     """
-    home = {"input_ids": ""}  # of a value that depends on the tokens, the layer that it is made in
+    layer_of_value = {"input_ids": ""}  # the layer that computes each value that depends on the tokens
     outputs = {output.name for output in graph.output}
-    readers: dict[str, list[_Reader]] = {}
+    users: dict[str, list[_User]] = {}
     for node in graph.node:
-        read = [name for name in _inputs(node) if name in home]
-        if not read or node.op_type in _SIZES:
+        inputs = [name for name in _inputs(node) if name in layer_of_value]
+        if not inputs or node.op_type in _SIZES:
             continue
         layer = layer_in(node.name.rpartition("/")[0])
         if not layer and node.op_type == "Gather" and node.input[1] == "rows":
-            layer = home[read[0]]  # rows are taken where they are read, and what is taken is still the layer's
+            layer = layer_of_value[inputs[0]]  # the selected tokens still belong to the layer that computed them
         attends_over = node.input[1:3] if node.op_type in _ATTENTIONS else ()
-        for name in read:
+        for name in inputs:
             if name not in attends_over:
-                readers.setdefault(name, []).append(_Reader(node, layer))
-        home.update((name, layer) for name in node.output if name and name not in outputs)
+                users.setdefault(name, []).append(_User(node, layer))
+        layer_of_value.update((name, layer) for name in node.output if name and name not in outputs)
     values: dict[str, str] = {}
     before: dict[str, str] = {}
     unclear: dict[str, str] = {}
-    for layer in dict.fromkeys(filter(None, home.values())):
-        behind = {name: [r for r in readers.get(name, []) if r.layer != layer] for name in home if home[name] == layer}
-        leaving = {name: found for name, found in behind.items() if found}
-        readings = [reader for found in leaving.values() for reader in found]
-        if len(leaving) == 1:
-            values[layer] = next(iter(leaving))
-        elif len(leaving) == 2 and (total := _only_sum(readings)):
+    for layer in dict.fromkeys(filter(None, layer_of_value.values())):
+        names = [name for name, its_layer in layer_of_value.items() if its_layer == layer]
+        outside = {name: [user for user in users.get(name, []) if user.layer != layer] for name in names}
+        used_outside = {name: found for name, found in outside.items() if found}
+        all_users = [user for found in used_outside.values() for user in found]
+        if len(used_outside) == 1:
+            values[layer] = next(iter(used_outside))
+        elif len(used_outside) == 2 and (total := _only_sum(all_users)):
             values[layer] = total
         else:
-            unclear[layer] = f"{len(leaving) or 'no'} values leave it, not one"
+            unclear[layer] = f"{len(used_outside) or 'no'} values leave it, not one"
             continue
-        for reader in readings:
-            before.setdefault(reader.layer, layer)
+        for user in all_users:
+            before.setdefault(user.layer, layer)
     return Borders(values, before, unclear)
 
 
-class _Reader(NamedTuple):
+class _User(NamedTuple):
     node: onnx.NodeProto
     layer: str
 
 
-def _only_sum(readings: list[_Reader]) -> str | None:
-    """The sum of two values that nothing but the sum reads."""
-    nodes = [reader.node for reader in readings]
+def _only_sum(users: list[_User]) -> str | None:
+    """Return the sum of two values if one node that adds them is their only user."""
+    nodes = [user.node for user in users]
     if len(nodes) == 2 and nodes[0] is nodes[1] and nodes[0].op_type in _SUMS:
         return str(nodes[0].output[_SUMS[nodes[0].op_type]])
     return None
 
 
 def _inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node reads, in the graphs that it holds as well."""
+    """Yield the inputs of a node and of the nodes in its subgraphs."""
     yield from node.input
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:

@@ -13,6 +13,7 @@ from ..onnx.lower import Derived, Lowering, WeightValue
 from ..onnx.quantized import standard_embedding, standard_linear, with_bias
 from ..onnx.rounded_inputs import integer_input
 from ..onnx.rounded_matrix import RoundedMatrix
+from .facts import FASTEST_GROUPS
 
 
 def contrib_linear(
@@ -23,10 +24,11 @@ def contrib_linear(
     matrix = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
     if activation == "int8" and _is_integers(g, matrix):
         return with_bias(g, _integer_matmul(g, x, matrix, x_scale), bias)
-    if activation == "none" and matrix.block and scheme in ("int8", "int4"):
-        return _matmul_of_codes(g, x, matrix, matrix.block, bias)
-    if activation == "none" and matrix.block and scheme == "nf4":
-        return with_bias(g, _matmul_of_levels(g, x, matrix, matrix.block), bias)
+    block = matrix.block(FASTEST_GROUPS)
+    if activation == "none" and block and scheme in ("int8", "int4"):
+        return _matmul_of_codes(g, x, matrix, block, bias)
+    if activation == "none" and block and scheme == "nf4":
+        return with_bias(g, _matmul_of_levels(g, x, matrix, block), bias)
     return standard_linear(g, x, weight, scales, zeros, bias, scheme, group_size, activation, x_scale, multiples)
 
 
@@ -36,7 +38,7 @@ def contrib_embedding(
 ) -> str:  # fmt: skip
     """Look up and dequantize the codes of the tokens in one op."""
     table = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
-    block = table.block
+    block = table.block(FASTEST_GROUPS)
     if scheme not in ("int8", "int4") or block is None:
         return standard_embedding(g, ids, weight, scales, zeros, scheme, group_size, multiples)
     return g.op(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...artifact.manifest import DerivedSpec
+from .section import DerivedSpec
 
 # Input channels that are transposed at once: each read covers whole cache lines, and the result stays in the cache.
 _STRIPE = 64

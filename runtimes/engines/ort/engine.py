@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine: caches bound once and written in place, one run call for all rows of a step."""
+"""The engine of target "ort": caches are bound once and written in place; a step runs the whole batch in one call."""
 
 from __future__ import annotations
 
@@ -10,36 +10,39 @@ import numpy as np
 import onnxruntime as ort
 
 from ....errors import LlmcError, UsageError
-from ...artifact.manifest import CacheSpec, GraphSpec, Manifest
+from ...artifact.manifest import CacheSpec, Manifest
 from ..base import KernelTime, check_fits
 from ..cores import physical_cores
+from ..onnx_names import past_name, present_name
 from .profile import kernel_times
+from .section import GraphFile, read_section
 from .session import open_session
 
-# Tokens of a row that go through in one call. Attention computes the scores of all pairs of a call, also of those that
-# the mask takes away, so half as many tokens twice are less work; matmuls are at their best from here on.
-_PIECE = 256
-# What a graph takes the numbers of a cache as.
-_NUMBERS = {"fp32": np.float32, "int8": np.int8, "fp8": np.uint8}
+# The most tokens of a sequence in one call. Attention computes the scores of all pairs of a call, also of masked ones,
+# so several shorter calls need less work. Longer calls would not make matmuls more efficient.
+PIECE = 256
+# The dtype of a cache in the manifest -> the dtype of the graph's inputs and outputs.
+_DTYPES = {"fp32": np.float32, "int8": np.int8, "fp8": np.uint8}
 
 
 class OrtEngine:
-    """An artifact of target "ort" at work; see `Engine`.
+    """An artifact of target "ort"; see `Engine`.
 
-    A graph may serve some numbers of tokens better than others: "step" is for few, "prefill" for many. Each is
-    opened when it is first needed. Rows with more than one token each run one by one, for the fused attention takes
-    no batch of them; that costs nothing, since one such row already keeps all cores busy.
+    The step graph runs few tokens per sequence, the prefill graph many. Each graph is opened when it is first needed.
+    Sequences with more than one new token run one at a time, since the fused attention does not support a batch of
+    them. This costs nothing: one such sequence already uses all cores.
 
     Args:
-        threads: for the matmuls; one for each physical core where none is given.
+        threads: threads of the matmuls; by default one per physical core.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, slots: int = 1) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.vocab_size = int(manifest.model["vocab_size"])
+        self.vocab_size = manifest.model.vocab_size
         self.max_seq_len = manifest.max_seq_len
         self.threads = threads or physical_cores()
+        self._files = read_section(manifest).graphs
         self._graphs: dict[str, GraphSession] = {}
         self._traces: Path | None = None
         self._ones = np.ones((1, self.max_seq_len), np.int64)
@@ -48,8 +51,8 @@ class OrtEngine:
 
     def open_slots(self, count: int) -> None:
         self.slots = count
-        # Zeros: what was never written must be finite, for it is multiplied by a weight of zero.
-        self._caches = [(spec, _room(spec, count)) for spec in self.manifest.caches]
+        # Unwritten positions must be finite, since they are multiplied by an attention weight of zero.
+        self._caches = [(spec, _zeros(spec, count)) for spec in self.manifest.caches]
         self._ring = min((spec.length for spec in self.manifest.caches if spec.kind == "ring"), default=None)
         self._ends = [0] * count
         for graph in self._graphs.values():
@@ -60,25 +63,25 @@ class OrtEngine:
     ) -> np.ndarray:
         tokens = np.ascontiguousarray(tokens, np.int64)
         batch, length = tokens.shape
-        rows = range(batch) if slots is None else [int(slot) for slot in slots]
-        self._check(tokens, starts, rows)
-        if length > _PIECE:
-            pieces = self._in_pieces(tokens, starts, np.asarray(rows), last_only)
+        used = range(batch) if slots is None else [int(slot) for slot in slots]
+        self._check(tokens, starts, used)
+        if length > PIECE:
+            pieces = self._in_pieces(tokens, starts, np.asarray(used), last_only)
             return pieces[-1] if last_only else np.concatenate(pieces, 1)
         if self._ring is not None:
-            self._check_going_back(starts, rows, length, self._ring)
+            self._check_rollback(starts, used, length, self._ring)
         graph = self._graph(length)
-        together = list(_runs(rows, 1 if length > 1 else batch))
-        if len(together) == 1:
-            return self._run(graph, tokens, starts, rows[0], last_only)
-        parts = np.empty((batch, 1 if last_only else length, self.vocab_size), np.float32)
-        for first, last in together:
+        runs = list(_adjacent(used, 1 if length > 1 else batch))
+        if len(runs) == 1:
+            return self._run(graph, tokens, starts, used[0], last_only)
+        logits = np.empty((batch, 1 if last_only else length, self.vocab_size), np.float32)
+        for first, last in runs:
             part = slice(first, last)
-            parts[part] = self._run(graph, tokens[part], starts[part], rows[first], last_only)
-        return parts
+            logits[part] = self._run(graph, tokens[part], starts[part], used[first], last_only)
+        return logits
 
     def profile(self, work: Callable[[], object], warm_up: Callable[[], object]) -> list[KernelTime]:
-        """See `Profiles`. A session is profiled from its creation, so the graphs are opened anew, before and after."""
+        """See `Profiles`. A session is profiled from its creation on, so graphs are opened again before and after."""
         with tempfile.TemporaryDirectory(prefix="llmc-profile-") as folder:
             self._traces = Path(folder, "trace")
             self._graphs.clear()
@@ -94,13 +97,13 @@ class OrtEngine:
     def _in_pieces(
         self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray, last_only: bool
     ) -> list[np.ndarray]:
-        pieces = range(0, tokens.shape[1], _PIECE)
-        return [self.forward(tokens[:, i : i + _PIECE], starts + i, slots, last_only) for i in pieces]
+        pieces = range(0, tokens.shape[1], PIECE)
+        return [self.forward(tokens[:, i : i + PIECE], starts + i, slots, last_only) for i in pieces]
 
     def _run(
         self, graph: GraphSession, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool
     ) -> np.ndarray:
-        """Rows in adjacent slots, in one call."""
+        """Run sequences in adjacent slots, the first of which is `slot`, in one call."""
         batch, length = tokens.shape
         ends = np.asarray(starts) + length
         total = int(ends.max())
@@ -109,49 +112,52 @@ class OrtEngine:
         return graph.run(binding, tokens, mask, last_only)
 
     def _graph(self, length: int) -> GraphSession:
-        """The graph for this many tokens a row."""
-        fit = {n: g for n, g in self.manifest.graphs.items() if g.min_rows <= length <= (g.max_rows or length)}
-        name = max(fit, key=lambda n: fit[n].min_rows)
+        """Return the graph for this many tokens per sequence."""
+        fitting = {name: phase for name, phase in self.manifest.phases.items() if phase.serves(length)}
+        name = max(fitting, key=lambda n: fitting[n].min_tokens)
         if name not in self._graphs:
-            self._graphs[name] = self._open(fit[name])
+            self._graphs[name] = self._open(self._files[name])
         return self._graphs[name]
 
-    def _open(self, spec: GraphSpec) -> GraphSession:
+    def _open(self, spec: GraphFile) -> GraphSession:
         return GraphSession(self.folder, spec, self.threads, self.vocab_size, trace=self._traces)
 
-    def _check(self, tokens: np.ndarray, starts: np.ndarray, rows: Sequence[int]) -> None:
+    def _check(self, tokens: np.ndarray, starts: np.ndarray, slots: Sequence[int]) -> None:
         check_fits(starts, tokens.shape[1], self.max_seq_len)
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
             raise UsageError(
                 "TOKEN_UNKNOWN",
-                f"A token is outside 0..{self.vocab_size - 1}.",
-                "Use the tokenizer of the artifact.",
+                f"A token id is outside 0..{self.vocab_size - 1}.",
+                "Use the tokenizer in the artifact.",
             )
-        if closed := [row for row in rows if not 0 <= row < self.slots]:
+        if closed := [slot for slot in slots if not 0 <= slot < self.slots]:
             raise UsageError(
-                "SLOT_CLOSED", f"Slot {closed[0]} is not open, only {self.slots} are.", "Call open_slots first."
+                "SLOT_CLOSED", f"Slot {closed[0]} is not open: there are {self.slots}.", "Call open_slots first."
             )
 
-    def _check_going_back(self, starts: np.ndarray, rows: Sequence[int], length: int, ring: int) -> None:
-        """Once a ring is full, its last token can be taken back, or all; others have overwritten what they saw."""
-        for start, row in zip(starts, rows, strict=True):
-            if 0 < start < self._ends[row] - 1 and self._ends[row] > ring:
+    def _check_rollback(self, starts: np.ndarray, slots: Sequence[int], length: int, ring: int) -> None:
+        """Refuse starts whose window is partly overwritten, and record the new ends.
+
+        A slot with more positions than a ring can go back by one position, or to 0.
+        """
+        for start, slot in zip(starts, slots, strict=True):
+            if 0 < start < self._ends[slot] - 1 and self._ends[slot] > ring:
                 raise UsageError(
                     "ROLLBACK_TOO_FAR",
-                    f"Slot {row} holds {self._ends[row]} positions and can't go back to {start}: a layer keeps its "
-                    "sliding window only.",
+                    f"Slot {slot} holds {self._ends[slot]} positions and can't go back to {start}: a layer keeps only "
+                    "its sliding window.",
                     "Start again from 0, or compile with --kv-cache static.",
                 )
-            self._ends[row] = int(start) + length
+            self._ends[slot] = int(start) + length
 
 
-def _room(spec: CacheSpec, slots: int) -> list[np.ndarray]:
-    """Zeros for what a cache keeps of so many sequences."""
-    return [np.zeros((slots, spec.heads, spec.length, part.width), _NUMBERS[part.dtype]) for part in spec.tensors]
+def _zeros(spec: CacheSpec, slots: int) -> list[np.ndarray]:
+    """Return zeros for all tensors of a cache."""
+    return [np.zeros((slots, spec.heads, spec.length, part.width), _DTYPES[part.dtype]) for part in spec.parts]
 
 
-def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows whose slots follow one another, so that their caches are one piece of memory."""
+def _adjacent(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of batch entries whose slots are adjacent, so that their caches are contiguous in memory."""
     first = 0
     for i in range(1, len(slots) + 1):
         if i == len(slots) or slots[i] != slots[i - 1] + 1 or i - first == longest:
@@ -160,16 +166,21 @@ def _runs(slots: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:
 
 
 class GraphSession:
-    """A session, and its bindings by the slots that they reach.
+    """An ONNX Runtime session of one graph, and its bindings to cache slots.
+
+    Args:
+        model: a graph to open instead of the artifact's own.
+        trace: the path of a trace file; profiles the session.
 
     Attributes:
         runs: the number of runs so far.
+        chooses_rows: True if the graph has an input with the indices of the tokens whose logits it returns.
     """
 
     def __init__(
         self,
         folder: Path,
-        spec: GraphSpec,
+        spec: GraphFile,
         threads: int,
         vocab_size: int,
         model: bytes | None = None,
@@ -182,7 +193,7 @@ class GraphSession:
         self.vocab_size = vocab_size
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._last = np.array([-1])
-        # Outputs stand in a binding in the order in which they were first bound: the caches, then the logits.
+        # The outputs of a binding are in the order in which they were first bound: caches, then logits.
         self._logits = len(self.session.get_outputs()) - 1
 
     def forget(self) -> None:
@@ -193,15 +204,21 @@ class GraphSession:
         return Path(self.session.end_profiling())
 
     def binding(self, slot: int, batch: int, caches: list[tuple[CacheSpec, list[np.ndarray]]]) -> ort.IOBinding:
-        """Past and present of the slots from this one on, bound to the same memory."""
+        """Return a binding of past and present of adjacent slots to the same memory.
+
+        Args:
+            slot: the first slot.
+            batch: the number of slots.
+        """
         key = (slot, batch)
         if key not in self._bindings:
-            made = self._bindings[key] = self.session.io_binding()
-            for spec, arrays in caches:
-                for array, part in zip(arrays, spec.tensors, strict=True):
-                    rows = array[slot : slot + batch]
-                    made.bind_input(part.past, "cpu", 0, array.dtype, rows.shape, rows.ctypes.data)
-                    made.bind_output(part.present, "cpu", 0, array.dtype, rows.shape, rows.ctypes.data)
+            binding = self._bindings[key] = self.session.io_binding()
+            for i, (spec, arrays) in enumerate(caches):
+                for array, part in zip(arrays, spec.parts, strict=True):
+                    memory = array[slot : slot + batch]
+                    at = ("cpu", 0, array.dtype, memory.shape, memory.ctypes.data)
+                    binding.bind_input(past_name(i, part.role), *at)
+                    binding.bind_output(present_name(i, part.role), *at)
         return self._bindings[key]
 
     def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, last_only: bool) -> np.ndarray:
@@ -219,7 +236,7 @@ class GraphSession:
             binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
             self._run(binding)
             return logits
-        # The graph says that it gives one row, and holds buffers of others to that, but not what it allocates itself.
+        # The graph declares logits of one token. It checks the shape of a caller's buffer, but not of its own.
         binding.bind_output("logits", "cpu")
         self._run(binding)
         logits = binding.get_outputs()[self._logits].numpy()
@@ -228,10 +245,13 @@ class GraphSession:
     def _run(self, binding: ort.IOBinding) -> None:
         try:
             self.session.run_with_iobinding(binding)
-        except Exception as error:  # the binding's exception classes are private
+        except Exception as error:  # the exception classes of ONNX Runtime are private
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
             raise LlmcError(
                 "GRAPH_FAILED",
                 f"ONNX Runtime {ort.__version__} failed while it ran {self.file}: {reason}.",
                 "Check the artifact on this machine: llmc verify DIR",
             ) from error
+
+
+ENGINE = OrtEngine

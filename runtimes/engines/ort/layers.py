@@ -1,4 +1,4 @@
-"""An engine that also tells what leaves each layer of its graphs."""
+"""An engine that also returns the outputs of the layers of its graphs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ...artifact.manifest import GraphSpec, Manifest
-from ...measure.windows import Window
+from ...artifact.manifest import Manifest
 from .engine import GraphSession, OrtEngine
+from .section import GraphFile
 
 
 @dataclass(frozen=True)
 class WatchedGraph:
-    """A graph with more outputs than the artifact's own.
+    """A graph with the outputs of its layers as additional outputs.
 
     Attributes:
-        model: as ONNX Runtime reads it, over the weights of the artifact.
-        values: the output that leaves a layer, by the layer's name.
-        before: the layer that another one reads it from.
-        unclear: why other layers have none.
+        model: the serialized graph, which refers to the weights of the artifact.
+        values: the name of the graph output with a layer's output, by the layer's name.
+        before: by a layer's name, the layer whose output it uses.
+        unclear: by a layer's name, why it has no single output.
     """
 
     model: bytes
@@ -32,10 +32,10 @@ class WatchedGraph:
 
 
 class WatchedEngine(OrtEngine):
-    """An artifact at work, by graphs that give the values between layers, too; see `Watched`.
+    """An artifact whose graphs also return the outputs of layers; see `LayerEngine`.
 
     Args:
-        watched: its graphs by their files.
+        watched: the graphs by file name.
     """
 
     def __init__(
@@ -43,26 +43,30 @@ class WatchedEngine(OrtEngine):
     ) -> None:
         self.watched = watched
         self._pieces: list[dict[str, np.ndarray]] = []
-        self._odd: dict[str, str] = {}
+        self._wrong_shapes: dict[str, str] = {}
         super().__init__(folder, manifest, threads=threads)
 
     @property
     def unclear(self) -> dict[str, str]:
-        """Why layers have no value; what only a run shows is known behind the first call of `values`."""
-        known = {layer: why for graph in self.watched.values() for layer, why in graph.unclear.items()}
-        return known | self._odd
+        """Why layers have no output value; reasons that only a run shows appear after the first call of `values`."""
+        by_graph = {layer: why for graph in self.watched.values() for layer, why in graph.unclear.items()}
+        return by_graph | self._wrong_shapes
 
     @property
     def before(self) -> dict[str, str]:
         return {layer: other for graph in self.watched.values() for layer, other in graph.before.items()}
 
-    def values(self, window: Window) -> dict[str, np.ndarray]:
+    @property
+    def layers(self) -> list[str]:
+        return list(dict.fromkeys(name for graph in self.watched.values() for name in graph.values))
+
+    def values(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         self._pieces.clear()
-        self.forward(window.tokens[None, :-1], np.zeros(1, np.int64), np.zeros(1, np.int64))
+        self.forward(tokens[None], np.zeros(1, np.int64), np.zeros(1, np.int64))
         common = [layer for layer in self._pieces[0] if all(layer in piece for piece in self._pieces)]
         return {layer: np.concatenate([piece[layer] for piece in self._pieces], 1) for layer in common}
 
-    def _open(self, spec: GraphSpec) -> GraphSession:
+    def _open(self, spec: GraphFile) -> GraphSession:
         return _Watched(self.folder, spec, self.threads, self.vocab_size, self.watched[spec.file], self._traces)
 
     def _run(
@@ -70,20 +74,21 @@ class WatchedEngine(OrtEngine):
     ) -> np.ndarray:
         logits = super()._run(graph, tokens, starts, slot, last_only)
         assert isinstance(graph, _Watched)
-        rows = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == tokens.shape}
-        for layer in graph.seen.keys() - rows:
-            self._odd[layer] = f"what leaves it has the shape {list(graph.seen[layer].shape)}, no row for each token"
-        self._pieces.append(rows)
+        by_token = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == tokens.shape}
+        for layer in graph.seen.keys() - by_token:
+            shape = list(graph.seen[layer].shape)
+            self._wrong_shapes[layer] = f"its output has the shape {shape}, not one vector per token"
+        self._pieces.append(by_token)
         return logits
 
 
 class _Watched(GraphSession):
-    """Keeps what left each layer in the last call, [B, S, ...], under `seen`."""
+    """A session that keeps the layers' outputs of the last call, [B, S, ...], in `seen`."""
 
     def __init__(
         self,
         folder: Path,
-        spec: GraphSpec,
+        spec: GraphFile,
         threads: int,
         vocab_size: int,
         watched: WatchedGraph,
@@ -94,8 +99,8 @@ class _Watched(GraphSession):
         self.seen: dict[str, np.ndarray] = {}
 
     def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, last_only: bool) -> np.ndarray:
-        # Each time: without a buffer of the caller's the last call's would be taken, which has its length. Before the
-        # logits, which are the last to be bound.
+        # Bound for each call: otherwise ONNX Runtime would reuse the buffer of the last call, which may have another
+        # length. Bound before the logits, which are the last output.
         for name in self.names.values():
             binding.bind_output(name, "cpu")
         logits = super().run(binding, tokens, mask, last_only)

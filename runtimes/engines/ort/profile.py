@@ -30,17 +30,17 @@ def kernel_times(traces: Iterable[tuple[Path, int]]) -> list[KernelTime]:
 
 
 def _kernel_events(trace: Path, skipped: int) -> list[tuple[int, int, str]]:
-    """Read the kernel calls behind the first runs of a session: start and duration in us, op type."""
+    """Read the kernel calls after the first `skipped` runs of a session: start and duration in us, op type."""
     kernels: list[tuple[int, int, str]] = []
     runs = 0
     for event in _events(trace):
         if event["name"] == "profile_truncated":
             raise UsageError(
                 "PROFILE_TOO_LONG",
-                f"ONNX Runtime records {int(event['args']['max_num_events']):,} events of a profile at most.",
-                "Profile fewer tokens.",
+                f"ONNX Runtime records at most {int(event['args']['max_num_events']):,} events of a profile.",
+                "Profile fewer tokens: set smaller -p and -n.",
             )
-        if event["name"] == "model_run":  # it is written after the kernels of the run
+        if event["name"] == "model_run":  # written after the kernels of the run
             runs += 1
             if runs == skipped:
                 kernels.clear()
@@ -50,7 +50,7 @@ def _kernel_events(trace: Path, skipped: int) -> list[tuple[int, int, str]]:
 
 
 def _events(trace: Path) -> Iterator[dict[str, Any]]:
-    """Parse a JSON array that has one event on each line; an event has large arguments, so they are read one by one."""
+    """Parse a JSON array with one event per line. Events are large, so they are read one at a time."""
     with trace.open(encoding="utf-8") as file:
         for line in file:
             if line.startswith("{"):
@@ -58,8 +58,8 @@ def _events(trace: Path) -> Iterator[dict[str, Any]]:
 
 
 def _own_times(events: list[tuple[int, int, str]]) -> Iterator[tuple[str, int]]:
-    """Op types and their time without that of the kernels that run inside them, such as those of a Loop's body."""
-    open_events: list[list[Any]] = []  # of those around the current one: end, op type, own time
+    """Yield op types and their own time, without the kernels that run inside them, as in the body of a Loop."""
+    open_events: list[list[Any]] = []  # the events around the current one: end, op type, own time
     for start, duration, op in sorted(events, key=lambda event: (event[0], -event[1])):
         while open_events and open_events[-1][0] <= start:
             yield _closed(open_events)

@@ -12,9 +12,10 @@ import numpy as np
 import onnxruntime as ort
 
 from ....errors import LlmcError
-from ...artifact.manifest import DERIVED_FILE, GraphSpec, StoredSpec
-from ...memory import give_back_memory
+from ...memory import trim_memory
+from ..onnx_names import DERIVED_FILE
 from .derive import derive, write_derived
+from .section import GraphFile, StoredSpec
 
 # Microseconds that an idle thread spins before it sleeps: long enough to bridge the gap between two ops or two tokens,
 # but no longer, because spinning takes the core from the other graph's threads and from the caller.
@@ -25,7 +26,7 @@ _FLOAT8 = {"float8_e4m3fn": 17, "float8_e5m2": 19}
 
 
 def open_session(
-    folder: Path, spec: GraphSpec, threads: int, model: bytes | None = None, trace: Path | None = None
+    folder: Path, spec: GraphFile, threads: int, model: bytes | None = None, trace: Path | None = None
 ) -> tuple[ort.InferenceSession, list[Any]]:
     """Open a session; also return the objects that must live as long as it does.
 
@@ -49,13 +50,13 @@ def open_session(
         session = _open(model, options, spec)
     else:
         session = _open(str(folder / spec.file), options, spec)
-    give_back_memory()
+    trim_memory()
     return session, held
 
 
 def _open_derived(
     folder: Path,
-    spec: GraphSpec,
+    spec: GraphFile,
     options: ort.SessionOptions,
     threads: int,
     held: list[Any],
@@ -82,7 +83,7 @@ def _open_derived(
     return session
 
 
-def _open(model: str | bytes, options: ort.SessionOptions, spec: GraphSpec) -> ort.InferenceSession:
+def _open(model: str | bytes, options: ort.SessionOptions, spec: GraphFile) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding's exception classes are private

@@ -1,4 +1,4 @@
-"""Tiny models on disk, and the command as a process of its own."""
+"""Fixtures: tiny models on disk, and `llmc` in a process of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def mamba(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that llmc refuses, in capture."""
+    """A model that capture refuses."""
     folder = tmp_path_factory.mktemp("mamba")
     tiny_model("mamba").save_pretrained(folder)
     return str(folder)
@@ -29,7 +29,7 @@ def mamba(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def llmc() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `llmc` with arguments; environment variables by keyword."""
+    """Return a function that runs `llmc`; keywords set environment variables."""
 
     def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

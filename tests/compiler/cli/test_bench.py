@@ -1,4 +1,4 @@
-"""`llmc bench`: what it measures and how it prints it."""
+"""`llmc bench`: measurements and output formats."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_table_is_the_default(loaded: types.ModuleType, artifact: Path) -> N
     assert lines[-1].startswith("2 runs, 1 sequence, 3 threads, loaded in ")
 
 
-def test_csv_and_a_drawing(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+def test_csv_and_a_chart(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
     result = bench(artifact, *SHORT, "--output-format", "csv", "--plot", tmp_path / "bench.svg")
     assert [row["test"] for row in csv.DictReader(io.StringIO(result.stdout))] == ["pp8", "tg4"]
     assert "tiny, ort, int8" in "".join(ElementTree.parse(tmp_path / "bench.svg").getroot().itertext())
@@ -69,9 +69,9 @@ def test_wrong_usage(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -
     assert not hasattr(loaded, "asked")
 
 
-def test_a_refusal_is_a_document_too(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+def test_an_error_is_also_a_document(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
     result = bench(artifact, "-p", "65", "--output-format", "json")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["code"] == "BENCH_TOO_LONG"
     assert rest(bench(tmp_path / "absent").stderr).startswith("ARTIFACT_NOT_FOUND")
 

@@ -31,7 +31,7 @@ def test_a_terminal_gets_a_rich_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[red]" in terminal.getvalue()
 
 
-def test_facts_stand_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_of_facts_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     console.facts([("a", "1"), ("longer", "2")])
     assert capsys.readouterr().out == "a       1\nlonger  2\n"
 

@@ -1,4 +1,4 @@
-"""`llmc doctor`: what it prints, and when it fails."""
+"""`llmc doctor`: its output and exit status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmc.compiler.cli.main import main
 from llmc.compiler.inspect import doctor
 
 
-def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]]) -> None:
+def test_stdout_is_only_the_document(llmc: Callable[..., CompletedProcess[str]]) -> None:
     done = llmc("doctor", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
@@ -32,7 +32,7 @@ def test_the_report_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnxruntime" in result.stdout
 
 
-def test_it_fails_where_capture_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_fails_if_capture_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
     report = doctor.examine()
     broken = dataclasses.replace(
         report.targets[0], capture=doctor.Answer(False, "torch is missing: pip install 'llmc'")

@@ -1,4 +1,4 @@
-"""`llmc eval`: what it measures, how it prints it, and what it refuses."""
+"""`llmc eval`: measurements, output formats and refusals."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 class Unsure(Counting):
-    """Gives each word half the logit."""
+    """A counting engine with half the logits."""
 
     def forward(self, *arguments: Any, **options: Any) -> np.ndarray:
         return super().forward(*arguments, **options) / 2
 
 
 @pytest.fixture
-def ruler(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def reference_logits(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("llmc.compiler.gate.reference_logits")
 
     def reference_of(model: str, windows: list[Window], vocab_size: int, *, watch: Any) -> EngineReference:
@@ -68,7 +68,7 @@ def evaluate(*arguments: str | Path) -> Result:
 
 
 def probability(logit: float) -> float:
-    """Of the word that counting expects next."""
+    """Return the probability of the next word if it has this logit and all others have 0."""
     return math.exp(logit) / (math.exp(logit) + V - 1)
 
 
@@ -86,7 +86,7 @@ def test_the_document(loaded: types.ModuleType, artifact: Path, text: str) -> No
 
 @pytest.mark.parametrize("kind", ["model", "artifact"])
 def test_against_a_reference(
-    loaded: types.ModuleType, ruler: types.ModuleType, artifact: Path, text: str, tmp_path: Path, kind: str
+    loaded: types.ModuleType, reference_logits: types.ModuleType, artifact: Path, text: str, tmp_path: Path, kind: str
 ) -> None:
     given = "org/name" if kind == "model" else str(write_speaking(tmp_path / "other"))
     options = ["--text", text, "--max-tokens", "19", "--window", "8", "--stride", "7", "--per-position"]
@@ -96,7 +96,7 @@ def test_against_a_reference(
     if kind == "artifact":
         assert document["kld"]["max"] == 0
         return
-    assert ruler.asked == ("org/name", 3, read_manifest(artifact).model["vocab_size"])
+    assert reference_logits.asked == ("org/name", 3, read_manifest(artifact).model.vocab_size)
     p, q = probability(0.5), probability(1)
     kld = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     assert document["kld"]["mean"] == pytest.approx(kld)
@@ -106,7 +106,7 @@ def test_against_a_reference(
     assert document["same_top5"]["value"] == 1
 
 
-def test_the_tables(loaded: types.ModuleType, ruler: types.ModuleType, artifact: Path, text: str) -> None:
+def test_the_tables(loaded: types.ModuleType, reference_logits: types.ModuleType, artifact: Path, text: str) -> None:
     lines = evaluate(artifact, "--text", text, "--max-tokens", "19").stdout.splitlines()
     assert [line.split() for line in lines[:2]] == [["measure", "value", "±", "error"], ["perplexity", "7.9897"]]
     assert lines[-1].startswith(f"18 tokens in 1 window of {text} (sha256 ")
@@ -122,15 +122,15 @@ def test_the_tables(loaded: types.ModuleType, ruler: types.ModuleType, artifact:
     assert lines[-1].startswith("99 tokens in 24 windows of ")
 
 
-def test_a_drawing(
-    loaded: types.ModuleType, ruler: types.ModuleType, artifact: Path, text: str, tmp_path: Path
+def test_a_chart(
+    loaded: types.ModuleType, reference_logits: types.ModuleType, artifact: Path, text: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "kld.svg"
     assert evaluate(artifact, "--text", text, "--reference", "demo", "--plot", path).exit_code == 0
     assert "tiny, out against demo" in "".join(ElementTree.parse(path).getroot().itertext())
 
 
-def test_the_default_is_a_text_that_every_python_has(loaded: types.ModuleType, artifact: Path) -> None:
+def test_built_in_texts(loaded: types.ModuleType, artifact: Path) -> None:
     for arguments, source in (([], "docstrings"), (["--text", "topics"], "topics")):
         document = json.loads(evaluate(artifact, *arguments, "--max-tokens", "9", "--json").stdout)
         assert (document["text"]["source"], document["tokens"]) == (source, 8)
@@ -145,20 +145,20 @@ def test_wrong_usage(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -
     assert not hasattr(loaded, "asked")
 
 
-def test_what_can_not_be_measured_is_refused_before_any_work(
-    loaded: types.ModuleType, ruler: types.ModuleType, artifact: Path, tmp_path: Path
+def test_invalid_measurements_are_refused_before_any_work(
+    loaded: types.ModuleType, reference_logits: types.ModuleType, artifact: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "short").write_text("w1")
     (tmp_path / "empty").write_text(" ")
-    for arguments, code in (
-        (["--text", tmp_path / "short"], "TEXT_TOO_SHORT"),
-        (["--text", tmp_path / "empty"], "TEXT_EMPTY"),
-        (["--text", tmp_path / "absent"], "TEXT_NOT_FOUND"),
-        (["--window", "100000"], "WINDOW_INVALID"),
-        (["--window", "8", "--stride", "8"], "WINDOW_INVALID"),
+    for arguments, code, status in (
+        (["--text", tmp_path / "short"], "TEXT_TOO_SHORT", 3),
+        (["--text", tmp_path / "empty"], "TEXT_EMPTY", 3),
+        (["--text", tmp_path / "absent"], "TEXT_NOT_FOUND", 3),
+        (["--window", "100000"], "WINDOW_INVALID", 2),
+        (["--window", "8", "--stride", "8"], "WINDOW_INVALID", 2),
     ):
         result = evaluate(artifact, *arguments, "--reference", "m", "--json")
-        assert result.exit_code == 3
+        assert result.exit_code == status
         assert json.loads(result.stdout)["error"]["code"] == code
-    assert not hasattr(loaded, "asked") and not hasattr(ruler, "asked")
+    assert not hasattr(loaded, "asked") and not hasattr(reference_logits, "asked")
     assert rest(evaluate(tmp_path / "absent").stderr).startswith("ARTIFACT_NOT_FOUND")

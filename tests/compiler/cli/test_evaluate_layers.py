@@ -1,4 +1,4 @@
-"""`llmc eval --per-layer`: the table, the document, and what it refuses."""
+"""`llmc eval --per-layer`: the table, the document, and refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_document(text: str, kind: str) -> None:
     document = json.loads(result.stdout)
     assert document["windows"] > 4
     found = document["per_layer"]
-    # The first token is predicted by nothing; ten more in each window behind the first.
+    # The first token has no prediction. Each window after the first adds ten tokens.
     assert (found["windows"], found["tokens"]) == (4, 49)
     assert [layer["name"] for layer in found["layers"]] == ["model.layers.0", "model.layers.1"]
     assert all(1e-3 < layer["error"] < 0.5 and 1e-3 < layer["median"] < 0.5 for layer in found["layers"])
@@ -48,8 +48,8 @@ def test_the_document(text: str, kind: str) -> None:
 def test_the_table(text: str) -> None:
     given = [artifact("speaking"), "--reference", speaking_model(), "--text", text, *OPTIONS]
     lines = evaluate(*given, "--per-layer").stdout.splitlines()
-    (head,) = (i for i, line in enumerate(lines) if line.startswith("leaves layer"))
-    assert lines[head].split() == ["leaves", "layer", "error", "median", "token", "added", "here"]
+    (head,) = (i for i, line in enumerate(lines) if line.startswith("output of"))
+    assert lines[head].split() == ["output", "of", "error", "median", "token", "added", "here"]
     rows = [line.split() for line in lines[head + 1 : head + 3]]
     assert [len(row) for row in rows] == [3, 4] and rows[1][0] == "model.layers.1"
     assert all(0 < float(number) < 3e-6 for row in rows for number in row[1:])
@@ -73,7 +73,7 @@ def test_a_graph_without_layers_is_refused_before_any_work(text: str, monkeypatc
     assert json.loads(result.stdout)["error"]["code"] == "NO_LAYER_BORDERS"
 
 
-def test_layers_that_are_not_measured_are_said(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_not_measured_are_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmc.compiler.gate import layer_outputs as layer_values
     from llmc.runtimes.measure.layers import LayerReference
 

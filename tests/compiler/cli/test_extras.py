@@ -1,4 +1,4 @@
-"""Every verb where the modules of an extra are absent. `make extras` does the same in fresh environments."""
+"""All verbs without the modules of an extra. `make extras` does the same in fresh environments."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ EVAL = ("eval", "ARTIFACT", "--max-tokens", "40")
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command says on stderr, in one line, without the lines that name its phases."""
+    """Return a command's stderr as one line, without the lines of phases."""
     return " ".join(" ".join(line for line in done.stderr.splitlines() if not line.startswith("llmc: ")).split())
 
 
 def without(extras: set[str], arguments: tuple[str, ...], output: Path) -> subprocess.CompletedProcess[str]:
-    """`llmc` in a process that can't import the modules of some extras."""
+    """Run `llmc` in a process that can't import the modules of some extras."""
     absent = ",".join(module for module, extra in EXTRAS.items() if extra in extras)
     paths = {"MODEL": str(speaking_model()), "ARTIFACT": str(artifact("speaking")), "OUTPUT": str(output)}
     command = [sys.executable, "-c", WITHOUT, absent, *(paths.get(argument, argument) for argument in arguments)]

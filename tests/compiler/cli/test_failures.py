@@ -1,4 +1,4 @@
-"""Failures of a command as its user sees them: one paragraph, the status of its class, never a traceback."""
+"""Errors of a command: one paragraph, the exit status of the error's class, no traceback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flat(text: str) -> str:
-    """What a command says of an error, in one line, without the lines that name its phases."""
+    """Return the text of an error as one line, without the lines of phases."""
     return " ".join(" ".join(line for line in text.splitlines() if not line.startswith("llmc: ")).split())
 
 
@@ -58,7 +58,7 @@ def test_a_bad_option_names_its_flag_and_exits_2(llmc: Run, artifact: Path, opti
     assert flat(done.stderr).startswith(f"SAMPLING_INVALID: {said}")
 
 
-def test_with_json_the_error_is_a_document_too(llmc: Run, artifact: Path) -> None:
+def test_with_json_an_error_is_also_a_document(llmc: Run, artifact: Path) -> None:
     done = llmc("run", artifact, "w3", "--top-p", "7", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"] == {
@@ -114,7 +114,7 @@ def test_stdin_that_is_not_utf8(encoding: str) -> None:
     assert done.stderr.startswith(b"PROMPT_NOT_UTF8: The prompt ")
 
 
-# What libraries and the machine raise ---------------------------------------------------------------------------------
+# Exceptions of libraries and the system ------------------------------------------------------------------------------
 
 RAISING = """
 import builtins, sys
@@ -128,7 +128,7 @@ main(["bench", "DIR", *sys.argv[1:]], prog_name="llmc")
 
 
 def bench_that(statement: str, *arguments: str, **environment: str) -> CompletedProcess[str]:
-    """`llmc bench` in a process where reading the manifest runs a statement."""
+    """Run `llmc bench` in a process where reading the manifest runs a statement."""
     code = RAISING.format(statement=statement)
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
@@ -155,7 +155,7 @@ def test_any_exception_is_one_paragraph(statement: str, status: int, said: str) 
     assert "Traceback" not in done.stderr and "\n\n" not in done.stderr
 
 
-def test_an_internal_error_says_where_and_how_to_see_more() -> None:
+def test_an_internal_error_names_its_place_and_the_variable_for_a_traceback() -> None:
     done = bench_that("1 / 0", "--output-format", "json")
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "INTERNAL_ERROR" and "LLMC_TRACEBACK=1" in error["hint"]
@@ -201,5 +201,5 @@ def test_a_plain_error_gets_the_class_of_its_code() -> None:
     assert type(as_llmc_error(LlmcError("NONESUCH", "W", "H"))) is LlmcError
 
 
-def test_an_option_without_a_name_to_match_changes_nothing() -> None:
+def test_arguments_are_not_shown_as_flags() -> None:
     assert with_flags(UsageError("X", "seed is 1."), [click.Argument(["seed"])]).what == "seed is 1."

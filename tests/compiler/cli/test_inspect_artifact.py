@@ -1,4 +1,4 @@
-"""`llmc inspect DIR`: an artifact, shown."""
+"""`llmc inspect` of an artifact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from progress_lines import rest
 from speaking import write_speaking
 
 from llmc.compiler.cli.main import main
-from llmc.runtimes.artifact.manifest import ScalesSpec
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def inspect(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
 
 
-def test_everything_about_it_is_shown(folder: Path) -> None:
+def test_the_report(folder: Path) -> None:
     result = inspect(folder)
     assert (result.exit_code, result.stderr) == (0, "")
     text = result.stdout
@@ -35,7 +34,7 @@ def test_everything_about_it_is_shown(folder: Path) -> None:
         "model         tiny (llama), 1,234 parameters, 1 layers",
         "quantization  rtn (no tokenizer): 12 int8 by channel, 1 as it was",
         "needs         numpy>=1.26",
-        "step   model.onnx  1 or more",
+        "step   1 or more",
         # 3 heads of 64 and 32, 128 positions, 4 bytes each
         "     1  static        128      3  64 and 32      fp32   147 kB",
         "prefill of 7  1.25e-06  0.0001  yes",
@@ -44,10 +43,9 @@ def test_everything_about_it_is_shown(folder: Path) -> None:
     assert any(line.startswith("model.onnx ") and " 5 B" in line for line in text.splitlines())
 
 
-def test_a_rounded_cache(tmp_path: Path) -> None:
+def test_a_quantized_cache(tmp_path: Path) -> None:
     cache = manifest().caches[0]
-    scaled = replace(cache, dtype="int8", scales=ScalesSpec("ks", "vs", "pks", "pvs"))
-    write(tmp_path / "out", caches=[scaled, replace(scaled, key="other", scales=ScalesSpec("a", "b", "c", "d"))])
+    write(tmp_path / "out", caches=[replace(cache, dtype="int8")] * 2)
     text = inspect(tmp_path / "out").stdout
     # 3 heads of 64 and 32 bytes and two scales of 4, 128 positions, two layers
     assert "\nCaches of one sequence, 79.9 kB\n" in text
@@ -64,7 +62,7 @@ def test_the_document(folder: Path) -> None:
     assert "error" not in document
 
 
-def test_one_that_cannot_be_run_here_is_shown_and_refused(folder: Path) -> None:
+def test_a_damaged_artifact_is_shown_and_refused(folder: Path) -> None:
     (folder / "model.onnx").write_bytes(b"")
     result = inspect(folder)
     assert result.exit_code == 3
@@ -73,9 +71,9 @@ def test_one_that_cannot_be_run_here_is_shown_and_refused(folder: Path) -> None:
     assert json.loads(inspect(folder, "--json").stdout)["error"]["code"] == "ARTIFACT_DAMAGED"
 
 
-def test_one_that_was_not_verified(tmp_path: Path) -> None:
+def test_an_artifact_that_was_not_verified(tmp_path: Path) -> None:
     write(tmp_path / "out")
-    assert inspect(tmp_path / "out").stdout.endswith("Verification, when it was compiled\nnone\n")
+    assert inspect(tmp_path / "out").stdout.endswith("Verification when it was compiled\nnone\n")
     (tmp_path / "out/verify.json").write_text('{"form": "another"}')
     assert inspect(tmp_path / "out").stdout.endswith('{"form": "another"}\n')
 
@@ -83,7 +81,7 @@ def test_one_that_was_not_verified(tmp_path: Path) -> None:
 def test_options_of_models_are_wrong_usage(folder: Path) -> None:
     result = inspect(folder, "--until", "canonical")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "--until is about a model" in result.stderr
+    assert "--until works on a model only" in result.stderr
 
 
 BARE = """

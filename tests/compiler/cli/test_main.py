@@ -1,4 +1,4 @@
-"""The command as a shell sees it: help, exit codes, where the words go."""
+"""The command `llmc`: help, exit statuses, and the streams that it writes to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_help_and_version() -> None:
 
 
 def test_help_loads_no_library() -> None:
-    """What makes it quick on any machine; a time would measure the machine."""
+    """Imports are checked instead of time, which depends on the machine."""
     code = "import sys; from llmc.compiler.cli.main import main;"
     code += "[main([verb, '--help'], standalone_mode=False) for verb in main.commands];"
     code += "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'rich', 'numpy', 'gguf'};"
@@ -46,17 +46,17 @@ def test_help_loads_no_library() -> None:
         (["inspect", "demo", "--jsn"], "Did you mean --json?"),
         (["xyzzy"], "No such command 'xyzzy'."),
         (["inspect"], "Missing argument 'MODEL'"),
-        (["plan", "demo", "--max-seq-len", "0"], "0 is not in the range"),
+        (["plan", "demo", "--max-seq-len", "0"], "Give 2 or more"),
         (["inspect", "demo", "--until", "lowered"], "'lowered' is not one of"),
     ],
 )
-def test_wrong_usage_exits_2_and_helps(arguments: list[str], said: str) -> None:
+def test_wrong_usage_exits_2_with_a_suggestion(arguments: list[str], said: str) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert said.replace("'", "") in err.replace("'", "")  # click's versions quote differently
 
 
-def test_a_refusal_is_one_paragraph_on_stderr() -> None:
+def test_an_error_is_one_paragraph_on_stderr() -> None:
     code, out, err = run("inspect", "no such model", "--until", "canonical")
     assert (code, out) == (3, "")
     err = rest(err)
@@ -66,7 +66,7 @@ def test_a_refusal_is_one_paragraph_on_stderr() -> None:
     assert "\n\n" not in err
 
 
-def test_a_refusal_is_a_document_too_with_json() -> None:
+def test_with_json_an_error_is_also_a_document() -> None:
     import json
 
     code, out, err = run("plan", "no such model", "--json")
@@ -87,7 +87,7 @@ def noisy(as_json: bool) -> None:
     click.echo("{}")
 
 
-def test_libraries_are_silent_within_a_verb_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_libraries_are_silent_only_inside_a_verb(caplog: pytest.LogCaptureFixture) -> None:
     import logging
     import warnings
 

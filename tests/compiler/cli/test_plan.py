@@ -1,4 +1,4 @@
-"""`llmc plan`: what it prints, and how it refuses."""
+"""`llmc plan`: its output and refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def plan(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["plan", *arguments])
 
 
-def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]], llama: str) -> None:
+def test_stdout_is_only_the_document(llmc: Callable[..., CompletedProcess[str]], llama: str) -> None:
     done = llmc("plan", llama, "--json", "--max-seq-len", "32", "--max-batch-size", "4", "--dtype", "bf16")
     assert (done.returncode, rest(done.stderr)) == (0, "")
     assert phases(done.stderr) == [f"capture {llama}", "passes"]
@@ -28,7 +28,7 @@ def test_stdout_is_the_document_alone(llmc: Callable[..., CompletedProcess[str]]
     assert document["coverage"]["dialect"]["llmc.rms_norm"] == 5
 
 
-def test_the_report_names_everything_that_is_asked_of_a_plan(llama: str) -> None:
+def test_the_report(llama: str) -> None:
     result = plan(llama, "--max-seq-len", "32", "--max-batch-size", "4")
     assert (result.exit_code, rest(result.stderr)) == (0, "")
     assert result.stdout.isascii()
@@ -43,10 +43,10 @@ def test_the_report_names_everything_that_is_asked_of_a_plan(llama: str) -> None
         assert line in result.stdout
 
 
-def test_keys_and_values_in_8_bits(llama: str) -> None:
+def test_an_8_bit_cache(llama: str) -> None:
     result = plan(llama, "--max-seq-len", "32", "--max-batch-size", "4", "--kv-cache-dtype", "int8")
     assert (result.exit_code, rest(result.stderr)) == (0, "")
-    assert "kept as              int8 with scales" in result.stdout
+    assert "dtype                int8 with scales" in result.stdout
     assert "full                 20.5 kB for 4 x 32 positions" in result.stdout  # 2 x 2 heads x (16 + 16 + 2 x 4) each
 
 

@@ -1,4 +1,4 @@
-"""Progress: drawn on a terminal, one line a phase in a log."""
+"""Progress: drawn on a terminal, one line per phase in a log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_phases_are_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("TERM", "xterm")
     with progress("Capturing demo") as now:
         shown = terminal.getvalue()
-        with quiet():  # capture turns stderr away
+        with quiet():  # capture redirects stderr
             now("passes", "After MatchRope: 60 matches")
             assert "After MatchRope: 60 matches" in terminal.getvalue()
             print("result")
@@ -56,7 +56,7 @@ def test_steps_are_counted_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the module reads; tests change it."""
+    """Replace the clock of the module; tests set its time."""
     now = [100.0]
     monkeypatch.setattr("llmc.compiler.cli.progress.time.perf_counter", lambda: now[0])
     return now

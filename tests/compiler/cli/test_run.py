@@ -1,4 +1,4 @@
-"""`llmc run`: one answer, a pipe, a conversation on a terminal."""
+"""`llmc run`: a single answer, a pipe, and a chat on a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(*arguments: str | Path, typed: str = "") -> Result:
     return CliRunner().invoke(main, ["run", *map(str, arguments)], input=typed)
 
 
-def test_an_answer_is_on_stdout_alone(loaded: types.ModuleType, artifact: Path) -> None:
+def test_stdout_is_only_the_answer(loaded: types.ModuleType, artifact: Path) -> None:
     result = run(artifact, "w3", "--max-tokens", "3", "--threads", "2")
     assert (result.exit_code, result.stdout, result.stderr) == (0, " w4 w5 w6\n", "")
     assert loaded.asked == (artifact, 2, 1)
@@ -48,7 +48,7 @@ def test_an_answer_is_on_stdout_alone(loaded: types.ModuleType, artifact: Path) 
 def test_stats_on_request(loaded: types.ModuleType, artifact: Path) -> None:
     result = run(artifact, "w3", "--max-tokens", "3", "-v")
     assert result.stdout == " w4 w5 w6\n"
-    # The template made it two tokens.
+    # The chat template adds a token to the prompt.
     assert result.stderr.startswith("[2 + 3 tokens, first after ")
     assert result.stderr.endswith(" tokens/s, ended by length]\n")
     assert "ended by stop" in run(artifact, "w3", "-v").stderr
@@ -58,14 +58,14 @@ def test_a_prompt_from_a_pipe(loaded: types.ModuleType, artifact: Path) -> None:
     assert run(artifact, "--stop", "w7", typed="w1\nw3\n").stdout == " w4 w5 w6 \n"
     seen: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Talk, "answer", lambda self, prompt: seen.append(prompt))
+        patch.setattr(module._Session, "answer", lambda self, prompt: seen.append(prompt))
         run(artifact, "--raw", typed="w1\nw3\n")
-    assert seen == ["w1\nw3"]  # a shell's echo ends it with a line's end that nobody meant
+    assert seen == ["w1\nw3"]  # the line break at the end of a shell's echo is removed
     result = run(artifact, "--raw", typed="")
     assert (result.exit_code, result.stderr.split(":")[0]) == (2, "PROMPT_EMPTY")
 
 
-def test_the_template_is_used_where_there_is_one(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+def test_a_chat_template_is_used_if_there_is_one(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
     def prompt_tokens(folder: Path, *arguments: str) -> int:
         return json.loads(run(folder, "w3", "--json", *arguments).stdout)["stats"]["prompt_tokens"]
 
@@ -86,7 +86,7 @@ def test_every_option_reaches_the_sampler(
     loaded: types.ModuleType, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(module._Talk, "answer", lambda self, prompt: seen.append(self.params))
+    monkeypatch.setattr(module._Session, "answer", lambda self, prompt: seen.append(self.params))
     given = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2}
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     assert run(artifact, "w3", *options, "--seed", "5", "--stop", "a", "--stop", "b").exit_code == 0
@@ -94,7 +94,7 @@ def test_every_option_reaches_the_sampler(
     assert (seen[0].seed, tuple(seen[0].stop)) == (5, ("a", "b"))
 
 
-def test_what_cannot_be_run(artifact: Path, loaded: types.ModuleType) -> None:
+def test_invalid_options(artifact: Path, loaded: types.ModuleType) -> None:
     result = run(artifact, "w3", "--top-p", "7", "--json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["code"] == "SAMPLING_INVALID"
@@ -119,7 +119,7 @@ class Terminal:
         self.seen = ""
 
     def wait_for(self, text: str, seconds: float = 60) -> str:
-        """What comes up to and with `text`."""
+        """Wait for `text`; return the output up to its end."""
         end = time.monotonic() + seconds
         while text not in self.seen:
             ready, _, _ = select.select([self.mine], [], [], max(0, end - time.monotonic()))
@@ -132,7 +132,10 @@ class Terminal:
         os.write(self.mine, text.encode())
 
     def interrupt_prompt(self) -> None:
-        """Ctrl-C until a new prompt comes: between a prompt and its reading Python notes a signal but sleeps on."""
+        """Press Ctrl-C until a new prompt appears.
+
+        A signal between the prompt and the read does not interrupt the read.
+        """
         for _ in range(20):
             self.type("\x03")
             with contextlib.suppress(AssertionError):
@@ -167,7 +170,7 @@ def test_a_conversation(artifact: Path, terminals: list[Terminal]) -> None:
     terminal.type("w3\n")
     assert "w4 w5" in terminal.wait_for("> ")
     terminal.type("w7\n")
-    # The template's mark, w3; its mark, the answer; its mark, w7.
+    # The template adds a token to each of three messages: w3, the answer of two tokens, w7. (1+1) + (1+2) + (1+1) = 7.
     assert "[7 + 2 tokens" in terminal.wait_for("> ")
     terminal.type("/reset\n")
     terminal.wait_for("> ")
@@ -175,7 +178,7 @@ def test_a_conversation(artifact: Path, terminals: list[Terminal]) -> None:
     assert "[2 + 2 tokens" in terminal.wait_for("> ")
     terminal.type("w1 " * 70 + "\n")
     assert "PROMPT_TOO_LONG" in terminal.wait_for("> ")
-    terminal.type("w7\n")  # goes on as if the long one had not been said
+    terminal.type("w7\n")  # the refused prompt is not in the history
     assert "[7 + 2 tokens" in terminal.wait_for("> ")
     terminal.type("/exit\n")
     assert terminal.process.wait(timeout=30) == 0
@@ -189,7 +192,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(artifact: Path, terminal
     terminal.wait_for("w3")
     terminal.type("\x03")
     assert "w17" not in terminal.wait_for("> ")
-    terminal.interrupt_prompt()  # a new line, no end
+    terminal.interrupt_prompt()  # a new line; the program does not end
     terminal.type("w17\n")
     terminal.wait_for("w18")
     terminal.wait_for("> ")
@@ -207,7 +210,7 @@ def test_ctrl_c_ends_a_single_answer(artifact: Path, terminals: list[Terminal]) 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
-def test_a_document_is_no_conversation(artifact: Path, terminals: list[Terminal]) -> None:
+def test_json_is_refused_for_a_chat(artifact: Path, terminals: list[Terminal]) -> None:
     terminals.append(terminal := Terminal(artifact, "--json"))
     terminal.wait_for("give a PROMPT")
     assert terminal.process.wait(timeout=30) == 2

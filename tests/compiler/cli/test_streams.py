@@ -1,4 +1,4 @@
-"""Outputs that are full, closed or narrow: the real command in a shell's place."""
+"""Standard streams that are full, closed, or can't encode a character."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def commands(artifact: str) -> list[list[str]]:
 
 
 @needs_full
-def test_a_full_disk_behind_stdout_is_one_line(artifact: str) -> None:
+def test_a_full_stdout_is_one_line(artifact: str) -> None:
     for arguments in commands(artifact):
         with FULL.open("w") as full:
             done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
@@ -36,7 +36,7 @@ def test_a_full_disk_behind_stdout_is_one_line(artifact: str) -> None:
 
 
 @needs_full
-def test_a_full_disk_behind_stderr_keeps_a_status(artifact: str) -> None:
+def test_a_full_stderr_has_an_exit_status(artifact: str) -> None:
     for arguments in (["run", artifact, "w3", "--top-p", "7"], ["run"]):
         with FULL.open("w") as full:
             done = subprocess.run([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=full, text=True)

@@ -1,4 +1,4 @@
-"""`llmc verify`: what it prints, and when it fails."""
+"""`llmc verify`: its output and exit status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOOD, BAD = Check("prefill: error", 1.25e-6, 1e-4), Check("decode: flips", 0.5, 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What the gate was asked; its answer is `report`."""
+    """Replace the gate; return the arguments of its last call. It returns the value of `report`."""
     calls: dict[str, object] = {"report": GateReport("fp32", 100, [GOOD])}
 
     def verify(folder: Path, model: str | None = None) -> object:
@@ -36,7 +36,7 @@ def verify(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["verify", *arguments])
 
 
-def test_what_was_measured_is_a_table(asked: dict[str, object]) -> None:
+def test_the_table(asked: dict[str, object]) -> None:
     result = verify("out")
     assert (result.exit_code, rest(result.stderr)) == (0, "")
     assert phases(result.stderr) == ["verify out"]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from calibrating import new_cache, uneven_program
+from calibrating import input_group, new_cache, uneven_program
 from check_pass import inputs
+from schemes import scheme as make_scheme
 from torch import Tensor
 
 import llmc
@@ -17,9 +18,10 @@ from llmc.compiler.compress.calibrate import ALGORITHMS, Calibration, calibrate
 from llmc.ir.program import Program
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import Grid, Override, RoundingPlan, Scheme, analyse
+from llmc.passes.quantize.rounding_plan import RoundingPlan, analyse
+from llmc.passes.quantize.schemes import Grid, Override, Scheme
 
-INT4 = Scheme("int4", Grid("int4", 16))
+INT4 = make_scheme("int4", Grid("int4", 16))
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ TOKENS = inputs(24, 30)[0]
 
 def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple[RoundingPlan, Calibration]:
     plan = analyse(program, scheme)
-    return plan, calibrate(program, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), many_rows=False)
+    return plan, calibrate(program, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), input_group=input_group)
 
 
 def divergence(program: Program, plan: RoundingPlan, found: Calibration | None, tokens: Tensor) -> float:
@@ -72,7 +74,7 @@ def test_the_program_is_left_as_it_was(program: Program) -> None:
 def test_only_what_the_plan_names(program: Program) -> None:
     names = [name for name in program.weights if "down_proj" in name]
     plan = analyse(program, INT4, [Override("*down_proj*", None)])
-    found = calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, new_cache(), many_rows=False)
+    found = calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, new_cache(), input_group=input_group)
     assert names and not set(names) & set(found.rounded) and len(found.rounded) > 2
 
 
@@ -89,7 +91,7 @@ def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pyte
         return plainly(*args)
 
     def again() -> Calibration:
-        return calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, place, many_rows=False)
+        return calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, place, input_group=input_group)
 
     monkeypatch.setattr(module, "gptq", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -106,13 +108,19 @@ def test_progress(program: Program) -> None:
     seen: list[tuple[int, int]] = []
     plan = analyse(program, INT4)
     calibrate(
-        program, plan, ALGORITHMS["awq"], TOKENS, new_cache(), many_rows=False, watch=lambda *step: seen.append(step)
+        program,
+        plan,
+        ALGORITHMS["awq"],
+        TOKENS,
+        new_cache(),
+        input_group=input_group,
+        watch=lambda *step: seen.append(step),
     )
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == list(range(len(seen)))
 
 
 def test_a_static_scale_of_inputs(program: Program) -> None:
-    scheme = Scheme("static", Grid("int8", activation="int8", static=True))
+    scheme = make_scheme("static", Grid("int8", activation="int8", static=True))
     _, found = calibrated(program, "smoothquant", scheme)
     for parts in found.rounded.values():
         assert parts.x_scale is not None and parts.x_scale.shape == () and float(parts.x_scale.evaluate()) > 0
@@ -128,5 +136,5 @@ def test_folder(tmp_path: Path) -> None:
         speaking_model(), tmp_path / "out", quantize="int4", algo="gptq", group_size=16,
         calib=text, calib_samples=3, calib_length=40,
     )  # fmt: skip
-    assert made.manifest.quantization is not None and made.manifest.quantization["algorithm"] == "gptq"
+    assert made.manifest.quantization is not None and made.manifest.quantization.algorithm == "gptq"
     assert "quantize" in made.report["seconds"]

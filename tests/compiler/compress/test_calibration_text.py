@@ -9,16 +9,19 @@ import torch
 from compiled import speaking_model
 from zoo.tiny import tiny_model
 
-from llmc.compiler.compress.calibration_text import CalibrationText, calibration_tokens
+from llmc.compiler.compress.calibration_text import calibration_tokens
 from llmc.compiler.frontend.sources import find_source
 from llmc.errors import LlmcError
+from llmc.runtimes.measure.texts import read_text
 
 
-def tokens(tmp_path: Path, content: str, max_seq_len: int = 64, **options: int) -> torch.Tensor:
+def tokens(
+    tmp_path: Path, content: str, *, samples: int = 16, length: int = 512, max_seq_len: int = 64
+) -> torch.Tensor:
     path = tmp_path / "text.txt"
     path.write_text(content)
-    text = CalibrationText(str(path), **options)
-    return calibration_tokens(find_source(speaking_model()), text.read(), text, max_seq_len)
+    source = find_source(speaking_model())
+    return calibration_tokens(source, read_text(str(path)), samples, length, max_seq_len)
 
 
 def test_sequences_are_spread_over_the_text(tmp_path: Path) -> None:
@@ -40,6 +43,5 @@ def test_too_short(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
-    chosen = CalibrationText()
     with pytest.raises(LlmcError, match="TOKENIZER"):
-        calibration_tokens(find_source(tiny_model("llama")), chosen.read(), chosen, 64)
+        calibration_tokens(find_source(tiny_model("llama")), read_text("docstrings"), 16, 512, 64)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from llmc.compiler.compress.channel_scales import AWQ, SMOOTHQUANT, Inputs, search_scales
-from llmc.passes.quantize.rounding_plan import Choice, Grid
+from llmc.passes.quantize.rounding_plan import Choice
+from llmc.passes.quantize.schemes import Grid
 
 INT8 = Choice(Grid("int8"), "linear", 64)
 INT4 = Choice(Grid("int4", 16), "linear", 16)

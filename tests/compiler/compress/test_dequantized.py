@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from schemes import STORED
 
 import llmc
 from llmc.compiler.compress.dequantized import describe_dequantized, why_dequantized_weights
 from llmc.ir.stages import Stage
 from llmc.ir.stored import OnlyNumbers
-from llmc.passes.quantize.rounding_plan import Choice, Grid
+from llmc.passes.quantize.rounding_plan import Choice
+from llmc.passes.quantize.schemes import Grid
+from llmc.runtimes.artifact.manifest import QuantizationSpec
 
 from ..frontend.prequantized.files import tiny_llama
 
@@ -44,15 +47,15 @@ def test_all_are_quantized_again() -> None:
 def test_a_float_model_has_an_entry_only_if_its_checkpoint_had_codes(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     program = llmc.capture(tmp_path, until=Stage.OPTIMIZED)
-    assert describe_dequantized(program, "fp32") is None
+    assert describe_dequantized(program, STORED, "fp32") is None
     name = "model.layers.0.mlp.down_proj.weight"
     program.weights[name] = OnlyNumbers(program.weights[name], "of its format")
-    assert describe_dequantized(program, "fp32") == {
-        "scheme": None,
-        "precision": "fp32",
-        "algorithm": "dequantized",
-        "why": "the checkpoint's codes of 1 weight are not kept: of its format",
-        "weights": {"fp32": 6},
-        "exact_in_prompts": 0,
-    }
+    assert describe_dequantized(program, STORED, "fp32") == QuantizationSpec(
+        scheme=None,
+        precision="fp32",
+        algorithm="dequantized",
+        why="the checkpoint's codes of 1 weight are not kept: of its format",
+        weights={"fp32": 6},
+        exact_inputs=0,
+    )
     assert torch.equal(program.weights[name].evaluate(), tiny_llama().get_parameter(name))

@@ -12,6 +12,7 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.compress.finite import check_finite
+from llmc.compiler.targets.ort.target import OrtTarget
 from llmc.errors import LlmcError
 from llmc.kernels.ops import embedding, linear
 
@@ -50,7 +51,7 @@ def test_compile_refuses_early(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Non
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
-    monkeypatch.setattr("llmc.compiler.build.build_onnx", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(OrtTarget, "lower", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(LlmcError, match="WEIGHTS_NOT_FINITE"):
         llmc.compile(model, tmp_path / "out", quantize="int4")
     assert not (tmp_path / "out").exists()

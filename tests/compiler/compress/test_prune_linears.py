@@ -7,20 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from calibrating import new_cache, uneven_program
+from calibrating import input_group, new_cache, uneven_program
 from check_pass import inputs
+from schemes import scheme as make_scheme
 from torch import Tensor
 
 from llmc.compiler.compress import prune_linears as module
 from llmc.compiler.compress.calibrate import ALGORITHMS, calibrate
-from llmc.compiler.compress.prune_linears import PRUNE_ALGOS, Pruned, prune
+from llmc.compiler.compress.prune_linears import Pruned, prune
 from llmc.compiler.compress.sparsity import Sparsity, wanda
+from llmc.compiler.config import PRUNE_ALGORITHMS
 from llmc.ir.program import Program
 from llmc.ir.weights import parameter
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.prune import Prune
-from llmc.passes.quantize.quantize import Quantize, round_plainly
-from llmc.passes.quantize.rounding_plan import Grid, Scheme, analyse
+from llmc.passes.quantize.quantize import Quantize, round_to_nearest
+from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.schemes import Grid
 
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, 4)
 TOKENS = inputs(24, 30)[0]
@@ -62,7 +65,7 @@ def test_each_is_better_than_the_one_before(program: Program, sparsity: Sparsity
         assert by_inputs < 0.95 * by_size and compensated < 0.95 * by_inputs
 
 
-@pytest.mark.parametrize("algorithm", PRUNE_ALGOS)
+@pytest.mark.parametrize("algorithm", PRUNE_ALGORITHMS)
 def test_exactly_half_of_all_but_the_head(program: Program, algorithm: str) -> None:
     before = {name: weight.key for name, weight in program.weights.items()}
     found = prune(program, TWO_OF_FOUR, algorithm, TOKENS, new_cache())
@@ -156,12 +159,14 @@ GRIDS = [
 def test_rounding_keeps_zeros(program: Program, grid: Grid) -> None:
     pruned = applied(program, prune(program, TWO_OF_FOUR, "sparsegpt", TOKENS, new_cache()))
     gone = {name: pruned.weights[name].evaluate() == 0 for name in program.weights if "proj" in name}
-    plan = analyse(pruned, Scheme("test", grid))
+    plan = analyse(pruned, make_scheme("test", grid))
     for name, zeros in gone.items():
-        value = round_plainly(pruned.weights[name], plan.weights[name]).value(plan.weights[name])
+        value = round_to_nearest(pruned.weights[name], plan.weights[name]).value(plan.weights[name])
         assert (value[zeros] == 0).all() and (value[~zeros] != 0).float().mean() > 0.5
     for algorithm in ("smoothquant", "awq", "gptq"):
-        found = calibrate(pruned, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), many_rows=False, keep_zeros=True)
+        found = calibrate(
+            pruned, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), input_group=input_group, keep_zeros=True
+        )
         assert found.rounded.keys() == gone.keys()
         for name, parts in found.rounded.items():
             assert (parts.value(plan.weights[name])[gone[name]] == 0).all(), (algorithm, name)
@@ -170,9 +175,9 @@ def test_rounding_keeps_zeros(program: Program, grid: Grid) -> None:
 def test_gptq_makes_good_what_it_may(program: Program) -> None:
     """Rounding a pruned program column by column is still better than each number to the nearest."""
     pruned = applied(program, prune(program, HALF, "sparsegpt", TOKENS, new_cache()))
-    plan = analyse(pruned, Scheme("test", Grid("int4", 16)))
+    plan = analyse(pruned, make_scheme("test", Grid("int4", 16)))
     algorithm = replace(ALGORITHMS["gptq"], scales=None)
-    found = calibrate(pruned, plan, algorithm, TOKENS, new_cache(), many_rows=False, keep_zeros=True)
+    found = calibrate(pruned, plan, algorithm, TOKENS, new_cache(), input_group=input_group, keep_zeros=True)
     made, plainly = pruned.copy(), pruned.copy()
     MoveScales(found.scales)(made)
     Quantize(plan, found.rounded)(made)

@@ -16,16 +16,18 @@ import llmc
 from llmc import LlmcError
 from llmc.compiler.compress import pruning
 from llmc.compiler.compress.cache import CalibrationCache
-from llmc.compiler.compress.calibration_text import CalibrationText
 from llmc.compiler.compress.quantization import quantize
-from llmc.compiler.config import CompileConfig
 from llmc.compiler.frontend.demo import cache_dir
 from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.gate.verify import verify
-from llmc.compiler.targets.ort import write as build
+from llmc.compiler.targets.onnx.standard import STANDARD
+from llmc.compiler.targets.ort import write
+from llmc.compiler.targets.registry import find_target, make_config
 from llmc.ir.stages import Stage
-from llmc.passes.quantize.quantize import round_plainly
+from llmc.passes.quantize.quantize import round_to_nearest
+from llmc.runtimes.artifact.manifest import DroppedLayers, PrunedWeights, PruningSpec
 from llmc.runtimes.measure.selfcheck import LIMITS, GateReference
+from llmc.runtimes.measure.texts import read_text
 
 TEXT = "the sea is blue, and so is the sky. " * 40
 LAST = "model.layers.1"
@@ -41,12 +43,8 @@ def compiled(folder: Path, **options: Any) -> llmc.Artifact:
 @pytest.mark.parametrize(("prune", "algorithm"), [("2:4", "sparsegpt"), (0.5, "wanda")])
 def test_weights(tmp_path: Path, prune: str | float, algorithm: str) -> None:
     made = compiled(tmp_path, prune=prune, prune_algo=algorithm)
-    said = made.manifest.pruning
-    assert said == {
-        "weights": {
-            "pattern": str(prune), "algorithm": algorithm, "sparsity": 0.5, "pruned": 8, "whole": {"it is the head": 1},
-        }
-    }  # fmt: skip
+    weights = PrunedWeights(str(prune), algorithm, sparsity=0.5, pruned=8, whole={"it is the head": 1})
+    assert made.manifest.pruning == PruningSpec(weights=weights)
     stored = np.fromfile(made.path / "model.onnx.data", np.float32)
     counted = sum(p.numel() for n, p in modules() if "proj" in n) / 2
     assert (stored == 0).sum() == pytest.approx(counted, rel=0.01), "what runs has these zeros"
@@ -65,12 +63,12 @@ def modules() -> list[tuple[str, torch.nn.Parameter]]:
 
 def test_layers(tmp_path: Path) -> None:
     made = compiled(tmp_path, drop_layers=1)
-    assert made.manifest.pruning is not None
-    layers = made.manifest.pruning["layers"]
-    importance = layers["importance"]
+    pruning = made.manifest.pruning
+    assert pruning is not None and pruning.weights is None and isinstance(pruning.layers, DroppedLayers)
+    importance = pruning.layers.importance
     assert list(importance) == ["model.layers.0", LAST] and importance[LAST] < importance["model.layers.0"]
-    assert layers["dropped"] == [LAST] and "weights" not in made.manifest.pruning
-    assert made.manifest.model["layers"] == len(made.manifest.caches) == 1
+    assert pruning.layers.dropped == [LAST]
+    assert made.manifest.model.layers == len(made.manifest.caches) == 1
     whole = sum(p.numel() for _, p in modules()) * 4
     assert (made.path / "model.onnx.data").stat().st_size < 0.8 * whole
     reference = GateReference.read(made.path)
@@ -79,7 +77,8 @@ def test_layers(tmp_path: Path) -> None:
 
 def test_both_and_nothing(tmp_path: Path) -> None:
     both = compiled(tmp_path, drop_layers=1, prune="0.5").manifest.pruning
-    assert both is not None and both["weights"]["pruned"] == 4 and both["layers"]["dropped"] == [LAST]
+    assert both is not None and both.weights is not None and both.layers is not None
+    assert both.weights.pruned == 4 and both.layers.dropped == [LAST]
     assert llmc.compile(speaking_model(), tmp_path / "whole").manifest.pruning is None
 
 
@@ -87,35 +86,37 @@ def test_a_wrong_artifact_is_seen_although_the_model_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def swapped(g: Any, gate: Any, up: Any, act: str, **options: Any) -> str:
-        return build.STANDARD["llmc.gated_act"](g, up, gate, act, **options)
+        return STANDARD["llmc.gated_act"](g, up, gate, act, **options)
 
-    monkeypatch.setitem(build.TABLES, "contrib", {**build.TABLES["contrib"], "llmc.gated_act": swapped})
+    monkeypatch.setitem(write.TABLES, "contrib", {**write.TABLES["contrib"], "llmc.gated_act": swapped})
     with pytest.raises(LlmcError) as caught:
         compiled(tmp_path, drop_layers=1, prune="2:4")
     assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what
-    assert "the ONNX graphs" in caught.value.what, "not what was left out on purpose"
+    assert "the lowering or the runtime" in caught.value.what, "not what was left out on purpose"
 
 
 @pytest.mark.parametrize("algo", [None, "rtn"])
 def test_rounding_comes_behind_and_keeps_zeros(tmp_path: Path, algo: str | None) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    calibration = CalibrationText(str(tmp_path / "text.txt"), 3, 40)
-    config = CompileConfig(prune="2:4", quantize="int4", algo=algo, group_size=16, calibration=calibration)
+    text = read_text(tmp_path / "text.txt")
+    config = make_config(
+        prune="2:4", quantize="int4", algo=algo, group_size=16, calib=text.source, calib_samples=3, calib_length=40
+    )
     source, cache = find_source(speaking_model()), CalibrationCache(tmp_path / "cache")
     program = llmc.capture(speaking_model(), until=Stage.OPTIMIZED)
 
     def watch(phase: str, done: int, total: int) -> None: ...
 
-    found = pruning.choose_weights(pruning.Pruning(), source, program, config, config.calibration.read(), cache, watch)
+    found = pruning.choose_weights(pruning.Pruning(), source, program, config, text, cache, watch)
     for subject in found.passes:
         subject(program)
     gone = {name: program.weights[name].evaluate() == 0 for name in found.pruned.weights}
-    rounding = quantize(source, program, config, config.calibration.read(), cache)
+    rounding = quantize(source, program, config, find_target("ort"), text, cache)
     assert rounding is not None and rounding.algorithm == (algo or "gptq")
     assert set(rounding.calibration.rounded) == (set(gone) if algo is None else set())
     for name, zeros in gone.items():
         choice = rounding.plan.weights[name]
-        parts = rounding.calibration.rounded.get(name) or round_plainly(program.weights[name], choice)
+        parts = rounding.calibration.rounded.get(name) or round_to_nearest(program.weights[name], choice)
         assert (parts.value(choice)[zeros] == 0).all() and zeros.float().mean() == 0.5
 
 

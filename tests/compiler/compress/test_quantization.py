@@ -14,21 +14,24 @@ from llmc.compiler.compress.cache import CalibrationCache
 from llmc.compiler.compress.quantization import Quantization, quantize
 from llmc.compiler.config import CompileConfig
 from llmc.compiler.frontend.sources import find_source
+from llmc.compiler.targets.base import InputExemption, Target
+from llmc.compiler.targets.ort.target import OrtTarget
+from llmc.compiler.targets.registry import find_target, make_config
 from llmc.errors import LlmcError
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import quant_linear
-from llmc.passes.quantize.rounding_plan import Grid, Override
+from llmc.passes.quantize.schemes import Grid, Override
 from llmc.passes.queries import is_op
 from llmc.runtimes.measure.texts import Text
 
 TEXT = Text("the sea is blue, and so is the sky; what is between them is grey. " * 60, "text", "")
 
 
-def decided(tmp_path: Path, model: Any = None, **options: Any) -> Quantization | None:
+def decided(tmp_path: Path, model: Any = None, *, target: Target | None = None, **options: Any) -> Quantization | None:
     source = find_source(model or speaking_model())
     program = llmc.capture(model or speaking_model(), until=Stage.OPTIMIZED)
-    config = CompileConfig(**options)
-    return quantize(source, program, config, TEXT if config.calibrates else None, CalibrationCache(tmp_path / "cache"))
+    config, cache = make_config(**options), CalibrationCache(tmp_path / "cache")
+    return quantize(source, program, config, target or find_target(), TEXT if config.calibrates else None, cache)
 
 
 def test_nothing_asked_for(tmp_path: Path) -> None:
@@ -60,7 +63,7 @@ def test_bits_are_raised_where_they_are_worth_it(tmp_path: Path) -> None:
         subject(program)
     calls = [quant_linear.bind(n.args, dict(n.kwargs)) for n in program.nodes if is_op(n, quant_linear)]
     assert sum(call["scheme"] == "int8" for call in calls) == len(found.raised) + 1  # and the head
-    assert found.precision == "int4" and sum(found.as_dict()["weights"].values()) == len(found.plan.weights)
+    assert found.precision == "int4" and sum(found.spec().weights.values()) == len(found.plan.weights)
 
 
 def test_none_or_all_of_them(tmp_path: Path) -> None:
@@ -69,12 +72,34 @@ def test_none_or_all_of_them(tmp_path: Path) -> None:
     assert not none.raised and len(whole.raised) == len(whole.candidates) and whole.precision == "int8"
 
 
+class Exempting(OrtTarget):
+    """Keeps the inputs of the most sensitive linears exact, up to a share of all numbers."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def input_exemption(self, config: CompileConfig) -> InputExemption:
+        return InputExemption(target_loss=0.0, share=self.share)
+
+
+def test_sensitive_inputs_stay_exact_as_far_as_the_target_allows(tmp_path: Path) -> None:
+    found = [decided(tmp_path, target=Exempting(share), quantize="int4", raise_share=0) for share in (0.0, 0.4, 1.0)]
+    none, some, all_linears = (one.exact_inputs for one in found if one is not None)
+    assert not none and none < some < all_linears == set(found[0].calibration.rounded)  # type: ignore[union-attr]
+    assert [one.spec().exact_inputs for one in found if one is not None] == [0, len(some), len(all_linears)]
+
+
+def test_no_input_is_exempted_if_no_kernel_quantizes_inputs(tmp_path: Path) -> None:
+    found = decided(tmp_path, quantize="int4", round_prompts=False)
+    assert found is not None and not found.exact_inputs and found.candidates
+
+
 def test_overrides(tmp_path: Path) -> None:
     exceptions = (Override("*down_proj*", Grid("int8")), Override("*layers.0.*", None))
     found = decided(tmp_path, quantize="int4", algo="rtn", overrides=exceptions)
     assert found is not None
-    assert found.as_dict()["weights"]["as it was"] == 4
-    assert found.as_dict()["weights"]["int8 by channel"] == 1
+    assert found.spec().weights["as it was"] == 4
+    assert found.spec().weights["int8 by channel"] == 1
     with pytest.raises(LlmcError, match="RECIPE_UNUSED"):
         decided(tmp_path, quantize="int4", algo="rtn", overrides=(Override("*no_such*", None),))
 

@@ -86,7 +86,7 @@ def test_a_weight_may_be_replaced(program: Program) -> None:
 
     def before(node: fx.Node) -> None:
         if node is first:
-            stream.use(name, torch.zeros(program.weights[name].shape))
+            stream.override_weight(name, torch.zeros(program.weights[name].shape))
         if node is user:
             seen.extend(stream.inputs(first))
 

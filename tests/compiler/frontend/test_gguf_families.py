@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from schemes import STORED
 from transformers import BloomConfig, Gemma2Config, GPT2Config, Qwen3MoeConfig
 
 import llmc
 from llmc.ir.stages import Stage
-from llmc.passes.quantize.rounding_plan import AS_STORED, analyse
+from llmc.passes.quantize.rounding_plan import analyse
 
 from .gguf_files import (
     LAYER,
@@ -100,7 +101,7 @@ def test_experts_are_merged_when_they_are_read(tmp_path: Path) -> None:
     experts = {name: reason for name, reason in reasons.items() if ".experts." in name}
     assert len(experts) == 4 and set(experts.values()) == {"its Q8_0 codes are not those of one matrix"}
     assert reasons["model.layers.0.self_attn.q_proj.weight"] == "int8"
-    plan = analyse(llmc.capture(quantized.path, until=Stage.OPTIMIZED), AS_STORED)
+    plan = analyse(llmc.capture(quantized.path, until=Stage.OPTIMIZED), STORED)
     reported = [choice.not_as_stored for choice in plan.weights.values() if choice.not_as_stored]
     assert reported == ["its Q8_0 codes are not those of one matrix"] * 4
 

@@ -230,8 +230,8 @@ def test_an_artifact_holds_the_codes_of_the_file(kind: T, quantize: str | None, 
     report = json.loads((artifact.path / "verify.json").read_text())
     assert report["passed"] and report["precision"] == SCHEMES[kind]
     said = artifact.manifest.quantization
-    assert said is not None and said["why"] == ""
-    assert said["weights"] == {f"{SCHEMES[kind]} in groups of 32": 9 if tied else 10}
+    assert said is not None and said.why == ""
+    assert said.weights == {f"{SCHEMES[kind]} in groups of 32": 9 if tied else 10}
 
     arrays = initializers(artifact.path)
     for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj", "model.embed_tokens"):
@@ -253,10 +253,10 @@ def test_a_model_that_keeps_no_codes_stays_a_float_model(tmp_path: Path) -> None
     quantized = llmc.compile(file.path, tmp_path / "quantized")
     said = quantized.manifest.quantization
     assert said is not None
-    assert (said["scheme"], said["precision"], said["weights"]) == (None, "fp32", {"fp32": 10})
-    assert "codes of 10 weights are not kept" in said["why"] and "again" not in said["why"]
+    assert (said.scheme, said.precision, said.weights) == (None, "fp32", {"fp32": 10})
+    assert "codes of 10 weights are not kept" in said.why and "again" not in said.why
     for reason in ("8 because no scheme holds codes of GGUF type Q4_1", "GGUF type Q6_K", "it is Q8_0"):
-        assert reason in said["why"]
+        assert reason in said.why
     assert json.loads((quantized.path / "verify.json").read_text())["precision"] == "fp32"
 
     values = {name: file.read(name).numpy().copy() for name in file.tensors}
@@ -273,8 +273,8 @@ def test_codes_that_are_quantized_again_are_reported(tmp_path: Path) -> None:
     artifact = llmc.compile(file.path, tmp_path / "out", quantize="int4", algo="rtn", raise_share=0.0)
     said = artifact.manifest.quantization
     assert said is not None
-    assert said["weights"]["int8 in groups of 32"] == 8 and sum(said["weights"].values()) == 10
-    assert said["why"] == (
+    assert said.weights["int8 in groups of 32"] == 8 and sum(said.weights.values()) == 10
+    assert said.why == (
         "the checkpoint's codes of 2 weights are not kept, and all of them are quantized again: "
         "no scheme holds codes of GGUF type Q6_K"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_a_model_of_another_vocabulary(windows: list[Window], cache: Path) -> No
 
 
 def test_a_disk_without_room(windows: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ruler.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
+    monkeypatch.setattr(ruler.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(LlmcError, match=r"REFERENCE_DISK.*LLMC_CACHE"):
         reference(windows)
     (tmp_path / "file").write_text("")
@@ -183,10 +184,15 @@ def test_a_disk_without_room(windows: list[Window], tmp_path: Path, monkeypatch:
         reference(windows)
 
 
-@pytest.mark.parametrize(("free", "reads"), [(1 << 30, 1), (160, 2), (0, 2)])
-def test_weights_are_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatch, free: int, reads: int) -> None:
+@pytest.mark.parametrize(
+    ("system", "reads"), [("MemAvailable: 999999 kB", 1), ("MemAvailable: 2 kB", 2), ("MemFree: 999999 kB", 2), ("", 2)]
+)
+def test_weights_are_kept_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, reads: int
+) -> None:
+    """Half of the available memory is used. A system that doesn't tell how much that is has no room."""
     count = 0
-    weight = constant(torch.arange(30.0), "w")
+    weight = constant(torch.arange(300.0), "w")
     assert isinstance(weight, Leaf)
 
     class Counted(Leaf):
@@ -195,8 +201,10 @@ def test_weights_are_kept_as_far_as_there_is_room(monkeypatch: pytest.MonkeyPatc
             count += 1
             return super().evaluate()
 
-    monkeypatch.setattr(ruler, "_free_memory", lambda: free)
+    if system:
+        (tmp_path / "meminfo").write_text(f"MemTotal: 999999 kB\n{system}\n")
+    monkeypatch.setattr(ruler, "Path", {"/proc/meminfo": tmp_path / "meminfo"}.__getitem__)
     kept = ruler.keep_in_memory({"w": Counted(weight.source)})
     values = [kept["w"].evaluate() for _ in range(2)]
     assert count == reads
-    assert torch.equal(values[0], values[1]) and torch.equal(values[0], torch.arange(30.0))
+    assert torch.equal(values[0], values[1]) and torch.equal(values[0], torch.arange(300.0))

@@ -13,7 +13,10 @@ from compiled import artifact, speaking_model
 from zoo.tiny import tiny_model
 
 from llmc import LlmcError
-from llmc.compiler.gate.verify import PROMPTS, STEPS, TEXT, check_apart, gate_failed, verify
+from llmc.compiler.gate.bisect import FaultyPass
+from llmc.compiler.gate.reference import PROMPTS, STEPS, TEXT
+from llmc.compiler.gate.verify import check_in_new_process, gate_failed, verify
+from llmc.errors import CheckFailedError
 from llmc.runtimes.generate.tokenizer import Tokenizer
 from llmc.runtimes.measure.selfcheck import Check, GateReference, GateReport
 
@@ -59,11 +62,11 @@ def test_what_broke_the_process_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     manifest["max_seq_len"] = 10**12  # no memory for that
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(LlmcError) as caught:
-        check_apart(folder)
+        check_in_new_process(folder)
     assert caught.value.code == "GATE_BROKEN" and "memory" in caught.value.what.lower()
     (folder / "model.onnx").unlink()
     with pytest.raises(LlmcError) as caught:
-        check_apart(folder)
+        check_in_new_process(folder)
     assert caught.value.code == "ARTIFACT_DAMAGED"
 
 
@@ -71,7 +74,7 @@ def test_the_process_is_not_fooled_by_a_folder_of_that_name(tmp_path: Path, monk
     (tmp_path / "llmc").mkdir()
     (tmp_path / "llmc" / "__init__.py").write_text("raise SystemExit('the wrong llmc')")
     monkeypatch.chdir(tmp_path)
-    verdict = check_apart(artifact("speaking"))
+    verdict = check_in_new_process(artifact("speaking"))
     assert verdict.report.passed and verdict.peak_rss_bytes > 1 << 20
 
 
@@ -86,7 +89,14 @@ def test_a_model_that_gives_nan() -> None:
 
 def test_every_failed_check_is_in_the_refusal() -> None:
     report = GateReport("fp32", 1, [Check("a", 0.1, 1.0), Check("b", 2.0, 1.0), Check("c", float("nan"), 1.0)])
-    error = gate_failed(report, "The norm did it.")
+    error = gate_failed(report, FaultyPass("MatchRope", "prefill", "layers.0", 0.5))
+    assert isinstance(error, CheckFailedError)
     assert error.code == "GATE_FAILED" and error.hint
     assert "b: 2, the limit is 1; c: nan" in error.what and "a: " not in error.what
-    assert error.what.endswith("The norm did it.")
+    assert error.what.endswith(
+        ". MatchRope of the prefill graph is the first pass to change the result (error 0.5), first in layers.0."
+    )
+    error = gate_failed(report, FaultyPass("MatchRope", "", "layers.0", 0.5))
+    assert ". MatchRope is the first pass to change the result" in error.what
+    error = gate_failed(report, None)
+    assert error.what.endswith("Every pass keeps the numbers: the lowering or the runtime changes them.")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from schemes import SCHEMES
 from torch import Tensor, nn
 from zoo.tiny import tiny_model
 
 import llmc
-from llmc.compiler.compress.quantization import RAISE_SHARE
 from llmc.compiler.inspect.output_size import output_bytes
+from llmc.compiler.targets.ort.facts import FACTS
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
-from llmc.passes.pipeline import run_pipeline
+from llmc.passes.pipeline import bring_to
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, analyse
+from llmc.passes.quantize.rounding_plan import analyse
 
 
 class Model(nn.Module):
@@ -44,11 +45,12 @@ def test_the_size_of_each_scheme_is_the_sum_of_its_parts() -> None:
     by_128 = wide + 60 * 4 + bias * 4
     low = by_128 + layer // 2 + 128 * 4 + 128 * 4 + 128 * 4  # per group: codes, a scale, a multiple and a zero point
     program = llmc.capture(Model(), until=Stage.CANONICAL)
-    assert output_bytes(program) == {
+    assert FACTS.promotion is not None
+    assert output_bytes(program, FACTS) == {
         "fp32": 4 * (layer + wide + bias),
         "bf16": 2 * (layer + wide + bias),
         "int8": by_128 + layer + 128 * 4,
-        "int4": low + round(RAISE_SHARE * (layer + 128 * 4 + by_128 - low)),
+        "int4": low + round(FACTS.promotion.share * (layer + 128 * 4 + by_128 - low)),
         "int4 --raise 0": low,
     }
 
@@ -57,7 +59,7 @@ def test_the_size_of_each_scheme_is_the_sum_of_its_parts() -> None:
 @pytest.mark.parametrize(("scheme", "entry"), [("int8", "int8"), ("int4", "int4 --raise 0")])
 def test_a_quantized_model_has_the_predicted_size(name: str, scheme: str, entry: str) -> None:
     program = llmc.capture(tiny_model(name), until=Stage.CANONICAL)
-    predicted = output_bytes(program)[entry]
-    run_pipeline(program, Stage.OPTIMIZED)
-    Quantize(analyse(program, SCHEMES_BY_NAME[scheme]))(program)
+    predicted = output_bytes(program, FACTS)[entry]
+    bring_to(program, Stage.OPTIMIZED)
+    Quantize(analyse(program, SCHEMES[scheme]))(program)
     assert size_of(program) == predicted

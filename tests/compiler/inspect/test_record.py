@@ -14,9 +14,11 @@ from llmc import LlmcError
 from llmc.compiler.inspect.record import Inspection, inspect_model
 from llmc.ir.stages import Stage
 from llmc.passes import pipeline
+from llmc.passes.base import Reach
+from llmc.passes.match.match_layer_norm import MatchLayerNorm
 from llmc.passes.match.match_rms_norm import MatchRmsNorm
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.pipeline import PIPELINE, Reach
+from llmc.passes.pipeline import PIPELINE
 
 USUAL = (1e-5, "silu")
 STAGES = [p for p in PIPELINE if isinstance(p, Reach)]
@@ -81,11 +83,11 @@ def test_tied_parameters_are_counted_once() -> None:
 
 
 def test_steps_before_a_refusal_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "PIPELINE", [RemoveNoOps(), MatchRmsNorm(), *STAGES])
+    monkeypatch.setattr(pipeline, "PIPELINE", [RemoveNoOps(), MatchLayerNorm(), MatchRmsNorm(), *STAGES])
     inspection = inspect_model(Stack(USUAL))
     assert inspection.refusal is not None
     assert inspection.refusal.code == "IR_INVALID"
-    assert [step.record.name for step in inspection.steps] == ["RemoveNoOps", "MatchRmsNorm"]
+    assert [step.record.name for step in inspection.steps] == ["RemoveNoOps", "MatchLayerNorm", "MatchRmsNorm"]
     assert inspection.stage is Stage.CAPTURED
     assert list(inspection.moments) == ["captured", "now"]
 

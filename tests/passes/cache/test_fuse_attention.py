@@ -87,7 +87,7 @@ def test_layout_and_rotation_are_fused(name: str) -> None:
     gone = {"llmc.cached_attention", "llmc.rope"}
     if name != "ops on single heads":
         gone |= {"aten.transpose", "aten.permute"}
-    program = check_pass(FuseAttention(), before, matches=2, gone=gone, there={"llmc.fused_attention"})
+    program = check_pass(FuseAttention(8), before, matches=2, gone=gone, there={"llmc.fused_attention"})
     assert program.caches == before.caches
     for call in fused_calls(program):
         assert call["heads"] == HEADS and call["k"] is not None
@@ -108,13 +108,13 @@ def from_one_linear(order: tuple[int, ...] = (0, 1, 2)) -> Attend:
 
 
 def test_a_split_of_q_k_v_is_fused() -> None:
-    program = check_pass(FuseAttention(), cached(from_one_linear()), matches=2, gone={"aten.split_with_sizes"})
+    program = check_pass(FuseAttention(8), cached(from_one_linear()), matches=2, gone={"aten.split_with_sizes"})
     assert all(call["k"] is None and call["v"] is None for call in fused_calls(program))
 
 
 def test_a_split_in_another_order_stays() -> None:
     before = cached(from_one_linear((0, 2, 1)))
-    program = check_pass(FuseAttention(), before, matches=2, there={"aten.split_with_sizes"})
+    program = check_pass(FuseAttention(8), before, matches=2, there={"aten.split_with_sizes"})
     assert all(call["k"] is not None for call in fused_calls(program))
 
 
@@ -129,7 +129,7 @@ def test_a_split_along_the_sequence_stays() -> None:
         q, k, v = (split(each, HEADS) for each in triple.split([length, length, length], 1))
         return join(attention(q, k, v, SCALE))
 
-    program = check_pass(FuseAttention(), cached(attend), matches=2, there={"aten.split_with_sizes"})
+    program = check_pass(FuseAttention(8), cached(attend), matches=2, there={"aten.split_with_sizes"})
     assert all(call["k"] is not None for call in fused_calls(program))
 
 
@@ -142,7 +142,7 @@ def test_a_rotation_that_differs_or_has_another_size_stays(difference: str) -> N
         k = rope(k, other, sin if difference == "tables" else cos, sin, difference == "layout")
         return join(attention(q, k, v, SCALE))
 
-    program = check_pass(FuseAttention(), cached(attend_by(function)), matches=2, there={"llmc.rope"})
+    program = check_pass(FuseAttention(8), cached(attend_by(function)), matches=2, there={"llmc.rope"})
     assert program.ops()["llmc.rope"] == 4
     assert all(call["cos"] is None for call in fused_calls(program))
 
@@ -156,7 +156,7 @@ def test_a_rotation_at_other_positions_stays(both: bool) -> None:
         q, k = rope(q, late if both else positions, m.cos, m.sin), rope(k, late, m.cos, m.sin) if both else k
         return join(attention(q, k, v, SCALE))
 
-    program = check_pass(FuseAttention(), cached(attend_by(function)), matches=2, there={"llmc.rope"})
+    program = check_pass(FuseAttention(8), cached(attend_by(function)), matches=2, there={"llmc.rope"})
     assert all(call["cos"] is None for call in fused_calls(program))
 
 
@@ -173,7 +173,7 @@ def test_a_rotation_at_computed_positions_stays(changed: str) -> None:
         else:
             capped = program.call(aten.clamp.default, program.inputs[1], 0, 9, like=column)
             column.replace_input_with(program.inputs[1], capped)
-    check_pass(FuseAttention(), program, matches=2, there={"llmc.rope"})
+    check_pass(FuseAttention(8), program, matches=2, there={"llmc.rope"})
 
 
 def test_layers_that_share_a_cache() -> None:
@@ -183,13 +183,13 @@ def test_layers_that_share_a_cache() -> None:
             m.held = rope(k, positions, m.cos, m.sin), v
         return join(attention(rope(q, positions, m.cos, m.sin), *m.held, SCALE))  # type: ignore[misc]
 
-    program = check_pass(FuseAttention(), cached(attend), matches=2, gone={"llmc.rope", "llmc.cached_attention"})
+    program = check_pass(FuseAttention(8), cached(attend), matches=2, gone={"llmc.rope", "llmc.cached_attention"})
     assert len(program.caches) == 1
 
 
 def test_fuel_is_burnt() -> None:
     program = cached(attend_by(plain))
-    assert FuseAttention()(program, Fuel(1)).matches == 1
+    assert FuseAttention(8)(program, Fuel(1)).matches == 1
     assert program.ops()["llmc.fused_attention"] == program.ops()["llmc.cached_attention"] == 1
 
 
@@ -225,7 +225,7 @@ def transposed_differently(m: Attending, q: Tensor, k: Tensor, v: Tensor, positi
 
 def test_3_values_of_another_size_are_left_alone() -> None:
     program = cached(attend_by(plain), value_dim=VALUE_DIM)
-    check_pass(FuseAttention(), program, matches=0, gone={"llmc.fused_attention"}, miss="head sizes")
+    check_pass(FuseAttention(8), program, matches=0, gone={"llmc.fused_attention"}, miss="head sizes")
 
 
 def test_4_an_output_of_the_program_is_left_alone() -> None:
@@ -235,7 +235,7 @@ def test_4_an_output_of_the_program_is_left_alone() -> None:
         again = program.item(node, 0)
     (end,) = program.graph.find_nodes(op="output")
     end.args = ((*end.args[0], again),)
-    check_pass(FuseAttention(), program, matches=1, there={"llmc.cached_attention"}, miss="not joined to [B, S, H*D]")
+    check_pass(FuseAttention(8), program, matches=1, there={"llmc.cached_attention"}, miss="not joined to [B, S, H*D]")
 
 
 def joined_over_sequences(m: Attending, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
@@ -259,10 +259,10 @@ LEFT: dict[str, tuple[Around, bool, str]] = {
 def test_other_attention_is_left_alone(name: str) -> None:
     function, ring, reason = LEFT[name]
     check_pass(
-        FuseAttention(), cached(attend_by(function), ring), matches=0, gone={"llmc.fused_attention"}, miss=reason
+        FuseAttention(8), cached(attend_by(function), ring), matches=0, gone={"llmc.fused_attention"}, miss=reason
     )
 
 
 def test_5_quantized_keys_and_values_are_left_alone() -> None:
     program = cached(attend_by(with_options()), False, codes="int8")
-    check_pass(FuseAttention(), program, matches=0, there={"llmc.quant_cached_attention"}, miss="a scale per token")
+    check_pass(FuseAttention(8), program, matches=0, there={"llmc.quant_cached_attention"}, miss="a scale per token")

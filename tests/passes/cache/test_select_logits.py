@@ -8,16 +8,18 @@ import pytest
 import torch
 from attending import Attending, cached, join, qkv
 from check_pass import ROWS, VOCAB, capture, check_pass, samples
+from schemes import SCHEMES
 from torch import Tensor, nn
 
 from llmc.ir.program import Program
+from llmc.ir.signature import Signature
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import attention, embedding, linear
 from llmc.passes.base import Fuel, PassResult
 from llmc.passes.cache.select_logits import SelectLogits
 from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, analyse
+from llmc.passes.quantize.rounding_plan import analyse
 
 aten = torch.ops.aten
 WIDTH = 8
@@ -40,7 +42,19 @@ class Model(nn.Module):
 
 
 def model(head: Head) -> Program:
-    return capture(Model(head), first=[RemoveNoOps()], stage=Stage.CACHED)
+    return as_cached(capture(Model(head), first=[RemoveNoOps()]))
+
+
+def as_cached(program: Program) -> Program:
+    """Give a program without attention the stage and the inputs of one with caches."""
+    tokens, positions = program.tokens, program.positions
+    with program.fake_mode:
+        starts = torch.empty(tokens.meta["val"].shape[0], dtype=torch.int64)
+    program.add_input("starts", starts, after=tokens)
+    program.graph.erase_node(positions)
+    program.signature = Signature("tokens", positions=None, starts="starts")
+    program.stage = Stage.CACHED
+    return program
 
 
 def project(m: Model, x: Tensor) -> Tensor:
@@ -75,9 +89,9 @@ def test_the_caller_chooses_the_number_of_tokens() -> None:
     SelectLogits()(program)
     batch, length = map(str, program.inputs[0].meta["val"].shape)
     assert str(program.output.meta["val"].shape[1]) not in (batch, length, "1")
-    tokens, positions, _ = samples(program, 2, 5)
+    tokens, starts, _ = samples(program, 2, 5)
     for rows in ([-1], [0, 1, 2, 3, 4], [2, 2], [0, 1, 2, 3, 4, -1, -2]):
-        torch.testing.assert_close(program(tokens, positions, torch.tensor(rows)), all_logits[:, rows])
+        torch.testing.assert_close(program(tokens, starts, torch.tensor(rows)), all_logits[:, rows])
 
 
 def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
@@ -101,9 +115,8 @@ def test_a_quantized_head() -> None:
             return linear(embedding(tokens, self.embed.weight).cumsum(1), self.head.weight)
 
     program = capture(Wide(), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
-    Quantize(analyse(program, SCHEMES_BY_NAME["int8"]))(program)
-    program.stage = Stage.CACHED
-    program = check_pass(SelectLogits(), program, matches=1, expected=select)
+    Quantize(analyse(program, SCHEMES["int8"]))(program)
+    program = check_pass(SelectLogits(), as_cached(program), matches=1, expected=select)
     assert program.ops()["llmc.quant_linear"] == 1
 
 

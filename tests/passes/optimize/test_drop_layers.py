@@ -17,9 +17,11 @@ from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.base import Fuel
+from llmc.passes.cache.fuse_attention import FuseAttention
 from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.optimize.drop_layers import DropLayers, find_layers
-from llmc.passes.pipeline import engine_passes, optimizing_passes, run_passes
+from llmc.passes.pipeline import caching_passes, optimizing_passes
+from llmc.passes.runner import Runner
 
 WIDTH = 16
 NAMES = [f"model.layers.{i}" for i in range(4)]
@@ -68,7 +70,7 @@ def test_equals_the_model_without_the_layers(program: Program, layers: tuple[int
 
 def test_dropped_layers_get_no_caches() -> None:
     result = llmc.capture(llama(), until=Stage.CAPTURED)
-    run_passes(result, [*optimizing_passes(NAMES[1:3]), *engine_passes([], ring=True, fuse=True)])
+    Runner().run(result, [*optimizing_passes(NAMES[1:3]), *caching_passes(), FuseAttention(8)])
     assert result.stage is Stage.CACHED and len(result.caches) == 2
     assert result.ops()["llmc.add_rms_norm"] == 4, "norms are fused across the dropped layers"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from check_pass import VOCAB, capture, check_pass
+from schemes import scheme as make_scheme
 from torch import Tensor, nn
 
 from llmc.ir.program import Program
@@ -16,7 +17,8 @@ from llmc.passes.match.unify_op_names import UnifyOpNames
 from llmc.passes.optimize.unmerge_linears import UnmergeLinears
 from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.round_activations import RoundActivations
-from llmc.passes.quantize.rounding_plan import Grid, Scheme, analyse
+from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.schemes import Grid
 
 HIDDEN, WIDE = 32, 24
 
@@ -54,7 +56,7 @@ GRIDS = {
 
 def quantized(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -> Program:
     program = capture(Merged(join, bias), first=[UnifyOpNames()], stage=Stage.OPTIMIZED)
-    Quantize(analyse(program, Scheme(name, GRIDS[name])))(program)
+    Quantize(analyse(program, make_scheme(name, GRIDS[name])))(program)
     program.stage = Stage.CACHED
     RoundActivations()(program)
     return program

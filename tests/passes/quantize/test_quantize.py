@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from check_pass import VOCAB, capture, check_pass, inputs
+from schemes import SCHEMES
+from schemes import scheme as make_scheme
 from torch import Tensor, nn
 
 from llmc.ir.program import Program
@@ -19,8 +21,9 @@ from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_line
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.quantize.quantize import Quantize, Rounded
-from llmc.passes.quantize.rounding_plan import SCHEMES_BY_NAME, Choice, Grid, RoundingPlan, Scheme, analyse
+from llmc.passes.quantize.quantize import Quantize, QuantizedWeight
+from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
+from llmc.passes.quantize.schemes import Grid, Scheme
 from llmc.passes.queries import is_op
 
 WIDTH, INNER = 32, 48
@@ -40,7 +43,7 @@ WIDE = Grid("int8", 16)
 
 
 def scheme(name: str) -> Scheme:
-    return Scheme(name, GRIDS[name], WIDE)
+    return make_scheme(name, GRIDS[name], WIDE)
 
 
 def on_grid(weight: Tensor, grid: Grid) -> Tensor:
@@ -152,7 +155,7 @@ def test_weights_become_codes(name: str) -> None:
 @pytest.mark.parametrize(("wanted", "groups"), [(64, (32, 16)), (32, (32, 16)), (16, (16, 16)), (256, (32, 16))])
 def test_groups_divide_the_inputs(wanted: int, groups: tuple[int, int]) -> None:
     program = model()
-    quantize(program, Scheme("one", Grid("int4", wanted)))(program)
+    quantize(program, make_scheme("one", Grid("int4", wanted)))(program)
     assert [call["group_size"] for call in quant_calls(program)[:-1]] == [*groups] * 2
 
 
@@ -181,7 +184,7 @@ def test_w8a8_rounds_the_channels_linears_but_not_of_the_head() -> None:
     before = model("int8 per channel", False, lambda m, x, p: linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head))
     for name in ("embed", "head"):
         before.weights[name] = parameter(on_grid(before.weights[name].evaluate(), Grid("int8")), name)
-    plan = analyse(before, Scheme("one", Grid("int8", activation="int8"), Grid("int8")))
+    plan = analyse(before, make_scheme("one", Grid("int8", activation="int8"), Grid("int8")))
     program = check_pass(Quantize(plan), before, matches=3, gone=LINEARS, there=ROUNDED)
     assert [call["activation"] for call in quant_calls(program)] == ["int8", "none"]
 
@@ -195,7 +198,7 @@ def test_calibrated_weights_are_used() -> None:
         "multiples": torch.ones(INNER, 2, dtype=torch.int8),
         "x_scale": torch.tensor(0.5),
     }
-    rounded = Rounded(**{name: constant(value, name) for name, value in parts.items()})
+    rounded = QuantizedWeight(**{name: constant(value, name) for name, value in parts.items()})
     grid = Grid("int4", 16, symmetric=False, activation="int8", static=True)
     plan = RoundingPlan("one", {"layers.0.up": Choice(grid, "a test", 16)})
     assert Quantize(plan, {"layers.0.up": rounded})(program).matches == 1
@@ -213,7 +216,7 @@ def test_stored_codes_are_used_unchanged(zeros: bool) -> None:
     stored = StoredCodes(constant(codes, "codes"), parameter(torch.rand(INNER, 2), "scales"), points, "int4", 16)
     program.weights["layers.0.up"] = stored
     before = program(*inputs(2, 5))
-    quantize(program, Scheme("none", None, None))(program)
+    quantize(program, make_scheme("none", None, None))(program)
     (call,) = quant_calls(program)
     assert (call["scheme"], call["group_size"], call["multiples"]) == ("int4", 16, None)
     assert (call["zeros"] is not None) == zeros
@@ -227,12 +230,12 @@ class Unread(TensorSource):
         raise AssertionError("a weight is read during planning")
 
 
-@pytest.mark.parametrize("name", SCHEMES_BY_NAME)
+@pytest.mark.parametrize("name", SCHEMES)
 def test_no_weight_is_read(name: str) -> None:
     program = model()
     for key, weight in program.weights.items():
         program.weights[key] = Leaf(Unread(weight.evaluate(), key))
-    quantize(program, SCHEMES_BY_NAME[name])(program)
+    quantize(program, SCHEMES[name])(program)
     with pytest.raises(AssertionError, match="is read"):
         program(*inputs(1, 2))
 

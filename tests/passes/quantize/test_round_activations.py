@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from check_pass import VOCAB, capture, check_pass
+from schemes import scheme as make_scheme
 from torch import Tensor, nn
 
 from llmc.ir.program import Program
@@ -16,7 +17,8 @@ from llmc.passes.base import Fuel
 from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
-from llmc.passes.quantize.rounding_plan import Grid, Scheme, analyse
+from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.schemes import Grid
 from llmc.passes.queries import is_op
 
 WIDTH, INNER = 32, 48
@@ -48,7 +50,7 @@ def calls(program: Program) -> list[dict[str, object]]:
 
 def one_layer(grid: Grid) -> Program:
     program = capture(OneLayer(), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
-    Quantize(analyse(program, Scheme("one", grid, Grid("int8"))))(program)
+    Quantize(analyse(program, make_scheme("one", grid, Grid("int8"))))(program)
     program.stage = Stage.CACHED
     return program
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from check_pass import VOCAB, capture
+from schemes import SCHEMES, STORED
+from schemes import scheme as make_scheme
 from torch import Tensor, nn
 
 from llmc.errors import LlmcError
@@ -17,16 +20,8 @@ from llmc.ir.stored import OnlyNumbers, StoredCodes
 from llmc.ir.weights import constant, parameter
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.quantize.rounding_plan import (
-    AS_STORED,
-    SCHEMES_BY_NAME,
-    Choice,
-    Grid,
-    Override,
-    RoundingPlan,
-    Scheme,
-    analyse,
-)
+from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
+from llmc.passes.quantize.schemes import Grid, Override, Scheme
 from llmc.passes.queries import is_op
 
 WIDTH, INNER = 192, 48
@@ -71,9 +66,9 @@ def choices(plan: RoundingPlan) -> dict[str, tuple[str, int] | None]:
 CHOSEN = {"int8": (64, 16), "int4": (32, 16), "w8a8": (WIDTH, INNER), "fp8": (WIDTH, INNER), "nf4": (64, 16)}
 
 
-@pytest.mark.parametrize("name", SCHEMES_BY_NAME)
+@pytest.mark.parametrize("name", SCHEMES)
 def test_each_weight_has_a_grid(name: str) -> None:
-    scheme = SCHEMES_BY_NAME[name]
+    scheme = SCHEMES[name]
     plan = analyse(model(), scheme)
     assert scheme.linears is not None
     up, down = ((scheme.linears.scheme, group) for group in CHOSEN[name])
@@ -90,35 +85,35 @@ def test_a_projection_that_is_as_wide_as_the_logits_is_no_head() -> None:
     for node in program.nodes:
         if is_op(node, linear) and str(node.args[1]) == "head":
             node.meta["where"] = "layers.1.mlp"
-    assert choices(analyse(program, SCHEMES_BY_NAME["int4"]))["head"] == ("int4", 32)
+    assert choices(analyse(program, SCHEMES["int4"]))["head"] == ("int4", 32)
 
 
 @pytest.mark.parametrize(
     ("group", "sizes"), [(256, (64, 16)), (128, (64, 16)), (32, (32, 16)), (16, (16, 16)), ("channel", (192, 48))]
 )
 def test_groups_are_as_large_as_divides_the_inputs(group: int | str, sizes: tuple[int, int]) -> None:
-    found = choices(analyse(model(), Scheme("one", Grid("int8", group))))
+    found = choices(analyse(model(), make_scheme("one", Grid("int8", group))))
     assert (found["layers.0.up"], found["layers.0.down"]) == tuple(("int8", size) for size in sizes)
 
 
-def test_a_small_model_has_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_model_has_smaller_groups() -> None:
     layers = 2 * 2 * WIDTH * INNER
-    monkeypatch.setattr("llmc.passes.quantize.rounding_plan.SMALL", layers + 1)
-    assert analyse(model(), SCHEMES_BY_NAME["int4"]).grid("layers.0.up") == Grid("int4", 32, symmetric=False)
-    assert analyse(model(), SCHEMES_BY_NAME["int8"]).grid("layers.0.up") == Grid("int8", 128)
-    monkeypatch.setattr("llmc.passes.quantize.rounding_plan.SMALL", layers)
-    assert analyse(model(), SCHEMES_BY_NAME["int4"]).grid("layers.0.up") == Grid("int4", 128)
+    int4, int8 = (replace(SCHEMES[name], small_below=layers + 1) for name in ("int4", "int8"))
+    assert analyse(model(), int4).grid("layers.0.up") == Grid("int4", 32, symmetric=False)
+    assert analyse(model(), int8).grid("layers.0.up") == Grid("int8", 128)
+    larger = replace(int4, small_below=layers)
+    assert analyse(model(), larger).grid("layers.0.up") == Grid("int4", 128)
 
 
 def test_one_scale_for_all_there_is() -> None:
-    assert choices(analyse(model(), Scheme("one", Grid("fp8", "tensor"))))["layers.0.up"] == ("fp8", 0)
+    assert choices(analyse(model(), make_scheme("one", Grid("fp8", "tensor"))))["layers.0.up"] == ("fp8", 0)
 
 
 def test_groups_of_exactly_so_many_are_refused_where_they_do_not_divide() -> None:
     with pytest.raises(LlmcError, match=r"48 inputs of layers.0.down.*groups of 32.*16") as caught:
-        analyse(model(), Scheme("one", Grid("int4", 32)), exact=True)
+        analyse(model(), make_scheme("one", Grid("int4", 32)), exact=True)
     assert caught.value.code == "GROUP_SIZE_INDIVISIBLE"
-    assert choices(analyse(model(), Scheme("one", Grid("int4", 16)), exact=True))["layers.0.down"] == ("int4", 16)
+    assert choices(analyse(model(), make_scheme("one", Grid("int4", 16)), exact=True))["layers.0.down"] == ("int4", 16)
 
 
 # Exceptions ---------------------------------------------------------------------------------------------------------
@@ -131,7 +126,7 @@ def test_the_last_override_that_fits_counts() -> None:
         Override("layers.1.*", Grid("int8")),
         Override("head", Grid("int4", 32, activation="int8")),
     ]
-    plan = analyse(model(), SCHEMES_BY_NAME["nf4"], overrides)
+    plan = analyse(model(), SCHEMES["nf4"], overrides)
     assert choices(plan) == {
         "embed": ("int8", 64),
         "layers.0.up": None,
@@ -146,12 +141,12 @@ def test_the_last_override_that_fits_counts() -> None:
 
 def test_an_override_that_fits_nothing_was_meant_for_something() -> None:
     with pytest.raises(LlmcError, match=r"layer\.\*.*embed, layers\.0\.up") as caught:
-        analyse(model(), SCHEMES_BY_NAME["int8"], [Override("layer.*", None)])
+        analyse(model(), SCHEMES["int8"], [Override("layer.*", None)])
     assert caught.value.code == "RECIPE_UNUSED"
 
 
 def test_a_plan_in_which_some_weights_become_something_else() -> None:
-    plan = analyse(model(), Scheme("one", Grid("int4", 128)))
+    plan = analyse(model(), make_scheme("one", Grid("int4", 128)))
     raised = plan.with_grid(["layers.0.down"], Grid("int8", 64), {"layers.0.down": INNER}, "it is sensitive")
     assert raised.weights["layers.0.down"] == Choice(Grid("int8", 64), "it is sensitive", 16)
     assert plan.grid("layers.0.down") == Grid("int4", 128)
@@ -187,7 +182,7 @@ LEFT: dict[str, tuple[Any, str, str]] = {
 @pytest.mark.parametrize("name", LEFT)
 def test_what_stays_has_a_reason(name: str) -> None:
     compute, weight, reason = LEFT[name]
-    choice = analyse(model(compute), SCHEMES_BY_NAME["int8"]).weights[weight]
+    choice = analyse(model(compute), SCHEMES["int8"]).weights[weight]
     assert choice.grid is None and reason in choice.why and choice.not_as_stored is None
 
 
@@ -204,7 +199,7 @@ def multiplied(m: Model, x: Tensor, positions: Tensor) -> Tensor:
     ],
     ids=["something else reads it", "learned positions", "another op reads it"],
 )
-@pytest.mark.parametrize("scheme", [AS_STORED, SCHEMES_BY_NAME["int8"]], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", [STORED, SCHEMES["int8"]], ids=lambda scheme: scheme.name)
 def test_codes_that_are_lost_with_a_weight_that_stays_are_reported(
     compute: Any, weight: str, reason: str, scheme: Scheme
 ) -> None:
@@ -220,7 +215,7 @@ def test_codes_that_are_lost_with_a_weight_that_stays_are_reported(
 
 
 def test_tables_of_the_architecture_are_not_in_the_plan() -> None:
-    plan = analyse(model(lambda m, x, p: linear(linear(x, m.head) * 0 + 1, m.table.T)), SCHEMES_BY_NAME["int8"])
+    plan = analyse(model(lambda m, x, p: linear(linear(x, m.head) * 0 + 1, m.table.T)), SCHEMES["int8"])
     assert set(plan.weights) == {"embed", "head"}
 
 
@@ -249,7 +244,7 @@ def stored(group: int, scheme: str = "int8", zeros: bool = False) -> StoredCodes
 def test_a_checkpoints_codes_are_kept(given: StoredCodes, grid: Grid) -> None:
     program = model()
     program.weights["layers.0.up"] = given
-    for scheme in (SCHEMES_BY_NAME["fp8"], Scheme("none", None, None)):
+    for scheme in (SCHEMES["fp8"], make_scheme("none", None, None)):
         choice = analyse(program, scheme).weights["layers.0.up"]
         assert choice == Choice(grid, "the checkpoint has it so", given.group_size, is_stored=True)
 
@@ -258,34 +253,10 @@ def test_a_checkpoints_codes_are_kept(given: StoredCodes, grid: Grid) -> None:
 def test_groups_that_no_grid_has_are_rounded_anew(given: StoredCodes) -> None:
     program = model()
     program.weights["layers.0.up"] = given
-    choice = analyse(program, SCHEMES_BY_NAME["int8"]).weights["layers.0.up"]
+    choice = analyse(program, SCHEMES["int8"]).weights["layers.0.up"]
     assert (choice.grid, choice.is_stored) == (Grid("int8", 128), False)
-
-
-# Grids --------------------------------------------------------------------------------------------------------------
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown scheme": ({"scheme": "int3"}, "int3"),
-    "an unknown grid of inputs": ({"scheme": "int8", "activation": "int4"}, "Activation is 'int4'"),
-    "groups that no kernel takes": ({"scheme": "int8", "group": 48}, "groups of 48"),
-    "int4 without groups": ({"scheme": "int4"}, "groups of 'channel'"),
-    "nf4 without groups": ({"scheme": "nf4", "group": "channel"}, "groups of 'channel'"),
-    "integers with one scale": ({"scheme": "int8", "group": "tensor"}, "groups of 'tensor'"),
-    "floats with zero points": ({"scheme": "fp8", "symmetric": False}, "zero points"),
-    "levels with zero points": ({"scheme": "nf4", "group": 64, "symmetric": False}, "zero points"),
-    "a scale of inputs that stay": ({"scheme": "int8", "static": True}, "not rounded"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_grid(name: str) -> None:
-    arguments, what = REFUSED[name]
-    with pytest.raises(LlmcError, match=what) as caught:
-        Grid(**arguments)
-    assert caught.value.code == "SCHEME_INVALID" and caught.value.hint
 
 
 def test_int8_with_zero_points_is_only_read() -> None:
     with pytest.raises(LlmcError, match="SCHEME_INVALID"):
-        analyse(model(), Scheme("odd", Grid("int8", symmetric=False)))
+        analyse(model(), make_scheme("odd", Grid("int8", symmetric=False)))

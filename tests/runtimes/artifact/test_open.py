@@ -11,7 +11,7 @@ import pytest
 from artifacts import FILES, write
 
 from llmc import LlmcError
-from llmc.runtimes.artifact.manifest import MANIFEST
+from llmc.runtimes.artifact.manifest import FORMAT, MANIFEST
 from llmc.runtimes.artifact.open import open_artifact
 
 
@@ -81,11 +81,12 @@ def test_wrong_runtime_version(tmp_path: Path, requires: dict[str, str], message
     assert error.hint == f"Install it: pip install '{next(iter(requires))}{next(iter(requires.values()))}'"
 
 
-def test_a_newer_format_is_reported_before_missing_modules(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "code"), [(FORMAT + 1, "ARTIFACT_NEWER"), (FORMAT - 1, "ARTIFACT_OLDER")])
+def test_another_format_is_reported_before_missing_modules(tmp_path: Path, format: int, code: str) -> None:
     write(tmp_path / "out", requires={"no_such_module": ">=1"})
     path = tmp_path / "out" / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    assert refused(tmp_path / "out").code == "ARTIFACT_NEWER"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": format}))
+    assert refused(tmp_path / "out").code == code
 
 
 def test_folders_and_files_that_are_not_artifacts(tmp_path: Path) -> None:

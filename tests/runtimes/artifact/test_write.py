@@ -52,6 +52,19 @@ def test_an_older_artifact_is_replaced_with_all_its_files(tmp_path: Path, exchan
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_an_artifact_of_an_older_format_is_replaced(tmp_path: Path) -> None:
+    """Its manifest says "graphs" where a newer one says "phases" and "section"."""
+    out = tmp_path / "out"
+    write(out, "old")
+    document = json.loads((out / MANIFEST).read_text())
+    del document["phases"], document["section"]
+    (out / MANIFEST).write_text(json.dumps(document | {"format": 1, "graphs": {"step": {"file": "model.onnx"}}}))
+    with pytest.raises(LlmcError, match="ARTIFACT_OLDER"):
+        open_artifact(out)
+    write(out, "new")
+    assert identity(out) == "new"
+
+
 def test_an_empty_folder_and_a_link_are_filled(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to("real")

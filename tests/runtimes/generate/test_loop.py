@@ -20,12 +20,12 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13]]
 def outputs(steps: Sequence[NextToken]) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for step in steps:
-        found.setdefault(step.row, []).append(step.token)
+        found.setdefault(step.prompt_index, []).append(step.token)
     return found
 
 
 def reasons(steps: Sequence[NextToken]) -> dict[int, str]:
-    return {step.row: step.finish_reason for step in steps if step.finish_reason}
+    return {step.prompt_index: step.finish_reason for step in steps if step.finish_reason}
 
 
 def greedy(prompt: Sequence[int], count: int) -> list[int]:

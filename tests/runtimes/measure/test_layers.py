@@ -20,8 +20,9 @@ class FixedOutputs:
     def __init__(self, outputs: list[dict[str, np.ndarray]], unclear: dict[str, str] | None = None) -> None:
         self.outputs, self.unclear, self.before = outputs, unclear or {}, {"m.10": "m.2"}
 
-    def values(self, window: Window) -> dict[str, np.ndarray]:
-        return next(outputs for one, outputs in zip(WINDOWS, self.outputs, strict=True) if one is window)
+    def values(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        assert tokens.dtype == np.int64 and tokens.ndim == 1
+        return next(o for w, o in zip(WINDOWS, self.outputs, strict=True) if np.array_equal(w.tokens[:-1], tokens))
 
 
 def random_outputs() -> list[dict[str, np.ndarray]]:

@@ -21,6 +21,7 @@ from llmc.compiler.targets.onnx import rounded_cache
 from llmc.compiler.targets.onnx.graph import Value
 from llmc.compiler.targets.onnx.lower import Lowering
 from llmc.compiler.targets.onnx.standard import STANDARD
+from llmc.compiler.targets.ort.write import TABLES
 from llmc.ir.program import Program
 from llmc.kernels.ops import attention
 from llmc.kernels.ops.quantized import CACHE_CODES
@@ -64,7 +65,7 @@ def test_attention_equals_the_meaning_of_the_op(tmp_path: Path, name: str, ring:
 @pytest.mark.parametrize("ring", [False, True])
 def test_the_contrib_table_uses_standard_ops(tmp_path: Path, codes: str, ring: bool) -> None:
     program = quantized("a window", ring, codes)
-    assert FuseAttention()(program).matches == 0
+    assert FuseAttention(8)(program).matches == 0
     check_steps(program, tmp_path, ops="contrib", tolerance=TOLERANCE[codes])
     kinds = {n.op_type for n in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node}
     assert "Attention" in kinds and "GroupQueryAttention" not in kinds
@@ -135,23 +136,20 @@ def test_shared_keys_and_values_are_quantized_once(tmp_path: Path) -> None:
 # The comparison above detects mistakes --------------------------------------------------------------------------------
 
 
-def off_by_one(g: Lowering, *parts: Any) -> Any:
-    """Dequantize each token with the scales of the token before it."""
-    attended, codes, scales = [], [], []
-    for cache, old_scales, new in parts:
-        new_codes, new_scales = rounded_cache._quantized(g, new, cache.dtype)
-        codes.append(g.op("TensorScatter", cache, new_codes, g.starts, axis=2))
-        scales.append(g.op("TensorScatter", old_scales, new_scales, g.starts, axis=2))
-        filled = rounded_cache._filled(g, scales[-1])
-        first = g.op("Slice", filled, g.constant([0]), g.constant([1]), g.constant([2]))
-        rest = g.op("Slice", filled, g.constant([0]), g.constant([-1]), g.constant([2]))
-        shifted = g.op("Concat", first, rest, axis=2)
-        attended.append(rounded_cache._expanded(g, rounded_cache._filled(g, codes[-1]), shifted, cache, g.total))
-    return (attended[0], attended[1]), (*codes, *scales)
+def off_by_one(g: Lowering, k_scales: Value, v_scales: Value, **arguments: Any) -> Any:
+    """Dequantize each token of earlier calls with the scales of the token before it."""
+    shifted = []
+    for scales in (k_scales, v_scales):
+        first = g.op("Slice", scales, g.constant([0]), g.constant([1]), g.constant([2]))
+        rest = g.op("Slice", scales, g.constant([0]), g.constant([-1]), g.constant([2]))
+        shifted.append(Value(g.op("Concat", first, rest, axis=2), scales.dtype, scales.shape))
+    return rounded_cache.attend(g, k_scales=shifted[0], v_scales=shifted[1], **arguments)
 
 
 @pytest.mark.parametrize("codes", CACHE_CODES)
 def test_scales_of_other_tokens_are_detected(tmp_path: Path, codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounded_cache, "_update", off_by_one)
+    wrong = STANDARD | {"llmc.quant_cached_attention": off_by_one}
+    assert wrong.keys() == STANDARD.keys()
+    monkeypatch.setitem(TABLES, "standard", wrong)
     with pytest.raises(AssertionError, match="are off by"):
         check_steps(quantized("all positions", False, codes), tmp_path, ops="standard", tolerance=TOLERANCE[codes])

@@ -14,6 +14,7 @@ from llmc.compiler.targets.onnx.external import ExternalData
 from llmc.compiler.targets.onnx.graph import OnnxGraph
 from llmc.compiler.targets.onnx.lower import WeightValue
 from llmc.compiler.targets.onnx.rounded_matrix import RoundedMatrix
+from llmc.compiler.targets.ort.facts import FASTEST_GROUPS
 from llmc.ir.weights import Weight, constant, rows
 from llmc.kernels.ops.quantized import pack_nibbles, unpack_nibbles
 
@@ -148,7 +149,8 @@ def test_the_block_of_kernels() -> None:
     """It is the group size, or a supported size that divides it."""
     codes = constant(torch.zeros(2, 768, dtype=torch.int8), "codes")
     zeros = constant(torch.zeros(2, 1, dtype=torch.int8), "zeros")
-    assert [matrix(codes, zeros, "int8", 768).block, matrix(codes, None, "int8", 768).block] == [128, 128]
+    blocks = [matrix(codes, points, "int8", 768).block(FASTEST_GROUPS) for points in (zeros, None)]
+    assert blocks == [128, 128]
     group_zeros = constant(torch.zeros(2, 3, dtype=torch.int8), "zeros")
     for group, block in ((256, 256), (128, 128), (96, 32), (48, 16), (16, 16), (24, None)):
-        assert matrix(codes, group_zeros, "int8", group).block == block
+        assert matrix(codes, group_zeros, "int8", group).block(FASTEST_GROUPS) == block

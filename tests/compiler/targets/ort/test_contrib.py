@@ -77,7 +77,7 @@ class Layer(nn.Module):
 def fused(**options: Any) -> Program:
     program = capture(Layer(**options), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
     InsertKvCache(ring=False)(program)
-    assert FuseAttention()(program).matches == 1
+    assert FuseAttention(8)(program).matches == 1
     return program
 
 

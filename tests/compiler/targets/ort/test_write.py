@@ -11,22 +11,33 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from finishing import prefill_passes, step_passes
 from onnx.external_data_helper import load_external_data_for_model
+from schemes import scheme as make_scheme
 from zoo.tiny import tiny_model
 
 import llmc
 from llmc import LlmcError, Program, Stage
-from llmc.compiler.config import CompileConfig
+from llmc.compiler.describe import cache_spec
+from llmc.compiler.targets.base import Lowered
 from llmc.compiler.targets.onnx.external import LINE
-from llmc.compiler.targets.ort import write as build
-from llmc.compiler.targets.ort.write import DATA, PREFILL_ROWS, build_onnx, cache_specs
+from llmc.compiler.targets.ort import write
+from llmc.compiler.targets.ort.facts import HEAD_MULTIPLE, PREFILL_TOKENS
+from llmc.compiler.targets.ort.target import TARGET
+from llmc.compiler.targets.ort.write import DATA, write_graphs
+from llmc.compiler.targets.registry import make_config
 from llmc.kernels.ops.quantized import decode
 from llmc.passes.base import Pass
-from llmc.passes.pipeline import engine_passes, many_rows_passes
+from llmc.passes.cache.fuse_attention import FuseAttention
+from llmc.passes.pipeline import caching_passes
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import Grid, Override, Scheme, analyse
-from llmc.runtimes.artifact.manifest import DerivedSpec, GraphSpec
+from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.schemes import Grid, Override
+from llmc.passes.runner import Runner
+from llmc.runtimes.artifact.manifest import Phase
+from llmc.runtimes.engines.onnx_names import past_name, present_name
 from llmc.runtimes.engines.ort.derive import derive
+from llmc.runtimes.engines.ort.section import DerivedSpec, GraphFile
 from llmc.runtimes.engines.ort.session import open_session
 
 
@@ -35,25 +46,22 @@ def optimized() -> Program:
     return llmc.capture(tiny_model("llama"), until=Stage.OPTIMIZED)
 
 
-def built(optimized: Program, folder: Path, **options: Any) -> tuple[Program, dict[str, GraphSpec]]:
-    config = CompileConfig(**options)
-    program = run_passes_of(optimized, config)
+def built(optimized: Program, folder: Path, **options: Any) -> Lowered:
+    """The files of an artifact with these options."""
     folder.mkdir(exist_ok=True)
-    return program, build_onnx(
-        program, folder, ops=config.ops, many_rows=many_rows_passes() if config.rounds_prefill else ()
-    )
+    return TARGET.lower(graphs_of(optimized, **options), folder, make_config(**options), lambda name: None)
 
 
-def run_passes_of(optimized: Program, config: CompileConfig) -> Program:
-    rounding = [] if config.scheme is None else [Quantize(analyse(optimized, config.scheme))]
-    return passed(optimized, config.engine_passes(rounding))
+def graphs_of(optimized: Program, **options: Any) -> dict[str, Program]:
+    config = make_config(**options)
+    scheme = TARGET.scheme(config)
+    plan = None if scheme is None else analyse(optimized, scheme)
+    program = passed(optimized, [*([Quantize(plan)] if plan else []), *caching_passes(cache_codes=config.cache_codes)])
+    return {name: passed(program, passes) for name, passes in TARGET.finishing_passes(config, plan, ()).items()}
 
 
 def passed(program: Program, passes: Sequence[Pass]) -> Program:
-    program = program.copy()
-    for subject in passes:
-        subject(program)
-    return program
+    return Runner().run(program.copy(), passes)
 
 
 # What integer kernels take as it is, or in other groups than the step graph.
@@ -66,21 +74,21 @@ INTEGERS = {
 
 def built_of(
     optimized: Program, folder: Path, grid: Grid, overrides: Sequence[Override] = ()
-) -> tuple[Program, dict[str, GraphSpec]]:
-    plan = analyse(optimized, Scheme("one", grid), overrides)
-    program = passed(optimized, engine_passes([Quantize(plan)], ring=True, fuse=True))
-    return program, build_onnx(program, folder, ops="contrib", many_rows=many_rows_passes())
+) -> tuple[Program, Lowered]:
+    """The files of two graphs, and the program of the prefill graph."""
+    plan = analyse(optimized, make_scheme("one", grid), overrides)
+    program = passed(optimized, [Quantize(plan), *caching_passes(), FuseAttention(HEAD_MULTIPLE)])
+    many = passed(program, prefill_passes())
+    return many, write_graphs({"step": passed(program, step_passes()), "prefill": many}, folder, "contrib")
 
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_the_graphs_hold_the_same_integers(optimized: Program, tmp_path: Path, name: str) -> None:
     scheme = INTEGERS[name].scheme
-    program, graphs = built_of(optimized, tmp_path, INTEGERS[name])
-    assert {name: (g.file, g.min_rows, g.max_rows) for name, g in graphs.items()} == {
-        "step": ("model.onnx", 1, PREFILL_ROWS - 1),
-        "prefill": ("prefill.onnx", PREFILL_ROWS, None),
-    }
-    many = passed(program, many_rows_passes())
+    many, lowered = built_of(optimized, tmp_path, INTEGERS[name])
+    graphs = lowered.section.graphs
+    assert {name: graph.file for name, graph in graphs.items()} == {"step": "model.onnx", "prefill": "prefill.onnx"}
+    assert lowered.phases == {"step": Phase(1, PREFILL_TOKENS - 1), "prefill": Phase(PREFILL_TOKENS)}
     step = initializers(tmp_path / "model.onnx")
     assert len(graphs["prefill"].derived) == 10  # qkv, o, gate, up, down, in two layers
     negative = False
@@ -157,34 +165,33 @@ MIXED = [
 def test_the_graph_of_many_tokens_computes_what_its_program_does(optimized: Program, tmp_path: Path, name: str) -> None:
     """Integers on both sides but for the head, whose kernel rounds its input to int8 block by block."""
     grids = {**INTEGERS, "fp8": Grid("fp8", activation="fp8"), "mixed": Grid("int4", 16)}
-    program, graphs = built_of(optimized, tmp_path, grids[name], MIXED if name == "mixed" else [])
+    many, lowered = built_of(optimized, tmp_path, grids[name], MIXED if name == "mixed" else [])
+    graphs = lowered.section.graphs
     assert bool(graphs["prefill"].derived) == (name != "fp8")
     assert name != "mixed" or {spec.scheme for spec in graphs["prefill"].derived} == {"int8", "int4"}
     assert name != "mixed" or "float8_e4m3fn" in {spec.dtype for spec in graphs["prefill"].stored}
-    tokens = np.random.default_rng(0).integers(3, 72, (1, PREFILL_ROWS))
+    tokens = np.random.default_rng(0).integers(3, 72, (1, PREFILL_TOKENS))
     session, held = open_session(tmp_path, graphs["prefill"], 1)
     caches = {
-        spec.key if kind == "key" else spec.value: np.zeros((1, spec.heads, 0, dim), np.float32)
-        for spec in cache_specs(program) for kind, dim in (("key", spec.key_dim), ("value", spec.value_dim))
+        past_name(i, part.role): np.zeros((1, cache.heads, 0, part.width), np.float32)
+        for i, cache in enumerate(many.caches) for part in cache.tensors
     }  # fmt: skip
-    rows = np.arange(PREFILL_ROWS)
+    rows = np.arange(PREFILL_TOKENS)
     feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "rows": rows, **caches}
     got = session.run(["logits"], feeds)[0][0]
-    many = passed(program, many_rows_passes())
-    state = [torch.zeros(1, c.heads, c.length, dim) for c in many.caches for dim in (c.key_dim, c.value_dim)]
-    given = torch.from_numpy(tokens), torch.zeros(1, dtype=torch.int64), torch.from_numpy(rows)
-    want = many.run(*given, *state)[0][0].detach().numpy()
+    given = {"tokens": torch.from_numpy(tokens), "starts": torch.zeros(1, dtype=torch.int64)}
+    arguments = many.arguments(given | {"wanted": torch.from_numpy(rows)}, many.empty_caches(1))
+    want = many.run(*arguments)[0][0].detach().numpy()
     assert np.sqrt(np.square(got - want).mean() / np.square(want).mean()) < 0.02
     del session, held
 
 
 def test_both_graphs_read_one_file(optimized: Program, tmp_path: Path) -> None:
     """The graph for many tokens adds nothing: no matrix twice, and no scale."""
-    _, graphs = built(optimized, tmp_path / "both", quantize="int4")
-    program = run_passes_of(optimized, CompileConfig(quantize="int4"))
+    lowered = built(optimized, tmp_path / "both", quantize="int4")
     (tmp_path / "step").mkdir()
-    build_onnx(program, tmp_path / "step", ops="contrib")
-    assert len(graphs["prefill"].derived) == 10
+    write_graphs({"step": graphs_of(optimized, quantize="int4")["step"]}, tmp_path / "step", "contrib")
+    assert len(lowered.section.graphs["prefill"].derived) == 10
     assert stored(tmp_path / "both") == stored(tmp_path / "step")
     assert sorted(p.name for p in (tmp_path / "step").iterdir()) == ["model.onnx", DATA]
 
@@ -203,7 +210,9 @@ def stored(folder: Path) -> int:
 def test_what_is_written(optimized: Program, tmp_path: Path, ops: str, quantize: str | None) -> None:
     """The standard's own checker finds no fault in any graph, weights included, and two runs give the same bytes."""
     for name in ("one", "other"):
-        _, graphs = built(optimized, tmp_path / name, ops=ops, quantize=quantize)
+        lowered = built(optimized, tmp_path / name, ops=ops, quantize=quantize)
+    graphs = lowered.section.graphs
+    assert lowered.phases.keys() == graphs.keys() and lowered.requires == {"onnxruntime": ">=1.30,<2"}
     files = sorted(p.name for p in (tmp_path / "one").iterdir())
     assert set(files) == {graph.file for graph in graphs.values()} | {DATA}
     for name in files:
@@ -223,7 +232,7 @@ def test_what_is_written(optimized: Program, tmp_path: Path, ops: str, quantize:
     assert stored(tmp_path / "one") < 1.6 * parameters * bits / 8
 
 
-def assert_placed(tensors: dict[str, onnx.TensorProto], graph: GraphSpec) -> None:
+def assert_placed(tensors: dict[str, onnx.TensorProto], graph: GraphFile) -> None:
     """The manifest tells of each weight of a graph with derived matrices where it is; they don't overlap."""
     places = {name: {e.key: e.value for e in t.external_data} for name, t in tensors.items() if t.external_data}
     derived = {name: int(at["offset"]) for name, at in places.items() if at["location"] != DATA}
@@ -241,38 +250,32 @@ def test_what_the_checker_refuses(optimized: Program, tmp_path: Path, monkeypatc
     def wrong(g: Any, x: Any, weight: Any, eps: float) -> str:
         return g.op("RMSNormalization", x, weight, axis="last", epsilon=eps)
 
-    monkeypatch.setitem(build.TABLES, "contrib", {**build.TABLES["contrib"], "llmc.rms_norm": wrong})
+    monkeypatch.setitem(write.TABLES, "contrib", {**write.TABLES["contrib"], "llmc.rms_norm": wrong})
     with pytest.raises(LlmcError) as caught:
         built(optimized, tmp_path)
     assert caught.value.code == "ONNX_INVALID" and "model.onnx" in caught.value.what
 
 
-def test_caches_by_the_names_of_the_graph(optimized: Program) -> None:
-    program = run_passes_of(optimized, CompileConfig())
-    specs = cache_specs(program)
-    assert [(s.key, s.present_value) for s in specs] == [
-        (f"past_key_values.{i}.key", f"present.{i}.value") for i in (0, 1)
-    ]
+@pytest.mark.parametrize("codes", ["auto", "int8", "fp8"])
+def test_caches_by_the_names_of_the_graph(optimized: Program, tmp_path: Path, codes: str) -> None:
+    (program,) = graphs_of(optimized, kv_cache_dtype=codes).values()
+    specs = [cache_spec(cache) for cache in program.caches]
     assert {(s.kind, s.heads, s.key_dim, s.value_dim, s.length, s.dtype) for s in specs} == {
-        ("static", 2, 16, 16, 128, "fp32")
+        ("static", 2, 16, 16, 128, "fp32" if codes == "auto" else codes)
     }
-
-
-@pytest.mark.parametrize("codes", ["int8", "fp8"])
-def test_rounded_caches_by_the_names_of_the_graph(optimized: Program, tmp_path: Path, codes: str) -> None:
-    program = run_passes_of(optimized, CompileConfig(kv_cache_dtype=codes))
-    specs = cache_specs(program)
-    assert {spec.dtype for spec in specs} == {codes}
-    build_onnx(program, tmp_path, ops="contrib")
+    write_graphs({"step": program}, tmp_path, "contrib")
     graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
-    names = [part.past for spec in specs for part in spec.tensors], [p.present for s in specs for p in s.tensors]
-    assert [i.name for i in graph.input if i.name.startswith("past")] == names[0]
-    assert [o.name for o in graph.output if o.name.startswith("present")] == names[1]
-    assert names[0][2:4] == ["past_key_values.0.key_scale", "past_key_values.0.value_scale"]
+    parts = [(i, part.role) for i, spec in enumerate(specs) for part in spec.parts]
+    inputs = [i.name for i in graph.input if i.name.startswith("past")]
+    assert inputs == [past_name(i, role) for i, role in parts]
+    assert [o.name for o in graph.output if o.name.startswith("present")] == [present_name(i, r) for i, r in parts]
+    numbers = ["past_key_values.0.key", "past_key_values.0.value"]
+    scales = ["past_key_values.0.key_scale", "past_key_values.0.value_scale"] if codes != "auto" else []
+    assert inputs[: len(inputs) // 2] == [*numbers, *scales]
 
 
 def test_each_weight_is_announced(optimized: Program, tmp_path: Path) -> None:
     seen: list[str] = []
-    program = run_passes_of(optimized, CompileConfig())
-    build_onnx(program, tmp_path, ops="contrib", watch=seen.append)
+    (program,) = graphs_of(optimized).values()
+    write_graphs({"step": program}, tmp_path, "contrib", seen.append)
     assert set(seen) <= set(program.weights) and len(seen) > 8

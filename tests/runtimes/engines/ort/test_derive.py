@@ -11,8 +11,8 @@ import torch
 from llmc.kernels.ops import round_weight
 from llmc.kernels.ops.quantized import decode, pack_nibbles
 from llmc.kernels.ops.rounding import LARGEST_MULTIPLE
-from llmc.runtimes.artifact.manifest import DerivedSpec
 from llmc.runtimes.engines.ort.derive import derive, write_derived
+from llmc.runtimes.engines.ort.section import DerivedSpec
 
 OUTPUTS, INPUTS = 6, 96
 OFFSET = 4096

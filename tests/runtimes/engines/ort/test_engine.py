@@ -15,7 +15,7 @@ from torch import Tensor
 
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
-from llmc.compiler.targets.ort.write import PREFILL_ROWS
+from llmc.compiler.targets.ort.facts import PREFILL_TOKENS
 from llmc.kernels.ops import attention
 from llmc.runtimes.engines.base import Engine
 from llmc.runtimes.engines.cores import physical_cores
@@ -61,7 +61,7 @@ def whole(engine: Engine, tokens: np.ndarray) -> np.ndarray:
 
 def close(engine: Engine, got: np.ndarray, want: np.ndarray) -> None:
     """The same but for the order of sums, which may move a key or value across the middle between two codes."""
-    rounded = any(cache.scales for cache in engine.manifest.caches)  # type: ignore[attr-defined]
+    rounded = any(cache.has_scales for cache in engine.manifest.caches)  # type: ignore[attr-defined]
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-2 if rounded else 2e-5)
 
 
@@ -128,7 +128,7 @@ def test_the_last_row_only(engine: Engine, tokens: np.ndarray, whole: np.ndarray
 def test_long_calls_go_in_pieces(
     engine: Engine, tokens: np.ndarray, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort, "_PIECE", 8)
+    monkeypatch.setattr(ort, "PIECE", 8)
     engine.open_slots(3)
     starts, slots = np.array([3, 0, 5]), np.array([2, 0, 1])
     given = np.stack([tokens[row, start : start + 19] for row, start in enumerate(starts)])
@@ -168,7 +168,7 @@ def test_the_last_position_is_served(engine: Engine) -> None:
 
 
 def test_many_tokens_take_their_own_graph(tmp_path: Path) -> None:
-    tokens, many = np.random.default_rng(1).integers(0, 60, (1, 128)), PREFILL_ROWS
+    tokens, many = np.random.default_rng(1).integers(0, 60, (1, 128)), PREFILL_TOKENS
     folder = shutil.copytree(artifact("speaking", quantize="int4"), tmp_path / "out")
     whole = llmc.load(folder, threads=1).forward(tokens[:, :many], np.array([0]))
     (folder / "prefill.onnx").write_bytes(bytes((folder / "prefill.onnx").stat().st_size))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from compiled import artifact
 
@@ -10,8 +14,7 @@ import llmc
 from llmc.compiler.targets.ort.layer_outputs import watch_layers
 from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.engines.ort import engine as ort
-from llmc.runtimes.engines.ort.layers import WatchedEngine
-from llmc.runtimes.measure.windows import Window
+from llmc.runtimes.engines.ort.layers import WatchedEngine, WatchedGraph
 
 TOKENS = np.random.default_rng(0).integers(3, 70, 128)
 
@@ -19,42 +22,78 @@ TOKENS = np.random.default_rng(0).integers(3, 70, 128)
 @pytest.fixture(autouse=True)
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short ones, so that a window of a tiny model has two: one for each graph."""
-    monkeypatch.setattr(ort, "_PIECE", 64)
+    monkeypatch.setattr(ort, "PIECE", 64)
 
 
 @pytest.fixture(scope="module")
-def engine() -> WatchedEngine:
-    folder = artifact("speaking", quantize="int4", algo="rtn")
+def folder() -> Path:
+    return artifact("speaking", quantize="int4", algo="rtn")
+
+
+@pytest.fixture
+def engine(folder: Path) -> WatchedEngine:
     manifest = read_manifest(folder)
     return WatchedEngine(folder, manifest, watch_layers(folder, manifest), threads=1)
 
 
 def test_logits_are_those_of_the_artifact(engine: WatchedEngine) -> None:
-    plain = llmc.load(artifact("speaking", quantize="int4", algo="rtn"), threads=1)
+    plain = llmc.load(engine.folder, threads=1)
     for length in (1, 20, 64, 107, 2, 100):
         tokens, starts = TOKENS[None, :length], np.zeros(1, np.int64)
         assert np.array_equal(engine.forward(tokens, starts), plain.forward(tokens, starts))
 
 
-def test_values_are_rows_for_all_tokens_also_where_they_run_in_pieces(engine: WatchedEngine) -> None:
-    long, short = (engine.values(Window(TOKENS[:n], 1)) for n in (108, 65))
-    assert set(engine._graphs) == {"step", "prefill"}
-    assert list(long) == ["model.layers.0", "model.layers.1"]
+def test_values_are_rows_for_all_tokens_also_where_they_run_in_pieces(
+    engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[str] = []
+    monkeypatch.setattr(ort.GraphSession, "run", recorded(files))
+    long, short = (engine.values(TOKENS[:n]) for n in (107, 64))
+    assert files == ["prefill.onnx", "model.onnx", "prefill.onnx"]
+    assert engine.layers == list(long) == ["model.layers.0", "model.layers.1"]
     for layer, value in long.items():
         assert value.shape[:2] == (1, 107) and value.dtype == np.float32
         assert np.array_equal(value[:, :64], short[layer])
         assert np.abs(value[0]).sum(1).min() > 0
 
 
-def test_what_is_read_from_and_what_has_no_rows(engine: WatchedEngine) -> None:
+def recorded(files: list[str]) -> object:
+    """A session's `run` that also keeps the name of its graph's file."""
+    honest = ort.GraphSession.run
+
+    def run(self: ort.GraphSession, *arguments: object) -> object:
+        files.append(self.file)
+        return honest(self, *arguments)  # type: ignore[arg-type]
+
+    return run
+
+
+def test_a_sequence_is_a_new_one_each_time(engine: WatchedEngine) -> None:
+    first = {layer: value.copy() for layer, value in engine.values(TOKENS[:20]).items()}
+    engine.values(TOKENS[20:60])
+    again = engine.values(TOKENS[:20])
+    assert all(np.array_equal(value, again[layer]) for layer, value in first.items())
+
+
+def test_what_is_read_from(engine: WatchedEngine) -> None:
     assert engine.before["model.layers.1"] == "model.layers.0"
     assert engine.unclear == {}
-    layers = engine._graph(20)
-    run = layers.run
-    layers.run = lambda *a: (run(*a), layers.seen.update({"model.layers.1": np.zeros((7, 3))}))[0]  # type: ignore[method-assign]
-    try:
-        assert list(engine.values(Window(TOKENS[:21], 1))) == ["model.layers.0"]
-        assert "has the shape [7, 3]" in engine.unclear["model.layers.1"]
-    finally:
-        del layers.run
-        engine._odd.clear()
+
+
+def test_what_has_no_value_for_each_token(folder: Path) -> None:
+    """Of the second layer the step graph gives how many positions each sequence holds, which is [B]."""
+    manifest = read_manifest(folder)
+    watched = watch_layers(folder, manifest)
+    engine = WatchedEngine(folder, manifest, {**watched, "model.onnx": wrong(watched["model.onnx"])}, threads=1)
+    assert engine.unclear == {}
+    assert list(engine.values(TOKENS[:20])) == ["model.layers.0"]
+    assert "has the shape [1]" in engine.unclear["model.layers.1"]
+    assert list(engine.values(TOKENS[:107])) == ["model.layers.0"], "its second piece is for the step graph"
+
+
+def wrong(graph: WatchedGraph) -> WatchedGraph:
+    model = onnx.load_from_string(graph.model)
+    (held,) = (node.output[0] for node in model.graph.node if node.op_type == "ReduceSum")
+    (output,) = (o for o in model.graph.output if o.name == graph.values["model.layers.1"])
+    output.name = held
+    return replace(graph, model=model.SerializeToString(), values={**graph.values, "model.layers.1": held})

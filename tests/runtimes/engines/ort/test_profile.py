@@ -17,6 +17,7 @@ from fake_engines import ToyEngine, hashed
 import llmc
 from llmc.errors import UsageError
 from llmc.runtimes.engines.base import KernelTime, Profiles
+from llmc.runtimes.engines.ort import engine as ort
 from llmc.runtimes.engines.ort.engine import OrtEngine
 from llmc.runtimes.engines.ort.profile import kernel_times
 
@@ -105,14 +106,20 @@ def test_the_kernels_of_decode_steps(engine: OrtEngine) -> None:
     assert set(glob.glob(f"{tempfile.gettempdir()}/llmc-profile-*")) <= before, "the trace is removed"
 
 
-def test_an_engine_works_after_its_profile(engine: OrtEngine) -> None:
-    plain = decode(engine, 2)
+def test_an_engine_works_after_its_profile(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, opened, honest = decode(engine, 2), [], ort.open_session
+
+    def open_session(*arguments: Any) -> Any:
+        session, held = honest(*arguments)
+        opened.append(session)
+        return session, held
+
+    monkeypatch.setattr(ort, "open_session", open_session)
     with pytest.raises(ZeroDivisionError):
         engine.profile(lambda: 1 / 0, lambda: decode(engine, 1))
     for one, other in zip(plain, decode(engine, 2), strict=True):
         np.testing.assert_array_equal(one, other)
-    graph = engine._graph(1)
-    assert not graph.session.get_session_options().enable_profiling
+    assert [s.get_session_options().enable_profiling for s in opened] == [True, False]
 
 
 def test_who_can_profile(engine: OrtEngine) -> None:

@@ -11,7 +11,7 @@ import pytest
 from compiled import artifact
 
 import llmc
-from llmc.compiler.targets.ort.write import PREFILL_ROWS
+from llmc.compiler.targets.ort.facts import PREFILL_TOKENS
 from llmc.runtimes.engines.ort import session as ort_session
 
 
@@ -19,7 +19,7 @@ def prefill_logits(folder: Path) -> np.ndarray:
     """Run the prefill graph again after temporaries of its opening are freed."""
     engine = llmc.load(folder, threads=1)
     engine.open_slots(1)
-    tokens = np.random.default_rng(0).integers(3, 72, (1, PREFILL_ROWS))
+    tokens = np.random.default_rng(0).integers(3, 72, (1, PREFILL_TOKENS))
     engine.forward(tokens, np.zeros(1, np.int64))
     gc.collect()
     return engine.forward(tokens, np.zeros(1, np.int64)).copy()

@@ -1,0 +1,89 @@
+"""Target "ort": ONNX graphs for ONNX Runtime on CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...config import CompileConfig
+from ...options import invalid
+from ..base import InputExemption, Lowered, Target, Watch
+from .facts import FACTS, HEAD_MULTIPLE, INPUT_EXEMPTION
+from .options import OrtOptions
+
+if TYPE_CHECKING:
+    from ....ir.program import Program
+    from ....passes.base import Pass
+    from ....passes.quantize.rounding_plan import Choice, RoundingPlan
+    from ....runtimes.engines.base import LayerEngine
+
+
+class OrtTarget(Target):
+    """ONNX Runtime. A step graph serves any number of tokens; where integer kernels pay, prompts get a second graph."""
+
+    name = "ort"
+    summary = "ONNX Runtime on CPUs"
+    options = OrtOptions
+    facts = FACTS
+
+    def check(self, config: CompileConfig) -> None:
+        super().check(config)
+        own = self.options_of(config)
+        if not own.round_prompts and not (config.quantize == "int4" and own.ops == "contrib"):
+            raise invalid("round_prompts is false", "Leave it out: only int4 with `ops` contrib quantizes inputs.")
+
+    def input_exemption(self, config: CompileConfig) -> InputExemption | None:
+        return INPUT_EXEMPTION if self._quantizes_prompts(config) else None
+
+    def input_group(self, config: CompileConfig, choice: Choice) -> int | None:
+        assert choice.grid is not None
+        if choice.grid.activation == "int8" or (self._quantizes_prompts(config) and not choice.is_wide):
+            return 0
+        # The kernels that expand codes quantize inputs on their way, group by group.
+        return choice.group_size if choice.grid.scheme in ("int8", "int4") else None
+
+    def finishing_passes(
+        self, config: CompileConfig, plan: RoundingPlan | None, exact_inputs: Collection[str]
+    ) -> Mapping[str, Sequence[Pass]]:
+        from ....passes.cache.fuse_attention import FuseAttention
+        from ....passes.optimize.unmerge_linears import UnmergeLinears
+        from ....passes.quantize.round_activations import RoundActivations, RoundInKernels
+
+        is_contrib = self.options_of(config).ops == "contrib"
+        fused: list[Pass] = [FuseAttention(HEAD_MULTIPLE)] if is_contrib else []
+        quantizes_prompts = self._quantizes_prompts(config)
+        quantizes_by_token = is_contrib and plan is not None and plan.quantizes_inputs_by_token
+        if plan is None or not (quantizes_prompts or quantizes_by_token):
+            return {"step": fused}
+        # Few tokens wait for weights: the kernels that expand codes are faster. Many wait for arithmetic.
+        rounded: list[Pass] = [RoundActivations(exact_inputs)] if quantizes_prompts else []
+        return {"step": [*fused, RoundInKernels()], "prefill": [*fused, *rounded, UnmergeLinears()]}
+
+    def lower(self, graphs: Mapping[str, Program], folder: Path, config: CompileConfig, watch: Watch) -> Lowered:
+        from .write import write_graphs
+
+        return write_graphs(graphs, folder, self.options_of(config).ops, watch)
+
+    def write_metadata_files(self, program: Program, folder: Path) -> None:
+        from ....runtimes.artifact.canonical import write_json
+        from .genai import genai_config
+
+        if config := genai_config(program, folder):
+            write_json(folder / "genai_config.json", config)
+
+    def open_layers(self, folder: Path, *, threads: int | None = None) -> LayerEngine:
+        from ....runtimes.artifact.open import open_artifact
+        from ....runtimes.engines.ort.layers import WatchedEngine
+        from .layer_outputs import watch_layers
+
+        manifest = open_artifact(folder)
+        return WatchedEngine(folder, manifest, watch_layers(folder, manifest), threads=threads)
+
+    def _quantizes_prompts(self, config: CompileConfig) -> bool:
+        """Return True if prompts run on integer kernels although the scheme keeps inputs exact."""
+        own = self.options_of(config)
+        return own.ops == "contrib" and config.quantize == "int4" and own.round_prompts
+
+
+TARGET = OrtTarget()
