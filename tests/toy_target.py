@@ -1,0 +1,127 @@
+"""A target and an engine outside of llmc: programs that torch runs. A test registers them as a plugin.
+
+The artifact is the program as Python text and its weights. Executing text from an artifact is for this test only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.compiler.config import CompileConfig
+from llmc.compiler.options import check_options, option
+from llmc.compiler.targets.base import KernelFacts, Lowered, Target, Watch
+from llmc.passes.quantize.schemes import Grid, Scheme
+from llmc.runtimes.artifact.manifest import Manifest, Phase
+from llmc.runtimes.engines.base import check_fits
+
+if TYPE_CHECKING:
+    from llmc.ir.program import Program
+    from llmc.passes.base import Pass
+    from llmc.passes.quantize.rounding_plan import RoundingPlan
+
+PROGRAM, WEIGHTS = "program.py.txt", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class ToyOptions:
+    """Options that only this target has."""
+
+    motto: str = option("", "A sentence for the manifest.", section="Target toy")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class ToySection:
+    """The target's section of the manifest: its options, and the inputs of the program by role."""
+
+    motto: str
+    inputs: list[str]
+
+
+class ToyTarget(Target):
+    """Writes the cached program as Python text."""
+
+    name = "toy"
+    summary = "programs that torch runs"
+    options = ToyOptions
+    facts = KernelFacts(
+        dtypes=("fp32",),
+        schemes={"int8": Scheme("int8", Grid("int8"), Grid("int8"), group_sizes=(64, 32, 16))},
+        stored=Scheme("stored", None, group_sizes=(64, 32, 16)),
+        packages={"compile": ("safetensors",), "run": ("torch", "safetensors")},
+    )
+
+    def finishing_passes(
+        self, config: CompileConfig, plan: RoundingPlan | None, exact_inputs: Collection[str]
+    ) -> Mapping[str, Sequence[Pass]]:
+        return {"step": []}
+
+    def lower(self, graphs: Mapping[str, Program], folder: Path, config: CompileConfig, watch: Watch) -> Lowered:
+        from safetensors.torch import save_file
+
+        program = graphs["step"]
+        (folder / PROGRAM).write_text(str(program))
+        save_file({name: weight.evaluate().contiguous() for name, weight in program.weights.items()}, folder / WEIGHTS)
+        roles = program.signature.roles
+        inputs = [roles.get(str(node.target), "cache") for node in program.inputs]
+        return Lowered({"step": Phase(1)}, ToySection(self.options_of(config).motto, inputs), {"torch": ">=2.0"})
+
+
+TARGET = ToyTarget()
+
+
+class ToyEngine:
+    """Runs the program with torch."""
+
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, slots: int = 1) -> None:
+        from safetensors.torch import load_file
+
+        from llmc.ir.printer import from_python
+
+        self.manifest, self.threads = manifest, threads
+        self.vocab_size, self.max_seq_len = manifest.model.vocab_size, manifest.max_seq_len
+        self._inputs = manifest.read_section(ToySection).inputs
+        self._program = from_python((folder / PROGRAM).read_text())
+        self._weights = load_file(folder / WEIGHTS)
+        self.open_slots(slots)
+
+    def open_slots(self, count: int) -> None:
+        import torch
+
+        self.slots = count
+        self._caches = [
+            torch.zeros(count, cache.heads, cache.length, part.width)
+            for cache in self.manifest.caches
+            for part in cache.parts
+        ]
+
+    def forward(
+        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
+    ) -> np.ndarray:
+        import torch
+
+        batch, length = tokens.shape
+        check_fits(starts, length, self.max_seq_len)
+        chosen = torch.arange(batch) if slots is None else torch.as_tensor(slots)
+        roles: dict[str, Any] = {
+            "tokens": torch.as_tensor(tokens),
+            "starts": torch.as_tensor(starts),
+            "wanted": torch.tensor([length - 1]) if last_only else torch.arange(length),
+        }
+        caches = iter([cache[chosen] for cache in self._caches])
+        given = [next(caches) if role == "cache" else roles[role] for role in self._inputs]
+        with torch.no_grad():
+            logits, *written = self._program(self._weights, *given)
+        for cache, new in zip(self._caches, written, strict=True):
+            cache[chosen] = new
+        return logits.numpy()
+
+
+ENGINE = ToyEngine
