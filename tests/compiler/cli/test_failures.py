@@ -83,7 +83,8 @@ def test_with_json_an_error_is_also_a_document(llmc: Run, artifact: Path) -> Non
 )
 def test_parameters_are_shown_as_flags_of_their_command(verb: str, given: str, shown: str) -> None:
     command = main.commands[verb]
-    assert with_flags(UsageError("X", given, given), command.params).what == shown
+    parameters = command.get_params(click.Context(command))
+    assert with_flags(UsageError("X", given, given), parameters).what == shown
 
 
 def test_only_the_hint_of_other_errors_names_flags() -> None:

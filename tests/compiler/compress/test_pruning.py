@@ -151,7 +151,7 @@ def test_layers_that_are_weighed_are_not_weighed_again(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ({"drop_layers": 2}, "LAYERS_TOO_FEW", "2 of 2 layers"),
+        ({"drop_layers": 2}, "LAYERS_TOO_FEW", "has 2 layers, so 2 can't be dropped"),
         ({"drop_layers": 1, "tokenizer": False}, "TOKENIZER", "tokenizer"),
         ({"prune": 0.5, "tokenizer": False}, "TOKENIZER", "tokenizer"),
     ],

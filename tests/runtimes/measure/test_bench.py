@@ -90,7 +90,7 @@ def test_a_test_can_be_left_out(engine: Clocked) -> None:
     assert ([rate.test for rate in result.rates], result.tpot_ms) == (["pp20"], None)
 
 
-@pytest.mark.parametrize(("prompt", "tokens", "said"), [(65, 1, "prompt of 65"), (1, 65, "decode test of 65")])
+@pytest.mark.parametrize(("prompt", "tokens", "said"), [(65, 1, "prompt has 65"), (1, 65, "decode test has 65")])
 def test_what_does_not_fit_is_refused_before_any_work(engine: Clocked, prompt: int, tokens: int, said: str) -> None:
     with pytest.raises(LlmcError, match="BENCH_TOO_LONG") as caught:
         bench(engine, prompt, tokens)
