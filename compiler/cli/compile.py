@@ -137,6 +137,8 @@ def _show(artifact: Artifact, verified: bool) -> None:
     facts = [("artifact", f"{artifact.path}: {manifest.model.name}, {manifest.target}, {scheme}")]
     if quantization:
         facts.append(("weights", console.weights(quantization)))
+        if quantization.why:
+            facts.append(("note", quantization.why))
         if quantization.max_kl:
             facts.append(("divergence", console.max_kl(quantization.max_kl)))
     if manifest.pruning:

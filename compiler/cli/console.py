@@ -89,8 +89,7 @@ def weights(quantization: QuantizationSpec) -> str:
     """Format how weights are quantized: `gptq: 90 int4 in groups of 64, 30 int8 by channel`."""
     most_first = sorted(quantization.weights.items(), key=lambda entry: (-entry[1], entry[0]))
     counts = ", ".join(f"{count} {grid}" for grid, count in most_first)
-    why = f" ({quantization.why})" if quantization.why else ""
-    return f"{quantization.algorithm}{why}: {counts}"
+    return f"{quantization.algorithm}: {counts}"
 
 
 def pruning(spec: PruningSpec) -> str:

@@ -64,6 +64,7 @@ def _show(manifest: Manifest) -> None:
             ("target", manifest.target),
             ("positions", f"{manifest.max_seq_len:,}"),
             ("quantization", console.weights(manifest.quantization) if manifest.quantization else "none"),
+            *([("note", manifest.quantization.why)] if manifest.quantization and manifest.quantization.why else []),
             ("built with", _pairs(manifest.built_with)),
             ("needs", ", ".join(f"{module}{wanted}" for module, wanted in manifest.requires.items())),
         ]

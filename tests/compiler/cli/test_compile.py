@@ -125,7 +125,8 @@ def test_the_summary(asked: dict[str, Any]) -> None:
     assert rest(result.stderr) == "" and phases(result.stderr) == ["import libraries", "capture", "lower"]
     assert result.stdout.splitlines() == [
         "artifact     out: tiny, ort, int8",
-        "weights      rtn (no tokenizer): 12 int8 by channel, 1 as it was",
+        "weights      rtn: 12 int8 by channel, 1 as it was",
+        "note         no tokenizer",
         "size         7.0 kB in 4 files",
         "gate         passed",
         "time         3.2 s: capture 2.2, lower 1.0",

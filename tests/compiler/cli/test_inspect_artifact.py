@@ -32,7 +32,8 @@ def test_the_report(folder: Path) -> None:
     text = result.stdout
     for line in (
         "model         tiny (llama), 1,234 parameters, 1 layers",
-        "quantization  rtn (no tokenizer): 12 int8 by channel, 1 as it was",
+        "quantization  rtn: 12 int8 by channel, 1 as it was",
+        "note          no tokenizer",
         "needs         numpy>=1.26",
         "step   1 or more",
         # 3 heads of 64 and 32, 128 positions, 4 bytes each
