@@ -25,7 +25,7 @@ def check_finite(program: Program) -> None:
                 continue
             seen.add(leaf.key)
             value = leaf.evaluate()
-            # The sum of non-finite numbers is not finite and takes no memory. It may also overflow, so check again.
+            # A sum needs no memory and is not finite if a number isn't. It may also overflow: then check each number.
             if not torch.isfinite(value.sum(dtype=torch.float32)) and not torch.isfinite(value.float()).all():
                 raise LlmcError(
                     "WEIGHTS_NOT_FINITE",

@@ -141,7 +141,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def watched_writes() -> Iterator[list[str]]:
-    """What is written to disk within, as the interpreter reports it."""
+    """Collect the writes to disk inside the block, as the interpreter reports them."""
     if not hasattr(watched_writes, "hooked"):
         sys.addaudithook(_audit)
         watched_writes.hooked = True  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ GRAPHS: list[tuple[dict[str, Any], dict[str, set[str]]]] = [
 
 @pytest.mark.parametrize(("options", "graphs"), GRAPHS)
 def test_few_tokens_and_many_have_graphs_of_their_own(options: dict[str, Any], graphs: dict[str, set[str]]) -> None:
-    """Where inputs are rounded by row; the head's kernel expands codes in each."""
+    """Prompts get a graph if inputs are quantized by token; the LM head's kernel expands codes in both."""
     folder = artifact("speaking", **options)
     found = {}
     for name, spec in read_section(open_artifact(folder)).graphs.items():

@@ -1,4 +1,4 @@
-"""What an artifact needs to run: its runtime, numpy and a tokenizer, and nothing of the compiler."""
+"""An artifact needs its runtime, numpy and a tokenizer to run, and nothing of the compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits and preferences of ONNX Runtime's CPU kernels. docs/performance.md has the measurements behind them."""
+"""Limits and preferences of ONNX Runtime's CPU kernels, measured in docs/performance.md."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_the_algorithm_of_the_scheme(tmp_path: Path) -> None:
 
 
 def test_without_a_tokenizer(tmp_path: Path) -> None:
-    """What nobody asked for is left out, and that is said; what was asked for is refused."""
+    """Without a tokenizer, a default algorithm falls back to rtn and says so; a given one is refused."""
     found = decided(tmp_path, tiny_model("llama"), quantize="int4")
     assert found is not None and found.algorithm == "rtn" and "no tokenizer" in found.why
     with pytest.raises(LlmcError, match="TOKENIZER"):

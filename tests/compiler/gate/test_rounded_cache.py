@@ -1,4 +1,4 @@
-"""What an 8-bit cache is held to: the program without a cache, its keys and values rounded."""
+"""The program that an 8-bit cache is compared with: no cache, but quantized keys and values."""
 
 from __future__ import annotations
 

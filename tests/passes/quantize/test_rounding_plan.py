@@ -1,4 +1,4 @@
-"""What each weight becomes is decided before anything is rounded, with a reason."""
+"""The plan gives each weight a format and a reason before anything is quantized."""
 
 from __future__ import annotations
 

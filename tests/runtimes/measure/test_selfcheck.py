@@ -106,7 +106,7 @@ def test_faults_are_seen_where_they_are(engine: Engine, reference: GateReference
 
 def test_what_is_measured(engine: Engine, reference: GateReference) -> None:
     report = check(engine, reference)
-    # 7, 26 and 70 tokens at once, 12 behind each one by one, and the last of each of three pieces.
+    # Prompts of 7, 26 and 70 tokens, 12 single tokens after each, and the last token of each of three pieces.
     assert (report.precision, report.tokens) == ("fp32", 103 + 36 + 3)
     assert all(0 < c.measured < 1e-5 for c in report.checks)
     # An error of a hundredth is measured as one.

@@ -1,4 +1,4 @@
-"""Where layers end, on graphs of a few nodes."""
+"""Finding the outputs of layers, on graphs of a few nodes."""
 
 from __future__ import annotations
 
