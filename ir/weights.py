@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import LlmcError
+from .result_types import TensorType, result_types
 
 aten = torch.ops.aten
 
@@ -123,9 +124,12 @@ class Call(Weight):
     output: int | None = None
 
     def __post_init__(self) -> None:
-        value = self._run(lambda weight: weight.meta(), "meta")
-        object.__setattr__(self, "shape", tuple(value.shape))
-        object.__setattr__(self, "dtype", value.dtype)
+        args, kwargs = pytree.tree_map(
+            lambda x: TensorType(tuple(x.shape), x.dtype) if isinstance(x, Weight) else x, (self.args, self.kwargs)
+        )
+        result = result_types(self.target, args, kwargs)[self.output or 0]
+        object.__setattr__(self, "shape", result.shape)
+        object.__setattr__(self, "dtype", result.dtype)
 
     @property
     def key(self) -> str:
@@ -138,7 +142,8 @@ class Call(Weight):
             return self._join()
         # Views were recorded on contiguous tensors, and some of them fail on transposed ones.
         if self.output is None:
-            return self._run(lambda weight: weight.evaluate(), "cpu").contiguous()
+            result: Tensor = self.run_whole()
+            return result.contiguous()
         return _results_of(self)[self.output].contiguous()
 
     def leaves(self) -> Iterator[Leaf]:
@@ -154,15 +159,11 @@ class Call(Weight):
     def _flat_arguments(self) -> list[Any]:
         return pytree.tree_leaves((self.args, self.kwargs))
 
-    def _run(self, value_of: Callable[[Weight], Tensor], device: str) -> Tensor:
-        result = self.run_whole(value_of, device)
-        return result if self.output is None else result[self.output]
-
-    def run_whole(self, value_of: Callable[[Weight], Tensor], device: str) -> Any:
+    def run_whole(self) -> Any:
         """Return all results of the call, regardless of `output`."""
-        args, kwargs = pytree.tree_map(lambda x: value_of(x) if isinstance(x, Weight) else x, (self.args, self.kwargs))
+        args, kwargs = pytree.tree_map(lambda x: x.evaluate() if isinstance(x, Weight) else x, (self.args, self.kwargs))
         if "device" in kwargs:
-            kwargs = {**kwargs, "device": device}
+            kwargs = {**kwargs, "device": "cpu"}
         with torch.no_grad():
             return self.target(*args, **kwargs)
 
@@ -191,7 +192,7 @@ def _results_of(call: Call) -> Any:
     key = replace(call, output=0).key
     if key not in _recent:
         _recent.clear()  # free the old results before computing the new ones
-        results = call.run_whole(lambda weight: weight.evaluate(), "cpu")
+        results = call.run_whole()
         _recent.clear()  # evaluating the arguments may have added an entry
         _recent[key] = call, results
     return _recent[key][1]
