@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import tempfile
@@ -24,3 +25,9 @@ with suppress(OSError):
     _DOWNLOADS.mkdir(parents=True, exist_ok=True)
     Path(_CACHE.name, "demo").symlink_to(_DOWNLOADS, target_is_directory=True)
 os.environ["LLMC_CACHE"] = _CACHE.name
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the imported libraries from garbage collection: the compiler collects after each phase."""
+    gc.collect()
+    gc.freeze()
