@@ -90,7 +90,7 @@ def test_caches_hold_the_same_codes_and_scales_as_the_program(tmp_path: Path, co
 
 
 def _bytes_of(g: Lowering, input: Value) -> str:
-    return g.op("Cast", rounded_cache._e4m3_bytes(g, input), to=onnx.TensorProto.FLOAT)
+    return g.op("Cast", rounded_cache.e4m3_bytes(g, input), to=onnx.TensorProto.FLOAT)
 
 
 def test_e4m3_bytes() -> None:
