@@ -230,7 +230,7 @@ for number, place, output, *more in moments:
 """
 KILL, INTERRUPT = 9, 2
 WRITING, CHECKING = "llmc.compiler.build:save_metadata_files", "llmc.compiler.build:check_in_new_process"
-BEFORE, AFTER = "llmc.runtimes.artifact.write:_move_into_place", "llmc.runtimes.artifact.write:_remove"
+BEFORE, AFTER = "llmc.runtimes.artifact.write:move_into_place", "llmc.runtimes.artifact.write:remove_folder"
 # Signal, moment, and which artifact stands there afterwards.
 MOMENTS = [
     (KILL, WRITING, "old"),
