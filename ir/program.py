@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -345,23 +345,6 @@ def op_name(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return f"{node.target.namespace}.{node.target._schema.name.split('::')[1]}"
     return getattr(node.target, "__name__", str(node.target))
-
-
-def by_layer(program: Program) -> Iterator[tuple[str, list[fx.Node]]]:
-    """Yield runs of consecutive calls with the name of their layer; the name is empty outside of layers."""
-    run: list[fx.Node] = []
-    name = ""
-    for node in program.nodes:
-        if node.op != "call_function":
-            continue
-        layer = layer_of(node)
-        if layer != name and run:
-            yield name, run
-            run = []
-        name = layer
-        run.append(node)
-    if run:
-        yield name, run
 
 
 def layer_of(node: fx.Node) -> str:
