@@ -10,7 +10,8 @@ import torch
 from check_pass import VOCAB, capture, inputs
 from torch import Tensor, fx, nn
 
-from llmc.ir.program import Cache, Program, layer_of, op_name
+from llmc.ir.caches import Cache
+from llmc.ir.program import Program, layer_of, op_name
 from llmc.ir.stages import Stage, verify
 from llmc.ir.weights import Leaf, TensorSource, Weight, constant, fold
 from llmc.kernels.ops import add_rms_norm, linear, rms_norm
