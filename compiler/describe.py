@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..ir.caches import Cache
 from ..ir.nodes import value_of
-from ..ir.program import Cache, Program, layer_of
+from ..ir.program import Program, layer_of
 from ..kernels.ops.quantized import CACHE_CODES
 from ..runtimes.artifact.manifest import FORMAT, CacheSpec, Manifest, ModelSpec, QuantizationSpec
 from ..version import __version__

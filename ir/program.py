@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.graph_module import _assign_attr
 
 from ..kernels.ops.op import Op
+from .caches import Cache
 from .nodes import copy_metadata, keep_only, set_value, set_where, value_of
 from .nodes import where as where
 from .signature import Signature
@@ -43,61 +44,6 @@ class PassRecord:
     misses: tuple[Miss, ...]
     seconds: float
     stage: Stage
-
-
-@dataclass(frozen=True)
-class CacheInput:
-    """One tensor of a KV cache, [B, heads, length, width].
-
-    Attributes:
-        name: the name of the program's input.
-        role: the content: "key", "value", "key_scale" or "value_scale".
-    """
-
-    name: str
-    role: str
-    width: int
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class Cache:
-    """The KV cache of one attention.
-
-    Each tensor of the cache is an input of the program, and has an output with its updated value. In the program they
-    are two values; an engine gives both the same memory.
-
-    Attributes:
-        keys, values: names of the inputs.
-        ring: position p is stored at index p modulo `length`; otherwise at index p.
-        window: the number of positions that a token attends to, itself included; None for all.
-        dtype: the dtype of keys and values, or of their codes. Codes have one scale per head and token.
-        key_scales, value_scales: names of the inputs with the scales; None if the cache is not quantized.
-    """
-
-    keys: str
-    values: str
-    heads: int
-    key_dim: int
-    value_dim: int
-    length: int
-    ring: bool
-    window: int | None
-    dtype: torch.dtype
-    key_scales: str | None = None
-    value_scales: str | None = None
-
-    @property
-    def tensors(self) -> tuple[CacheInput, ...]:
-        """The tensors of the cache, in the order of the program's inputs and outputs."""
-        tensors = (
-            CacheInput(self.keys, "key", self.key_dim, self.dtype),
-            CacheInput(self.values, "value", self.value_dim, self.dtype),
-        )
-        if self.key_scales is None or self.value_scales is None:
-            return tensors
-        scales = ((self.key_scales, "key_scale"), (self.value_scales, "value_scale"))
-        return *tensors, *(CacheInput(name, role, 1, torch.float32) for name, role in scales)
 
 
 @dataclass(eq=False)
@@ -345,23 +291,6 @@ def op_name(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return f"{node.target.namespace}.{node.target._schema.name.split('::')[1]}"
     return getattr(node.target, "__name__", str(node.target))
-
-
-def by_layer(program: Program) -> Iterator[tuple[str, list[fx.Node]]]:
-    """Yield runs of consecutive calls with the name of their layer; the name is empty outside of layers."""
-    run: list[fx.Node] = []
-    name = ""
-    for node in program.nodes:
-        if node.op != "call_function":
-            continue
-        layer = layer_of(node)
-        if layer != name and run:
-            yield name, run
-            run = []
-        name = layer
-        run.append(node)
-    if run:
-        yield name, run
 
 
 def layer_of(node: fx.Node) -> str:

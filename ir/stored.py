@@ -15,9 +15,9 @@ from .weights import Call, Leaf, Weight, concat, rows, rows_of
 
 aten = torch.ops.aten
 
-# Weights per block. Output channels are dequantized in blocks, because intermediate tensors take several times the
-# memory of the weights.
-_BLOCK = 1 << 20
+BLOCK_WEIGHTS = 1 << 20
+"""Weights per block: output channels are dequantized in blocks, because intermediate tensors take several times the
+memory of the weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class StoredCodes(Weight):
         codes, scales = self.codes.evaluate(), self.scales.evaluate()
         zeros = None if self.zeros is None else self.zeros.evaluate()
         value = torch.empty(self.shape)
-        channels = max(1, _BLOCK // max(1, self.shape[1]))
+        channels = max(1, BLOCK_WEIGHTS // max(1, self.shape[1]))
         for start in range(0, self.shape[0], channels):
             block = slice(start, start + channels)
             zero = None if zeros is None else zeros[block]

@@ -1,12 +1,14 @@
-"""Packaging, imports, the public API, and lists of passes and ops with their tests."""
+"""Packaging, imports, the public API, private names, and lists of passes and ops with their tests."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,62 @@ def test_public_functions_have_docstrings() -> None:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 is_short = isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno < 4
                 assert is_short or ast.get_docstring(node), f"{name}.{node.name}"
+
+
+# Private names --------------------------------------------------------------------------------------------------------
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Return the private names that a module defines: functions, classes, constants and attributes of `self`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return {name for name in found if re.fullmatch(r"_[A-Za-z]\w*", name)}
+
+
+def uses_of_private_names(tree: ast.Module, names: set[str]) -> Iterator[str]:
+    """Yield each place that imports, reads or replaces one of `names`, in code or in a string."""
+    for node in ast.walk(tree):
+        used: set[str] = set()
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llmc":
+            used = {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and not re.match(r"(self|cls)$|torch\b", ast.unparse(node.value)):
+            used = {node.attr}  # a test's own attribute, or one of torch, may have the same name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            used = {node.value, *re.findall(r"(?<!\bself)[.:](_\w+)", node.value)}
+        for name in sorted(used & names):
+            yield f"line {node.lineno}: {name}"
+
+
+def test_tests_use_no_private_name() -> None:
+    names = {name for path in MODULES.values() for name in private_names(ast.parse(path.read_text()))}
+    for path in TESTS.rglob("*.py"):
+        assert list(uses_of_private_names(ast.parse(path.read_text()), names)) == [], path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from llmc.ir.program import Program, _Hidden",
+        "monkeypatch.setattr(program, '_Hidden', None)",
+        "program._Hidden(x)",
+        "patch('llmc.ir.program._Hidden')",
+        "STOP_AT = 'llmc.ir.program:_Hidden'",
+    ],
+)
+def test_a_planted_private_name_is_found(line: str) -> None:
+    names = private_names(ast.parse("class _Hidden: ..."))
+    assert list(uses_of_private_names(ast.parse(line), names)) == ["line 1: _Hidden"]
+
+
+@pytest.mark.parametrize("line", ["self._Hidden = 1", "torch._Hidden", "from torch import _Hidden"])
+def test_private_names_of_others_may_be_the_same(line: str) -> None:
+    assert list(uses_of_private_names(ast.parse(line), {"_Hidden"})) == []
 
 
 # What must be listed --------------------------------------------------------------------------------------------------

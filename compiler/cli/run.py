@@ -108,7 +108,7 @@ def run(
         assert prompt is not None
         print_json(asdict(LLM(engine, tokenizer).generate(prompt, params, chat=chat)[0]))
         return
-    session = _Session(engine, tokenizer, params, stats=verbose or sys.stderr.isatty())
+    session = ChatSession(engine, tokenizer, params, stats=verbose or sys.stderr.isatty())
     if prompt is None:
         _chat(session, chat)
     else:
@@ -137,8 +137,8 @@ def _has_template(tokenizer: Tokenizer) -> bool:
 
 
 @dataclass
-class _Session:
-    """An engine with its tokenizer and parameters.
+class ChatSession:
+    """Prints the answers of an engine, to one prompt or in a chat.
 
     Attributes:
         stats: print statistics after each answer.
@@ -183,7 +183,7 @@ def _show_stats(prompt_tokens: int, times: Sequence[float], finish_reason: str) 
     )
 
 
-def _chat(session: _Session, with_history: bool) -> None:
+def _chat(session: ChatSession, with_history: bool) -> None:
     """Answer the lines that the user types.
 
     Args:

@@ -16,8 +16,8 @@ PLAIN_DTYPES = {
 }
 KEPT_SCHEMES = {GGMLQuantizationType.Q8_0: "int8", GGMLQuantizationType.Q4_0: "int4"}
 """The block types whose codes are codes of a symmetric scheme of llmc, with one scale per block."""
-# Values decoded per step. The temporary arrays of a step fit in the CPU cache, which is twice as fast as one step.
-_CHUNK = 1 << 18
+CHUNK_VALUES = 1 << 18
+"""Values decoded per step. The temporary arrays of a step fit in the CPU cache, which is twice as fast as one step."""
 _SCALE_BYTES = 2
 
 
@@ -26,14 +26,19 @@ def value_dtype(kind: GGMLQuantizationType) -> torch.dtype:
     return PLAIN_DTYPES.get(kind, torch.float32)
 
 
-def values_of(raw: np.ndarray, kind: GGMLQuantizationType) -> torch.Tensor:
-    """Decode the bytes ``raw`` of a tensor of type ``kind`` to a one-dimensional tensor of values."""
+def values_of(raw: np.ndarray, kind: GGMLQuantizationType, chunk_values: int = CHUNK_VALUES) -> torch.Tensor:
+    """Decode the bytes ``raw`` of a tensor of type ``kind`` to a one-dimensional tensor of values.
+
+    Args:
+        raw: the bytes of the whole tensor.
+        chunk_values: the number of values that are decoded at a time.
+    """
     if kind in PLAIN_DTYPES:
         return torch.from_numpy(raw).view(PLAIN_DTYPES[kind])
     block, block_bytes = GGML_QUANT_SIZES[kind]
     blocks = raw.reshape(-1, block_bytes)
     values = np.empty((len(blocks), block), np.float32)
-    step = _CHUNK // block
+    step = chunk_values // block
     for start in range(0, len(blocks), step):
         # Each chunk is one long array row: the package decodes 16 array rows at a time, which is slow for short ones.
         chunk = blocks[start : start + step].reshape(1, -1)

@@ -120,7 +120,7 @@ def examine() -> MachineReport:
     """Examine this machine, without changing or downloading anything."""
     targets = [find_target(name) for name in target_names()]
     packages = tuple(map(_package, _packages_of(targets)))
-    gpus = _gpus()
+    gpus = find_gpus()
     memory = _meminfo()
     return MachineReport(
         llmc=_version("llmc") or "not installed",
@@ -210,7 +210,8 @@ def _supports(targets: Sequence[Target], packages: dict[str, Package], cuda: boo
     return tuple(map(support, targets))
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def find_gpus() -> tuple[Gpu, ...]:
+    """Return the CUDA devices that torch finds; none if torch is not installed."""
     try:
         import torch
     except ImportError:

@@ -40,6 +40,7 @@ class Ruler:
     """Windows of a text, with the model's reference logits.
 
     Attributes:
+        hf: the folder of the model.
         text: the text with its source and hash.
         windows: the windows that every engine runs.
         scored: number of scored tokens in all windows.
@@ -47,7 +48,7 @@ class Ruler:
     """
 
     def __init__(self, hf: Path, text: str, max_tokens: int) -> None:
-        self._hf = hf
+        self.hf = hf
         self.text = read_text(text)
         tokenizer = Tokenizer(hf)
         tokens = tokenizer.encode(self.text.content, add_special_tokens=False)[:max_tokens]
@@ -60,8 +61,8 @@ class Ruler:
         """Reference logits of all windows, computed on first use."""
         from llmc.compiler.gate.reference_logits import reference_of  # imports torch, so only if needed
 
-        vocab_size = json.loads((self._hf.parent / WORKLOAD).read_text())["vocab_size"]
-        return reference_of(str(self._hf), self.windows, vocab_size, watch=progress("the model itself"))
+        vocab_size = json.loads((self.hf.parent / WORKLOAD).read_text())["vocab_size"]
+        return reference_of(str(self.hf), self.windows, vocab_size, watch=progress("the model itself"))
 
     def measured(self, name: str, fingerprint: str, results: Path, command: list[str | Path]) -> dict[str, Any]:
         """Measure an engine, or read its stored measurement.
@@ -84,7 +85,7 @@ class Ruler:
         return json.loads(path.read_text())
 
     def _key(self, fingerprint: str) -> str:
-        digest = hashlib.sha256(f"{fingerprint} {folder_digest(self._hf)}".encode())
+        digest = hashlib.sha256(f"{fingerprint} {folder_digest(self.hf)}".encode())
         for path in _EVALUATION_SOURCES:
             digest.update(path.read_bytes())
         digest.update(windows_digest(self.windows))

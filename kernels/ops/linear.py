@@ -10,6 +10,9 @@ from .op import op
 from .precision import widen
 from .quantized import decode, dequantize, round_activation
 
+BLOCK_WEIGHTS = 1 << 22
+"""Weights per block: a weight is dequantized in blocks of output channels."""
+
 
 @op
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,7 +57,7 @@ def quant_linear(
     wide = widen(x)
     values, x_scales = (wide, None) if activation == "none" else round_activation(wide, activation, x_scale)
     # In blocks of output channels: a dequantized LM head would take many times the memory of its codes.
-    channels = max(1, _BLOCK // max(1, x.shape[-1]))
+    channels = max(1, BLOCK_WEIGHTS // max(1, x.shape[-1]))
     parts = []
     for start in range(0, weight.shape[0], channels):
         block = slice(start, start + channels)
@@ -64,9 +67,6 @@ def quant_linear(
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y.to(x.dtype)
-
-
-_BLOCK = 1 << 22  # weights
 
 
 def _product(

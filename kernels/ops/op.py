@@ -24,8 +24,10 @@ from typing import Any, overload
 import torch
 
 NAMESPACE = "llmc"
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_OPS: dict[str, Op] = {}
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+"""The library that `op` adds torch operators to."""
+OPS: dict[str, Op] = {}
+"""The ops that were defined, by name. Other modules use `all_ops` and `op_of`."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Op:
         self.providers: dict[str, Provider] = {}
         self.priority: list[str] = []
         self.__doc__ = meaning.__doc__
-        _LIBRARY.define(self.name + torch.library.infer_schema(meaning, mutates_args=()))
-        _LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{self.name}", fake or meaning, lib=_LIBRARY)
+        LIBRARY.define(self.name + torch.library.infer_schema(meaning, mutates_args=()))
+        LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{self.name}", fake or meaning, lib=LIBRARY)
         self.overload: torch._ops.OpOverload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,9 +131,9 @@ def op(
     """
 
     def define(meaning: Callable[..., Any]) -> Op:
-        if meaning.__name__ in _OPS:
+        if meaning.__name__ in OPS:
             raise ValueError(f"{NAMESPACE}.{meaning.__name__} is defined twice")
-        _OPS[meaning.__name__] = defined = Op(meaning, fake)
+        OPS[meaning.__name__] = defined = Op(meaning, fake)
         return defined
 
     return define if meaning is None else define(meaning)
@@ -139,11 +141,11 @@ def op(
 
 def all_ops() -> dict[str, Op]:
     """Return every op of the dialect by name."""
-    return dict(_OPS)
+    return dict(OPS)
 
 
 def op_of(target: object) -> Op | None:
     """Return the op of the dialect that a node's target refers to, or None."""
     if isinstance(target, torch._ops.OpOverload) and target.namespace == NAMESPACE:
-        return _OPS.get(target._schema.name.removeprefix(NAMESPACE + "::"))
+        return OPS.get(target._schema.name.removeprefix(NAMESPACE + "::"))
     return None

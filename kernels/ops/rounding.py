@@ -20,10 +20,9 @@ from .quantized import FLOAT8, NF4, nonzero, pack_nibbles
 # kernels can compute the layer.
 LARGEST_MULTIPLE = {True: 15, False: 8}
 
-# Weights per block. Output channels are quantized in blocks, because intermediate tensors take several times the
-# memory of the weights.
-_BLOCK = 1 << 20
-
+BLOCK_WEIGHTS = 1 << 20
+"""Weights per block: output channels are quantized in blocks, because intermediate tensors take several times the
+memory of the weights."""
 
 _Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -142,7 +141,7 @@ def _plain_int4_with_zeros(groups: Tensor) -> GridScales:
 
 
 def _by_output_channels(weight: Tensor, quantize: Callable[[Tensor], _Parts]) -> _Parts:
-    channels = max(1, _BLOCK // max(1, weight.shape[1]))
+    channels = max(1, BLOCK_WEIGHTS // max(1, weight.shape[1]))
     if weight.shape[0] <= channels or weight.is_meta:  # on meta only the shapes are computed
         return quantize(weight)
     results: list[Tensor] = []

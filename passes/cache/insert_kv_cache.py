@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import LlmcError
+from ...ir.caches import Cache
 from ...ir.nodes import set_where, value_of
-from ...ir.program import Cache, Program, where
+from ...ir.program import Program, where
 from ...ir.stages import Stage
 from ...kernels.ops import attention, cached_attention, quant_cached_attention
 from ...kernels.ops.quantized import CACHE_CODES

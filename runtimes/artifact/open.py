@@ -18,8 +18,8 @@ def open_artifact(folder: str | Path, check_files: bool = True) -> Manifest:
         check_files: compare the hash of every file with the manifest; otherwise only the sizes.
 
     Raises:
-        LlmcError: ARTIFACT_NOT_FOUND, ARTIFACT_INVALID, ARTIFACT_NEWER, RUNTIME_VERSION or ARTIFACT_DAMAGED, checked
-            in this order.
+        LlmcError: ARTIFACT_NOT_FOUND, ARTIFACT_INVALID, ARTIFACT_NEWER or ARTIFACT_OLDER, RUNTIME_VERSION or
+            ARTIFACT_DAMAGED, checked in this order.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -34,7 +34,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read an artifact's manifest without checking versions and files.
 
     Raises:
-        LlmcError: ARTIFACT_NOT_FOUND, ARTIFACT_INVALID or ARTIFACT_NEWER.
+        LlmcError: ARTIFACT_NOT_FOUND, ARTIFACT_INVALID, ARTIFACT_NEWER or ARTIFACT_OLDER.
     """
     return Manifest.from_json(_read(Path(folder)))
 

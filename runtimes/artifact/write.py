@@ -123,7 +123,7 @@ class ArtifactWriter:
         sealed = self.seal(manifest)
         _sync(self.folder)
         check_output(self.final)
-        _move_into_place(self.folder, self.final)
+        move_into_place(self.folder, self.final)
         return sealed
 
     def _files(self) -> dict[str, FileSpec]:
@@ -195,7 +195,7 @@ def _own(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _remove(folder)
+            remove_folder(folder)
             lock.unlink(missing_ok=True)
 
 
@@ -229,12 +229,13 @@ def _remove_stale(final: Path, keep: Path) -> None:
             aside = _aside(folder)
             if aside.exists() and not final.exists():
                 aside.rename(final)
-            _remove(aside)
-            _remove(folder)
+            remove_folder(aside)
+            remove_folder(folder)
             lock.unlink(missing_ok=True)
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with its content, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)
 
@@ -279,7 +280,11 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move_into_place(folder: Path, final: Path) -> None:
+def move_into_place(folder: Path, final: Path) -> None:
+    """Rename `folder` to `final`, and make that last through a power failure.
+
+    An artifact at `final` is swapped with `folder`, whose owner removes it; an empty folder there is removed.
+    """
     if _is_artifact(final):
         if not _exchange(folder, final):
             _replace(folder, final)
@@ -317,7 +322,7 @@ def _replace(folder: Path, final: Path) -> None:
         if not final.exists():
             aside.rename(final)
         raise
-    _remove(aside)
+    remove_folder(aside)
 
 
 def _aside(folder: Path) -> Path:

@@ -130,24 +130,24 @@ def test_a_wrong_artifact_never_exists(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-EXPANDED = rounded_cache._expanded
+DEQUANTIZED = rounded_cache.dequantized
 
 
 def scales_too_large(g: Lowering, codes: str, scales: str, *rest: Any) -> str:
-    return EXPANDED(g, codes, g.op("Mul", scales, g.constant(1.1, torch.float32)), *rest)
+    return DEQUANTIZED(g, codes, g.op("Mul", scales, g.constant(1.1, torch.float32)), *rest)
 
 
 def scales_of_another_head(g: Lowering, codes: str, scales: str, *rest: Any) -> str:
     parts = (g.op("Slice", scales, *map(g.constant, ([start], [end], [1]))) for start, end in ((1, 99), (0, 1)))
-    return EXPANDED(g, codes, g.op("Concat", *parts, axis=1), *rest)
+    return DEQUANTIZED(g, codes, g.op("Concat", *parts, axis=1), *rest)
 
 
 @pytest.mark.parametrize("codes", ["int8", "fp8"])
-@pytest.mark.parametrize("expanded", [scales_too_large, scales_of_another_head])
+@pytest.mark.parametrize("dequantized", [scales_too_large, scales_of_another_head])
 def test_a_wrong_scale_in_a_cache_is_refused(
-    tmp_path: Path, codes: str, expanded: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, codes: str, dequantized: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounded_cache, "_expanded", expanded)
+    monkeypatch.setattr(rounded_cache, "dequantized", dequantized)
     with pytest.raises(LlmcError) as caught:
         llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype=codes)
     assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what
@@ -230,7 +230,7 @@ for number, place, output, *more in moments:
 """
 KILL, INTERRUPT = 9, 2
 WRITING, CHECKING = "llmc.compiler.build:save_metadata_files", "llmc.compiler.build:check_in_new_process"
-BEFORE, AFTER = "llmc.runtimes.artifact.write:_move_into_place", "llmc.runtimes.artifact.write:_remove"
+BEFORE, AFTER = "llmc.runtimes.artifact.write:move_into_place", "llmc.runtimes.artifact.write:remove_folder"
 # Signal, moment, and which artifact stands there afterwards.
 MOMENTS = [
     (KILL, WRITING, "old"),

@@ -174,7 +174,7 @@ def ruler(tmp_path, monkeypatch):
     monkeypatch.setattr(Uniform, "started", [])
     (tmp_path / "hf").mkdir()
     ruler = object.__new__(quality_ruler.Ruler)
-    ruler._hf, ruler.capacity = tmp_path / "hf", 4
+    ruler.hf, ruler.capacity = tmp_path / "hf", 4
     ruler.windows = [Window(np.array([0, 1, 2, 3]), 1), Window(np.array([2, 3, 1]), 2)]
     ruler.reference = SimpleNamespace(
         vocab_size=4, window=lambda i: (np.zeros((len(ruler.windows[i].targets), 4), np.float32), None)

@@ -10,7 +10,8 @@ import torch
 from check_pass import VOCAB, capture, inputs
 from torch import Tensor, fx, nn
 
-from llmc.ir.program import Cache, Program, by_layer, layer_of, op_name
+from llmc.ir.caches import Cache
+from llmc.ir.program import Program, layer_of, op_name
 from llmc.ir.stages import Stage, verify
 from llmc.ir.weights import Leaf, TensorSource, Weight, constant, fold
 from llmc.kernels.ops import add_rms_norm, linear, rms_norm
@@ -94,8 +95,6 @@ def test_ops_are_counted_by_name(program: Program) -> None:
 def test_calls_know_their_module(program: Program) -> None:
     assert [node.meta["where"] for node in find(program, "aten.relu")] == ["layers.0", "layers.1"]
     assert [layer_of(node) for node in find(program, "aten.linear")] == 2 * ["layers.0"] + 2 * ["layers.1"] + [""]
-    assert [name for name, _ in by_layer(program)] == ["", "layers.0", "layers.1", ""]
-    assert [len(nodes) for name, nodes in by_layer(program) if name] == [4, 4]
 
 
 def test_its_output_is_the_logits(program: Program) -> None:

@@ -101,7 +101,7 @@ def test_keys_are_equal_only_for_equal_values() -> None:
 def test_the_block_size_does_not_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
     one = codes(7)
     whole = one.evaluate()
-    monkeypatch.setattr(module, "_BLOCK", 17)
+    monkeypatch.setattr(module, "BLOCK_WEIGHTS", 17)
     assert torch.equal(one.evaluate(), whole) and torch.equal(whole, dequantized(one))
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmc.errors import LlmcError
-from llmc.ir import weights
 from llmc.ir.weights import (
     Call,
     Leaf,
@@ -32,11 +31,6 @@ from llmc.ir.weights import (
 )
 
 aten = torch.ops.aten
-
-
-@pytest.fixture(autouse=True)
-def empty_result_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_recent", {})
 
 
 class Disk:
@@ -67,7 +61,7 @@ class Instrumented:
     shape = property(lambda self: tuple(self.value.shape))
     dtype = property(lambda self: self.value.dtype)
     nbytes = property(lambda self: self.value.nbytes)
-    key = property(lambda self: self.name)
+    key = property(lambda self: f"{self.name} on disk {id(self.disk):x}")
 
     def read(self) -> Tensor:
         return self.disk.hold(self.name, self.value.clone())
@@ -274,8 +268,9 @@ _SIMILAR: dict[str, tuple[Callable[[Weight], Weight], Callable[[Weight], Weight]
 @pytest.mark.parametrize("name", _SIMILAR)
 def test_keys_are_equal_only_for_equal_expressions(name: str) -> None:
     one, other = _SIMILAR[name]
-    square = leaf(4, 3)
-    assert one(square).key == one(leaf(4, 3)).key
+    disk = Disk()
+    square, same = (leaf(4, 3, disk=disk) for _ in range(2))
+    assert one(square).key == one(same).key
     assert one(square).key != other(square).key
 
 

@@ -82,6 +82,11 @@ class ExternalData:
             self._file.write(content)
         return self._by_content[digest]
 
+    def flush(self) -> None:
+        """Make the bytes of all weights so far visible to readers of the file."""
+        if self._file is not None:
+            self._file.flush()
+
     def __enter__(self) -> ExternalData:
         return self
 

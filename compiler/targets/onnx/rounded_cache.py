@@ -63,7 +63,7 @@ def _update(g: Lowering, *parts: _Part) -> _Updated:
         new_codes, new_scales = _quantized(g, new, cache.dtype)
         codes.append(g.op("TensorScatter", cache, new_codes, g.starts, axis=2))
         scales.append(g.op("TensorScatter", old_scales, new_scales, g.starts, axis=2))
-        attended.append(_expanded(g, _filled(g, codes[-1]), _filled(g, scales[-1]), cache, g.total))
+        attended.append(dequantized(g, _filled(g, codes[-1]), _filled(g, scales[-1]), cache, g.total))
     return (attended[0], attended[1]), (*codes, *scales)
 
 
@@ -71,8 +71,8 @@ def _update_ring(g: Lowering, *parts: _Part) -> _Updated:
     attended, new_codes, new_scales = [], [], []
     for cache, old_scales, new in parts:
         codes, scales = _quantized(g, new, cache.dtype)
-        old = _expanded(g, cache, old_scales, cache, g.constant([int(cache.shape[2])]))
-        attended.append(g.op("Concat", old, _expanded(g, codes, scales, cache, g.length(new, 2)), axis=2))
+        old = dequantized(g, cache, old_scales, cache, g.constant([int(cache.shape[2])]))
+        attended.append(g.op("Concat", old, dequantized(g, codes, scales, cache, g.length(new, 2)), axis=2))
         new_codes.append((cache, codes))
         new_scales.append((old_scales, scales))
     slots = ring_slots(g, int(parts[0][0].shape[2]), *attended)
@@ -96,10 +96,10 @@ def _quantized(g: Lowering, x: Value, dtype: torch.dtype) -> tuple[Value, Value]
         codes = g.op("QuantizeLinear", wide, scale, axis=3, block_size=int(x.shape[3]), output_dtype=element(dtype))
         return Value(codes, dtype, x.shape), scale
     scale = row_scale(g, wide, torch.finfo(dtype).max)
-    return _e4m3_bytes(g, Value(g.op("Div", wide, scale), torch.float32, x.shape)), scale
+    return e4m3_bytes(g, Value(g.op("Div", wide, scale), torch.float32, x.shape)), scale
 
 
-def _e4m3_bytes(g: Lowering, x: Value) -> Value:
+def e4m3_bytes(g: Lowering, x: Value) -> Value:
     """Return the bytes of the nearest E4M3 numbers; ties round to even.
 
     For n >= 0, E4M3 numbers between 2**(n - 6) and 2**(n - 5) have the spacing 2**(n - 9); below 2**-6 it is that of
@@ -120,8 +120,12 @@ def _e4m3_bytes(g: Lowering, x: Value) -> Value:
     return Value(g.op("Cast", signed, to=element(torch.uint8)), torch.uint8, x.shape)
 
 
-def _expanded(g: Lowering, codes: str, scales: str, cache: Value, length: Value) -> str:
-    """Dequantize codes: keys or values [B, Hk, length, D]."""
+def dequantized(g: Lowering, codes: str, scales: str, cache: Value, length: Value) -> str:
+    """Dequantize the codes of `length` tokens: keys or values [B, Hk, length, D].
+
+    Args:
+        cache: the cache that has the codes; its shape and dtype are used, but not its content.
+    """
     heads, dim = int(cache.shape[1]), int(cache.shape[3])
     shape = g.sizes([-1, heads, length, dim])
     if cache.dtype == torch.int8:

@@ -34,6 +34,9 @@ class OrtEngine:
 
     Args:
         threads: threads of the matmuls; by default one per physical core.
+
+    Attributes:
+        caches: for each KV cache its spec and the arrays of its parts, which the graphs update in place.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, slots: int = 1) -> None:
@@ -52,7 +55,7 @@ class OrtEngine:
     def open_slots(self, count: int) -> None:
         self.slots = count
         # Unwritten positions must be finite, since they are multiplied by an attention weight of zero.
-        self._caches = [(spec, _zeros(spec, count)) for spec in self.manifest.caches]
+        self.caches = [(spec, _zeros(spec, count)) for spec in self.manifest.caches]
         self._ring = min((spec.length for spec in self.manifest.caches if spec.kind == "ring"), default=None)
         self._ends = [0] * count
         for graph in self._graphs.values():
@@ -108,7 +111,7 @@ class OrtEngine:
         ends = np.asarray(starts) + length
         total = int(ends.max())
         mask = self._ones[:, :total] if batch == 1 else (np.arange(total) < ends[:, None]).astype(np.int64)
-        binding = graph.binding(slot, batch, self._caches)
+        binding = graph.binding(slot, batch, self.caches)
         return graph.run(binding, tokens, mask, last_only)
 
     def _graph(self, length: int) -> GraphSession:

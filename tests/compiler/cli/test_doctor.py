@@ -24,7 +24,7 @@ def test_stdout_is_only_the_document(llmc: Callable[..., CompletedProcess[str]])
 
 def test_the_report_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = doctor.Gpu("NVIDIA H200", "9.0", 150_000_000_000)
-    monkeypatch.setattr(doctor, "_gpus", lambda: (gpu,))
+    monkeypatch.setattr(doctor, "find_gpus", lambda: (gpu,))
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0
     assert result.stdout.isascii()

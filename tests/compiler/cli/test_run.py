@@ -58,7 +58,7 @@ def test_a_prompt_from_a_pipe(loaded: types.ModuleType, artifact: Path) -> None:
     assert run(artifact, "--stop", "w7", typed="w1\nw3\n").stdout == " w4 w5 w6 \n"
     seen: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Session, "answer", lambda self, prompt: seen.append(prompt))
+        patch.setattr(module.ChatSession, "answer", lambda self, prompt: seen.append(prompt))
         run(artifact, "--raw", typed="w1\nw3\n")
     assert seen == ["w1\nw3"]  # the line break at the end of a shell's echo is removed
     result = run(artifact, "--raw", typed="")
@@ -86,7 +86,7 @@ def test_every_option_reaches_the_sampler(
     loaded: types.ModuleType, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(module._Session, "answer", lambda self, prompt: seen.append(self.params))
+    monkeypatch.setattr(module.ChatSession, "answer", lambda self, prompt: seen.append(self.params))
     given = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2}
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     assert run(artifact, "w3", *options, "--seed", "5", "--stop", "a", "--stop", "b").exit_code == 0

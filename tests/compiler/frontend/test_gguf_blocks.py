@@ -10,7 +10,6 @@ import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from llmc.compiler.frontend import gguf_blocks
 from llmc.compiler.frontend.gguf_blocks import value_dtype, values_of
 from llmc.compiler.frontend.gguf_header import SUPPORTED_TYPES
 
@@ -110,7 +109,7 @@ BLOCKS: dict[T, tuple[Callable[[bytes, int], float], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name)
-def test_blocks_are_dequantized_by_their_definition(kind: T, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_dequantized_by_their_definition(kind: T) -> None:
     define, scales = BLOCKS[kind]
     block, size = GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(kind.value)
@@ -118,8 +117,7 @@ def test_blocks_are_dequantized_by_their_definition(kind: T, monkeypatch: pytest
     for at in scales:
         blocks[:, at : at + 2] = rng.normal(size=(12, 1)).astype(np.float16).view(np.uint8)
     # Chunks of five blocks: the last of twelve blocks is a shorter chunk.
-    monkeypatch.setattr(gguf_blocks, "_CHUNK", 5 * block)
-    value = values_of(blocks.reshape(-1), kind)
+    value = values_of(blocks.reshape(-1), kind, chunk_values=5 * block)
     expected = [define(b.tobytes(), i) for b in blocks for i in range(block)]
     assert value.dtype == value_dtype(kind) == torch.float32
     assert torch.equal(value, torch.tensor(expected, dtype=torch.float64).float())

@@ -156,7 +156,7 @@ def test_the_block_size_does_not_change_the_result(monkeypatch: pytest.MonkeyPat
     args = (x, weight, scales, zeros, bias, "int4", 8, activation, None, multiples)
     whole = quant_linear(*args)
     for channels in (1, 4):  # 4 does not divide OUT
-        monkeypatch.setattr(sys.modules["llmc.kernels.ops.linear"], "_BLOCK", channels * IN)
+        monkeypatch.setattr(sys.modules["llmc.kernels.ops.linear"], "BLOCK_WEIGHTS", channels * IN)
         torch.testing.assert_close(quant_linear(*args), whole)
 
 

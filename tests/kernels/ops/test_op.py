@@ -11,15 +11,15 @@ from llmc.kernels.ops import op as framework
 @pytest.fixture
 def twice(monkeypatch: pytest.MonkeyPatch):
     """Define an op in a registry that exists for one test."""
-    monkeypatch.setattr(framework, "_OPS", {})
-    monkeypatch.setattr(framework, "_LIBRARY", torch.library.Library(framework.NAMESPACE, "FRAGMENT"))
+    monkeypatch.setattr(framework, "OPS", {})
+    monkeypatch.setattr(framework, "LIBRARY", torch.library.Library(framework.NAMESPACE, "FRAGMENT"))
 
     @framework.op
     def twice_for_test(x: Tensor, factor: float = 2.0) -> Tensor:
         return x * factor
 
     yield twice_for_test
-    framework._LIBRARY._destroy()
+    framework.LIBRARY._destroy()
 
 
 X = torch.ones(3)

@@ -237,7 +237,7 @@ def test_the_block_size_does_not_change_the_codes(
         whole = round_weight(weight, scheme, group, symmetric)
         for channels in (1, 5):  # 5 does not divide 12
             with monkeypatch.context() as patched:
-                patched.setattr(rounding, "_BLOCK", channels * 32)
+                patched.setattr(rounding, "BLOCK_WEIGHTS", channels * 32)
                 for part, other in zip(round_weight(weight, scheme, group, symmetric), whole, strict=True):
                     assert part.dtype == other.dtype
                     assert torch.equal(part.view(torch.uint8), other.view(torch.uint8))

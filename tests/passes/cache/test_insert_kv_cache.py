@@ -13,7 +13,8 @@ from torch import Tensor
 
 from llmc.compiler.gate.rounded_cache import with_rounded_keys
 from llmc.errors import LlmcError
-from llmc.ir.program import Cache, Program
+from llmc.ir.caches import Cache
+from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import attention, embedding, rope
 from llmc.kernels.ops.quantized import CACHE_CODES

@@ -79,7 +79,7 @@ def test_caches_hold_the_same_codes_and_scales_as_the_program(tmp_path: Path, co
         tokens = torch.randint(engine.vocab_size, (2, count), generator=torch.Generator().manual_seed(sum(starts)))
         reference.forward(tokens, torch.tensor(starts))
         engine.forward(tokens.numpy(), np.array(starts))
-    got = [array for _, arrays in engine._caches for array in arrays]
+    got = [array for _, arrays in engine.caches for array in arrays]
     assert [array.itemsize for array in got] == [1, 1, 4, 4] * 2
     for array, expected in zip(got, reference.caches, strict=True):
         if expected.dtype == torch.float32:
@@ -90,7 +90,7 @@ def test_caches_hold_the_same_codes_and_scales_as_the_program(tmp_path: Path, co
 
 
 def _bytes_of(g: Lowering, input: Value) -> str:
-    return g.op("Cast", rounded_cache._e4m3_bytes(g, input), to=onnx.TensorProto.FLOAT)
+    return g.op("Cast", rounded_cache.e4m3_bytes(g, input), to=onnx.TensorProto.FLOAT)
 
 
 def test_e4m3_bytes() -> None:

@@ -28,8 +28,7 @@ class Written:
         self.graph = OnnxGraph(self.data)
 
     def read(self, name: str) -> np.ndarray:
-        assert self.data._file is not None
-        self.data._file.flush()
+        self.data.flush()
         location = {e.key: e.value for e in self.graph.initializers[name].external_data}
         return np.fromfile(self.file, np.uint8, int(location["length"]), offset=int(location["offset"]))
 
