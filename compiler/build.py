@@ -23,8 +23,8 @@ from .config import CompileConfig
 from .describe import describe
 from .frontend.sources import ModelSource
 from .gate.bisect import Recipe, find_faulty_pass
+from .gate.quantized_cache import with_rounded_keys
 from .gate.reference import make_reference
-from .gate.rounded_cache import with_rounded_keys
 from .gate.verify import check_in_new_process, gate_failed
 from .metadata_files import save_metadata_files
 from .phases import Phases

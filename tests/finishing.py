@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmc.passes.base import Pass
 from llmc.passes.optimize.unmerge_linears import UnmergeLinears
-from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
+from llmc.passes.quantize.quantize_activations import RoundActivations, RoundInKernels
 
 
 def step_passes() -> list[Pass]:

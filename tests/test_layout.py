@@ -20,8 +20,8 @@ from llmc.passes.base import Pass, Reach
 from llmc.passes.pipeline import caching_passes, optimizing_passes
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantization_plan import Choice, RoundingPlan
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan
 from llmc.passes.quantize.schemes import Grid
 
 ROOT = Path(llmc.__file__).parent

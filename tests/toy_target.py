@@ -22,7 +22,7 @@ from llmc.runtimes.engines.base import check_fits
 if TYPE_CHECKING:
     from llmc.ir.program import Program
     from llmc.passes.base import Pass
-    from llmc.passes.quantize.rounding_plan import RoundingPlan
+    from llmc.passes.quantize.quantization_plan import RoundingPlan
 
 PROGRAM, WEIGHTS = "program.py.txt", "weights.safetensors"
 

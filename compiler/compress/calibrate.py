@@ -16,8 +16,8 @@ from ...kernels.ops import linear
 from ...kernels.ops.quantized import FLOAT8
 from ...kernels.ops.rounding import GridScales, codes_of, packed, plain_steps
 from ...passes.quantize.move_scales import ScaleSite, divide_rows, find_site, move
+from ...passes.quantize.quantization_plan import Choice, RoundingPlan
 from ...passes.quantize.quantize import QuantizedWeight
-from ...passes.quantize.rounding_plan import Choice, RoundingPlan
 from ...passes.queries import arguments, is_op
 from .cache import CalibrationCache
 from .channel_scales import AWQ, SMOOTHQUANT, Inputs, search_scales

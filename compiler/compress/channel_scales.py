@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...kernels.ops.quantized import dequantize, round_activation
 from ...kernels.ops.rounding import round_weight
-from ...passes.quantize.rounding_plan import Choice
+from ...passes.quantize.quantization_plan import Choice
 
 SMOOTHQUANT, AWQ = "smoothquant", "awq"
 _ALPHAS = {SMOOTHQUANT: (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), AWQ: (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)}

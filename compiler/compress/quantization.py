@@ -13,8 +13,8 @@ from ...errors import LlmcError
 from ...ir.program import Program
 from ...passes.base import Pass
 from ...passes.quantize.move_scales import MoveScales
+from ...passes.quantize.quantization_plan import Choice, RoundingPlan, analyse
 from ...passes.quantize.quantize import Quantize
-from ...passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
 from ...passes.quantize.schemes import Grid
 from ...runtimes.artifact.manifest import MaxKlSpec, QuantizationSpec
 from ...runtimes.measure.texts import Text

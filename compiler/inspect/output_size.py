@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...ir.program import Program
 from ...ir.weights import Weight
+from ...passes.quantize.quantization_plan import RoundingPlan, analyse
 from ...passes.quantize.quantize import round_to_nearest
-from ...passes.quantize.rounding_plan import RoundingPlan, analyse
 from ..targets.base import KernelFacts
 
 _ESTIMATED = ("int8", "int4")

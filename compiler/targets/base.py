@@ -21,7 +21,7 @@ from ..options import invalid
 if TYPE_CHECKING:
     from ...ir.program import Program
     from ...passes.base import Pass
-    from ...passes.quantize.rounding_plan import Choice, RoundingPlan
+    from ...passes.quantize.quantization_plan import Choice, RoundingPlan
     from ...runtimes.artifact.manifest import Phase
     from ...runtimes.engines.base import LayerEngine
 

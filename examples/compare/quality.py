@@ -26,8 +26,8 @@ from prepare import DEFAULT_CACHE, prepare
 from protocol import WORKLOAD
 from quality_make import Made, make, parameters
 from quality_plot import Point, svg
+from quality_reference import Ruler, fingerprint, write_whole
 from quality_report import ENGINES, Row, reason_of, table
-from quality_ruler import Ruler, fingerprint, write_whole
 from quality_speed import Workload, graphs_of, run_peer, run_rounds, speed_key
 from quality_variants import CANDIDATES, UNQUANTIZED
 from report import around_section, replace_section

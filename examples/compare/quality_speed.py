@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from quality_ruler import write_whole
+from quality_reference import write_whole
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ...ir.weights import Weight
 from ...kernels.ops import linear
 from ..base import Fuel, Numerics, Pass, PassResult, miss
 from ..queries import is_op
-from .rounding_plan import is_head
+from .quantization_plan import is_head
 
 
 class Prune(Pass):

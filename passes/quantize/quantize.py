@@ -16,7 +16,7 @@ from ...kernels.ops import embedding, linear, quant_embedding, quant_linear, rou
 from ...kernels.ops.quantized import dequantize
 from ..base import Fuel, Numerics, Pass, PassResult, miss
 from ..queries import is_op
-from .rounding_plan import Choice, RoundingPlan
+from .quantization_plan import Choice, RoundingPlan
 
 
 @dataclass(frozen=True)

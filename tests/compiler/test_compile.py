@@ -22,14 +22,14 @@ from zoo.tiny import tiny_model
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
 from llmc.compiler.cli.main import main
-from llmc.compiler.targets.onnx import rounded_cache
+from llmc.compiler.targets.onnx import quantized_cache
 from llmc.compiler.targets.onnx.lower import Lowering
 from llmc.compiler.targets.onnx.standard import STANDARD
 from llmc.compiler.targets.ort import write
 from llmc.ir.program import Miss, Program
 from llmc.kernels.ops import quant_linear
-from llmc.passes.quantize.round_activations import RoundActivations
-from llmc.passes.quantize.rounding_plan import is_head
+from llmc.passes.quantize.quantization_plan import is_head
+from llmc.passes.quantize.quantize_activations import RoundActivations
 from llmc.passes.quantize.schemes import Grid, Override
 from llmc.passes.queries import is_op
 from llmc.runtimes.artifact.open import open_artifact
@@ -130,7 +130,7 @@ def test_a_wrong_artifact_never_exists(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-EXPANDED = rounded_cache._expanded
+EXPANDED = quantized_cache._expanded
 
 
 def scales_too_large(g: Lowering, codes: str, scales: str, *rest: Any) -> str:
@@ -147,7 +147,7 @@ def scales_of_another_head(g: Lowering, codes: str, scales: str, *rest: Any) -> 
 def test_a_wrong_scale_in_a_cache_is_refused(
     tmp_path: Path, codes: str, expanded: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounded_cache, "_expanded", expanded)
+    monkeypatch.setattr(quantized_cache, "_expanded", expanded)
     with pytest.raises(LlmcError) as caught:
         llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype=codes)
     assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what

@@ -23,9 +23,9 @@ from llmc.passes.optimize.unmerge_linears import UnmergeLinears
 from llmc.passes.pipeline import PIPELINE, bring_to, caching_passes, optimizing_passes
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantization_plan import RoundingPlan
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
-from llmc.passes.quantize.rounding_plan import RoundingPlan
+from llmc.passes.quantize.quantize_activations import RoundActivations, RoundInKernels
 from llmc.passes.runner import Runner, check_order
 
 

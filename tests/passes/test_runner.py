@@ -29,9 +29,9 @@ from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.match.unify_op_names import UnifyOpNames
 from llmc.passes.optimize.merge_qkv import MergeQkv
 from llmc.passes.pipeline import PIPELINE, caching_passes
+from llmc.passes.quantize.quantization_plan import RoundingPlan
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations
-from llmc.passes.quantize.rounding_plan import RoundingPlan
+from llmc.passes.quantize.quantize_activations import RoundActivations
 from llmc.passes.runner import PassRun, Runner, check_order
 
 QUANTIZE = Quantize(RoundingPlan("none", {}))

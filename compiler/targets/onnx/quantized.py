@@ -8,8 +8,8 @@ from onnx import TensorProto
 from ....kernels.ops.quantized import FLOAT8, NF4
 from .graph import Value
 from .lower import Lowering, WeightValue
-from .rounded_inputs import rounded_input
-from .rounded_matrix import RoundedMatrix
+from .quantized_inputs import rounded_input
+from .quantized_matrix import RoundedMatrix
 
 
 def standard_linear(

@@ -13,7 +13,7 @@ from .graph import Value
 from .lower import Lowering, Table, WeightValue
 from .moe import MOE
 from .quantized import standard_embedding, standard_linear
-from .rounded_cache import attend as attend_rounded
+from .quantized_cache import attend as attend_rounded
 from .scores import attend
 
 

@@ -11,8 +11,8 @@ from ....ir.weights import transpose
 from ..onnx.graph import MICROSOFT, Value
 from ..onnx.lower import Derived, Lowering, WeightValue
 from ..onnx.quantized import standard_embedding, standard_linear, with_bias
-from ..onnx.rounded_inputs import integer_input
-from ..onnx.rounded_matrix import RoundedMatrix
+from ..onnx.quantized_inputs import integer_input
+from ..onnx.quantized_matrix import RoundedMatrix
 from .facts import FASTEST_GROUPS
 
 

@@ -15,7 +15,7 @@ from .options import OrtOptions
 if TYPE_CHECKING:
     from ....ir.program import Program
     from ....passes.base import Pass
-    from ....passes.quantize.rounding_plan import Choice, RoundingPlan
+    from ....passes.quantize.quantization_plan import Choice, RoundingPlan
     from ....runtimes.engines.base import LayerEngine
 
 
@@ -48,7 +48,7 @@ class OrtTarget(Target):
     ) -> Mapping[str, Sequence[Pass]]:
         from ....passes.cache.fuse_attention import FuseAttention
         from ....passes.optimize.unmerge_linears import UnmergeLinears
-        from ....passes.quantize.round_activations import RoundActivations, RoundInKernels
+        from ....passes.quantize.quantize_activations import RoundActivations, RoundInKernels
 
         is_contrib = self.options_of(config).ops == "contrib"
         fused: list[Pass] = [FuseAttention(HEAD_MULTIPLE)] if is_contrib else []

@@ -17,8 +17,8 @@ from llmc.compiler.compress import calibrate as module
 from llmc.compiler.compress.calibrate import ALGORITHMS, Calibration, calibrate
 from llmc.ir.program import Program
 from llmc.passes.quantize.move_scales import MoveScales
+from llmc.passes.quantize.quantization_plan import RoundingPlan, analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import RoundingPlan, analyse
 from llmc.passes.quantize.schemes import Grid, Override, Scheme
 
 INT4 = make_scheme("int4", Grid("int4", 16))

@@ -17,7 +17,7 @@ from llmc.compiler.compress.max_kl import keep_under
 from llmc.compiler.compress.quantization import Quantization
 from llmc.compiler.trials import Trials
 from llmc.errors import LlmcError
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan
+from llmc.passes.quantize.quantization_plan import Choice, RoundingPlan
 from llmc.passes.quantize.schemes import Grid
 from llmc.runtimes.artifact.manifest import MaxKlSpec
 

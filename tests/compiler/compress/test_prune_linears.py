@@ -21,8 +21,8 @@ from llmc.ir.program import Program
 from llmc.ir.weights import parameter
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize, round_to_nearest
-from llmc.passes.quantize.rounding_plan import analyse
 from llmc.passes.quantize.schemes import Grid
 
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, 4)

@@ -27,9 +27,9 @@ from llmc.passes.cache.insert_kv_cache import InsertKvCache
 from llmc.passes.optimize.drop_layers import DropLayers
 from llmc.passes.optimize.unmerge_linears import UnmergeLinears
 from llmc.passes.pipeline import caching_passes, optimizing_passes
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
-from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.quantize_activations import RoundActivations, RoundInKernels
 from llmc.passes.queries import is_call, is_op
 from llmc.passes.runner import Runner
 from llmc.runtimes.measure.selfcheck import limits_row

@@ -11,7 +11,7 @@ from attending import DIM, HEADS, KV_HEADS, MAX_SEQ_LEN, SCALE, VALUE_DIM, Atten
 from check_pass import VOCAB, check_rerun
 from torch import Tensor
 
-from llmc.compiler.gate.rounded_cache import with_rounded_keys
+from llmc.compiler.gate.quantized_cache import with_rounded_keys
 from llmc.errors import LlmcError
 from llmc.ir.program import Cache, Program
 from llmc.ir.stages import Stage

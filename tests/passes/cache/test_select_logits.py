@@ -18,8 +18,8 @@ from llmc.kernels.ops import attention, embedding, linear
 from llmc.passes.base import Fuel, PassResult
 from llmc.passes.cache.select_logits import SelectLogits
 from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import analyse
 
 aten = torch.ops.aten
 WIDTH = 8

@@ -21,8 +21,8 @@ from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_line
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.quantize.quantization_plan import Choice, RoundingPlan, analyse
 from llmc.passes.quantize.quantize import Quantize, QuantizedWeight
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
 from llmc.passes.quantize.schemes import Grid, Scheme
 from llmc.passes.queries import is_op
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from calling import SIZES, calling, check_call, random, run_in_onnx
 from check_pass import inputs
-from rounding_kinds import KINDS, OUTPUTS, lookup, product, rounded, scheme_of
+from quantization_kinds import KINDS, OUTPUTS, lookup, product, rounded, scheme_of
 from torch import Tensor
 
 from llmc.compiler.targets.onnx.standard import STANDARD

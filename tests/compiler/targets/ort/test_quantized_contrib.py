@@ -12,7 +12,7 @@ import pytest
 import torch
 from calling import calling, random
 from check_lowering import lowered
-from rounding_kinds import OUTPUTS, lookup, product, rounded
+from quantization_kinds import OUTPUTS, lookup, product, rounded
 from torch import Tensor
 
 from llmc.compiler.targets.onnx.standard import STANDARD

@@ -30,8 +30,8 @@ from llmc.kernels.ops.quantized import decode
 from llmc.passes.base import Pass
 from llmc.passes.cache.fuse_attention import FuseAttention
 from llmc.passes.pipeline import caching_passes
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import analyse
 from llmc.passes.quantize.schemes import Grid, Override
 from llmc.passes.runner import Runner
 from llmc.runtimes.artifact.manifest import Phase

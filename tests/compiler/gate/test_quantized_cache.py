@@ -8,7 +8,7 @@ from attending import SCALE, Attending, join, optimized, qkv
 from check_pass import inputs
 from torch import Tensor
 
-from llmc.compiler.gate.rounded_cache import with_rounded_keys
+from llmc.compiler.gate.quantized_cache import with_rounded_keys
 from llmc.kernels.ops import attention
 from llmc.kernels.ops.quantized import CACHE_CODES, round_rows, rows_of
 

@@ -12,8 +12,8 @@ from ...ir.stages import Stage
 from ...kernels.ops import quant_linear
 from ..base import Numerics, Rewrite, miss
 from ..queries import is_op
+from .quantization_plan import is_head
 from .quantize import Quantize
-from .rounding_plan import is_head
 
 
 class RoundActivations(Rewrite):

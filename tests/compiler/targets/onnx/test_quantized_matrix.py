@@ -13,7 +13,7 @@ from torch import Tensor
 from llmc.compiler.targets.onnx.external import ExternalData
 from llmc.compiler.targets.onnx.graph import OnnxGraph
 from llmc.compiler.targets.onnx.lower import WeightValue
-from llmc.compiler.targets.onnx.rounded_matrix import RoundedMatrix
+from llmc.compiler.targets.onnx.quantized_matrix import RoundedMatrix
 from llmc.compiler.targets.ort.facts import FASTEST_GROUPS
 from llmc.ir.weights import Weight, constant, rows
 from llmc.kernels.ops.quantized import pack_nibbles, unpack_nibbles

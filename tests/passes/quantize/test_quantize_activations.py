@@ -1,4 +1,4 @@
-"""RoundActivations rounds inputs per token; RoundInKernels leaves it to kernels."""
+"""RoundActivations quantizes inputs per token; RoundInKernels leaves it to kernels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from llmc.kernels.ops import embedding, linear, quant_linear, round_weight
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
-from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.quantize_activations import RoundActivations, RoundInKernels
 from llmc.passes.quantize.schemes import Grid
 from llmc.passes.queries import is_op
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmc.compiler.targets.onnx.graph import Value
 from llmc.compiler.targets.onnx.lower import Lowering
-from llmc.compiler.targets.onnx.rounded_inputs import rounded_input
+from llmc.compiler.targets.onnx.quantized_inputs import rounded_input
 from llmc.kernels.ops.quantized import FLOAT8, round_activation
 
 ACTIVATIONS = ["int8", *FLOAT8]

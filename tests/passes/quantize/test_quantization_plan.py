@@ -20,7 +20,7 @@ from llmc.ir.stored import OnlyNumbers, StoredCodes
 from llmc.ir.weights import constant, parameter
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
+from llmc.passes.quantize.quantization_plan import Choice, RoundingPlan, analyse
 from llmc.passes.quantize.schemes import Grid, Override, Scheme
 from llmc.passes.queries import is_op
 

@@ -13,7 +13,7 @@ import torch
 from ....kernels.ops.quantized import CACHE_CODES
 from .graph import Value, element
 from .lower import Lowering
-from .rounded_inputs import row_scale
+from .quantized_inputs import row_scale
 from .scores import key_positions, ring_slots, weigh, written_round
 
 
