@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.ops.quantized import dequantize, round_activation
+from ...kernels.ops.quantized import dequantize, quantize_activation
 from ...kernels.ops.rounding import round_weight
 from ...passes.quantize.quantization_plan import Choice
 
@@ -119,5 +119,5 @@ def _rounded_inputs(inputs: Tensor, block: int | None) -> Tensor:
     if block is None:
         return inputs
     blocks = inputs.unflatten(1, (-1, block or inputs.shape[1]))
-    codes, scale = round_activation(blocks, "int8")
+    codes, scale = quantize_activation(blocks, "int8")
     return (codes * scale).flatten(1)

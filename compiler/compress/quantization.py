@@ -13,7 +13,7 @@ from ...errors import LlmcError
 from ...ir.program import Program
 from ...passes.base import Pass
 from ...passes.quantize.move_scales import MoveScales
-from ...passes.quantize.quantization_plan import Choice, RoundingPlan, analyse
+from ...passes.quantize.quantization_plan import Choice, QuantizationPlan, analyse
 from ...passes.quantize.quantize import Quantize
 from ...passes.quantize.schemes import Grid
 from ...runtimes.artifact.manifest import MaxKlSpec, QuantizationSpec
@@ -50,7 +50,7 @@ class Quantization:
         max_kl: the result of `--max-kl`.
     """
 
-    plan: RoundingPlan
+    plan: QuantizationPlan
     algorithm: str
     why: str = ""
     calibration: Calibration = field(default_factory=Calibration)
@@ -82,7 +82,7 @@ class Quantization:
         return [*moved, Quantize(self.final_plan, rounded)]
 
     @property
-    def final_plan(self) -> RoundingPlan:
+    def final_plan(self) -> QuantizationPlan:
         """The plan, with the weights that have more bits."""
         if not self.raised:
             return self.plan

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ...ir.program import Program
 from ...kernels.ops import attention, op_of
-from ...kernels.ops.quantized import CACHE_CODES, round_rows, rows_of
+from ...kernels.ops.quantized import CACHE_CODES, dequantize_cached, quantize_cached
 
 
-def with_rounded_keys(program: Program, codes: str) -> Program:
+def with_quantized_cache(program: Program, codes: str) -> Program:
     """Return a copy whose attentions use quantized and dequantized keys and values.
 
     It serves as a reference and can't be compiled. It has no slots, starts or cache masks, so a comparison reveals
@@ -32,4 +32,4 @@ def with_rounded_keys(program: Program, codes: str) -> Program:
 
 
 def _rounded(x: Tensor, codes: torch.dtype) -> Tensor:
-    return rows_of(*round_rows(x, codes)).to(x.dtype)
+    return dequantize_cached(*quantize_cached(x, codes)).to(x.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...ir.program import Program
 from ...ir.weights import Weight
-from ...passes.quantize.quantization_plan import RoundingPlan, analyse
+from ...passes.quantize.quantization_plan import QuantizationPlan, analyse
 from ...passes.quantize.quantize import round_to_nearest
 from ..targets.base import KernelFacts
 
@@ -43,7 +43,7 @@ def _known(facts: KernelFacts) -> list[str]:
     return [scheme for scheme in _ESTIMATED if scheme in facts.schemes]
 
 
-def _quantized_bytes(weights: dict[str, Weight], plan: RoundingPlan) -> int:
+def _quantized_bytes(weights: dict[str, Weight], plan: QuantizationPlan) -> int:
     total = 0
     for name, weight in weights.items():
         choice = plan.weights.get(name)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from ...ir.nodes import value_of
 from ...kernels.ops.attention_mask import MaskRule, fit_rule, fit_slopes, is_alibi
 from .attention_scores import Scores, Way
-from .token_independent import Statics, Unknown
+from .token_independent import TokenIndependentValues, Unknown
 
 _LONGEST = 5000
 
@@ -33,7 +33,7 @@ class Meaning:
     bias: tuple[tuple[fx.Node, float], ...]
 
 
-def find_meaning(way: Way, statics: Statics) -> Meaning:
+def find_meaning(way: Way, statics: TokenIndependentValues) -> Meaning:
     """Find the attention that the steps stand for at every supported length.
 
     The steps are evaluated at several lengths. Raises `Unknown` if they are no attention of the dialect, or not the
@@ -63,7 +63,7 @@ def find_meaning(way: Way, statics: Statics) -> Meaning:
     )
 
 
-def sizes_to_look_at(sides: list[fx.Node], statics: Statics) -> list[tuple[int, int]]:
+def sizes_to_look_at(sides: list[fx.Node], statics: TokenIndependentValues) -> list[tuple[int, int]]:
     """The (batch, length) pairs at which to evaluate a mask or bias.
 
     The last length exceeds every window that `sides` may define, up to `max_seq_len`: every number among the call
@@ -86,6 +86,6 @@ def _may_be_a_window(value: object) -> bool:
     return isinstance(value, (int, float)) and 1 < value < 2**31 and value == int(value)
 
 
-def _dtypes(sides: list[fx.Node], statics: Statics) -> set[torch.dtype]:
+def _dtypes(sides: list[fx.Node], statics: TokenIndependentValues) -> set[torch.dtype]:
     values = [value_of(n) for n in statics.cone(sides)]
     return {v.dtype for v in values if isinstance(v, Tensor) and v.dtype.is_floating_point}

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from ...ir.nodes import value_of
 from ...ir.program import op_name
 from ..queries import arguments, is_call, shape
-from .token_independent import SizedValues, Statics, Unknown, is_off
+from .token_independent import SizedValues, TokenIndependentValues, Unknown, is_off
 
 # A key with a score this low has no weight: its exp vanishes next to that of any key that is seen.
 _HIDDEN = -9000.0
@@ -82,7 +82,7 @@ class Way:
         return (*(str(call) for call in [*calls, product]), *map(str, shape(self.product)))
 
 
-def find_way(scores: fx.Node, statics: Statics) -> Way | None:
+def find_way(scores: fx.Node, statics: TokenIndependentValues) -> Way | None:
     """The calls from the product of queries and keys to `scores`.
 
     Returns None if `scores`, the argument of a softmax, does not come from a product. Raises `Unknown` if a mask or

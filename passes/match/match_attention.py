@@ -17,7 +17,7 @@ from ..queries import arguments, dtype, is_call, same_shape, shape
 from .attention_heads import Form, Heads, Scaling, heads_of, keys_of, repeated, scaled_by
 from .attention_meaning import Meaning, find_meaning, sizes_to_look_at
 from .attention_scores import Scores, Way, find_way, less_its_peak
-from .token_independent import Statics, Unknown, is_off
+from .token_independent import TokenIndependentValues, Unknown, is_off
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class _Attentions(Rewrite):
     """
 
     def __init__(self, program: Program) -> None:
-        self.statics = Statics(program)
+        self.statics = TokenIndependentValues(program)
         self.batch = shape(program.tokens)[0]
         self.meanings: dict[Any, Meaning] = {}
         self.slopes: dict[bytes, Weight] = {}

@@ -13,7 +13,7 @@ from ...kernels.ops import embedding
 from ..base import Rewrite, miss
 from ..queries import arguments, dtype, is_call, number, shape
 from .fold_constants import FoldConstants
-from .match_linear import put_over_rows
+from .match_linear import replace_unflattened
 from .remove_no_ops import RemoveNoOps
 
 _INTS = (torch.int64, torch.int32)
@@ -51,7 +51,7 @@ class MatchEmbedding(Rewrite):
         ids = _by_index(program, node) if is_call(node, "index") else _by_dim(node)
         if isinstance(ids, Miss):
             return ids
-        put_over_rows(program, node, embedding, ids, 0, table)
+        replace_unflattened(program, node, embedding, ids, 0, table)
         return True
 
 

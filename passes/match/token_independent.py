@@ -36,7 +36,7 @@ class Unknown(Exception):
         self.why, self.node = why, node
 
 
-class Statics:
+class TokenIndependentValues:
     """The token-independent nodes of a program; `node in statics` tests for one.
 
     `at` evaluates them for a chosen batch and length.
@@ -86,7 +86,7 @@ class SizedValues(Evaluator):
     Raises `Unknown` for a value that cannot be computed or is too large.
     """
 
-    def __init__(self, statics: Statics, batch: int, length: int) -> None:
+    def __init__(self, statics: TokenIndependentValues, batch: int, length: int) -> None:
         super().__init__(statics.program, torch.arange(length).expand(batch, -1))
         self.statics, self.batch, self.length = statics, batch, length
         for program_input in statics.program.inputs:  # tracing may name the sizes of tokens and positions differently

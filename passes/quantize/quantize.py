@@ -16,7 +16,7 @@ from ...kernels.ops import embedding, linear, quant_embedding, quant_linear, rou
 from ...kernels.ops.quantized import dequantize
 from ..base import Fuel, Numerics, Pass, PassResult, miss
 from ..queries import is_op
-from .quantization_plan import Choice, RoundingPlan
+from .quantization_plan import Choice, QuantizationPlan
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Quantize(Pass):
     reaches = Stage.QUANTIZED
     numerics = Numerics.LOSSY
 
-    def __init__(self, plan: RoundingPlan, calibrated: Mapping[str, QuantizedWeight] | None = None) -> None:
+    def __init__(self, plan: QuantizationPlan, calibrated: Mapping[str, QuantizedWeight] | None = None) -> None:
         self.plan = plan
         self.calibrated = calibrated or {}
 

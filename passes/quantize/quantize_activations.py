@@ -16,7 +16,7 @@ from .quantization_plan import is_head
 from .quantize import Quantize
 
 
-class RoundActivations(Rewrite):
+class QuantizeActivations(Rewrite):
     """Round the inputs of integer linears to int8, with one scale per token.
 
     Example:  y = quant_linear(x, codes, scales, scheme="int4", activation="none")
@@ -53,7 +53,7 @@ class RoundActivations(Rewrite):
         return True
 
 
-class RoundInKernels(Rewrite):
+class QuantizeInKernels(Rewrite):
     """Leave the rounding of inputs to the kernels that dequantize weights.
 
     Example:  y = quant_linear(x, codes, scales, scheme="int8", activation="int8")

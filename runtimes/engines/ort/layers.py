@@ -15,7 +15,7 @@ from .section import GraphFile
 
 
 @dataclass(frozen=True)
-class WatchedGraph:
+class GraphWithLayerOutputs:
     """A graph with the outputs of its layers as additional outputs.
 
     Attributes:
@@ -31,7 +31,7 @@ class WatchedGraph:
     unclear: Mapping[str, str]
 
 
-class WatchedEngine(OrtEngine):
+class LayerOutputEngine(OrtEngine):
     """An artifact whose graphs also return the outputs of layers; see `LayerEngine`.
 
     Args:
@@ -39,7 +39,12 @@ class WatchedEngine(OrtEngine):
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, watched: Mapping[str, WatchedGraph], *, threads: int | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        watched: Mapping[str, GraphWithLayerOutputs],
+        *,
+        threads: int | None = None,
     ) -> None:
         self.watched = watched
         self._pieces: list[dict[str, np.ndarray]] = []
@@ -91,7 +96,7 @@ class _Watched(GraphSession):
         spec: GraphFile,
         threads: int,
         vocab_size: int,
-        watched: WatchedGraph,
+        watched: GraphWithLayerOutputs,
         trace: Path | None = None,
     ) -> None:
         super().__init__(folder, spec, threads, vocab_size, watched.model, trace)

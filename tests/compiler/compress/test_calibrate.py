@@ -17,7 +17,7 @@ from llmc.compiler.compress import calibrate as module
 from llmc.compiler.compress.calibrate import ALGORITHMS, Calibration, calibrate
 from llmc.ir.program import Program
 from llmc.passes.quantize.move_scales import MoveScales
-from llmc.passes.quantize.quantization_plan import RoundingPlan, analyse
+from llmc.passes.quantize.quantization_plan import QuantizationPlan, analyse
 from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.schemes import Grid, Override, Scheme
 
@@ -32,12 +32,12 @@ def program() -> Program:
 TOKENS = inputs(24, 30)[0]
 
 
-def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple[RoundingPlan, Calibration]:
+def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple[QuantizationPlan, Calibration]:
     plan = analyse(program, scheme)
     return plan, calibrate(program, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), input_group=input_group)
 
 
-def divergence(program: Program, plan: RoundingPlan, found: Calibration | None, tokens: Tensor) -> float:
+def divergence(program: Program, plan: QuantizationPlan, found: Calibration | None, tokens: Tensor) -> float:
     """KL divergence of the rounded program from the program."""
     rounded = program.copy()
     if found is not None:

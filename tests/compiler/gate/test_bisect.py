@@ -29,10 +29,10 @@ from llmc.passes.optimize.unmerge_linears import UnmergeLinears
 from llmc.passes.pipeline import caching_passes, optimizing_passes
 from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.quantize_activations import RoundActivations, RoundInKernels
+from llmc.passes.quantize.quantize_activations import QuantizeActivations, QuantizeInKernels
 from llmc.passes.queries import is_call, is_op
 from llmc.passes.runner import Runner
-from llmc.runtimes.measure.selfcheck import limits_row
+from llmc.runtimes.measure.selfcheck import limits_key
 
 TOKENS = inputs(2, 9)[0]
 
@@ -65,7 +65,7 @@ def recipe(**options: Any) -> tuple[Recipe, str]:
     plan = None if scheme is None else analyse(program_at(Stage.OPTIMIZED), scheme)
     quantizing = [] if plan is None else [Quantize(plan)]
     common = [*optimizing_passes(), *quantizing, *caching_passes(cache_codes=config.cache_codes)]
-    row = limits_row(config.quantize or "fp32", False, config.cache_codes)
+    row = limits_key(config.quantize or "fp32", False, config.cache_codes)
     return Recipe(common, TARGET.finishing_passes(config, plan, ())), row
 
 
@@ -138,9 +138,9 @@ def negate(program: Program, node: fx.Node) -> None:
 
 # Pass, options with which it has something to do, and the graph that it is for.
 FINISHING: dict[str, tuple[type[Pass], dict[str, Any], str]] = {
-    "RoundActivations": (RoundActivations, {"quantize": "int4"}, "prefill"),
+    "QuantizeActivations": (QuantizeActivations, {"quantize": "int4"}, "prefill"),
     "UnmergeLinears": (UnmergeLinears, {"quantize": "int4"}, "prefill"),
-    "RoundInKernels": (RoundInKernels, {"quantize": "w8a8"}, "step"),
+    "QuantizeInKernels": (QuantizeInKernels, {"quantize": "w8a8"}, "step"),
 }
 
 
@@ -261,8 +261,8 @@ def test_a_wrong_use_of_starts_in_a_pass_after_the_cache(monkeypatch: pytest.Mon
 
 
 def test_a_wrong_use_of_starts_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, RoundInKernels, double_starts)
-    assert_found(recipe(quantize="w8a8"), "RoundInKernels", "step")
+    plant(monkeypatch, QuantizeInKernels, double_starts)
+    assert_found(recipe(quantize="w8a8"), "QuantizeInKernels", "step")
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, kind: type[Pass], damage: Callable[[Program], None]) -> None:
@@ -290,8 +290,8 @@ def test_fuel_is_that_of_the_compilation(monkeypatch: pytest.MonkeyPatch) -> Non
             Runner(fuel=fuel).run(program.copy(), passes)
     Runner(fuel=fuel).run(program.copy(), made[0].finishing["prefill"][:1])
     spent = 100_000 - int(fuel.left)
-    monkeypatch.setattr(RoundActivations, "rewrite", then(negate)(RoundActivations.rewrite))
+    monkeypatch.setattr(QuantizeActivations, "rewrite", then(negate)(QuantizeActivations.rewrite))
     monkeypatch.setenv("LLMC_FUEL", str(spent))
     assert found_in(made) is None
     monkeypatch.setenv("LLMC_FUEL", str(spent + 10))
-    assert_found(made, "RoundActivations", "prefill")
+    assert_found(made, "QuantizeActivations", "prefill")

@@ -15,9 +15,9 @@ from zoo.tiny import tiny_model
 
 from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.gate.layer_outputs import artifact_layers, model_layers
-from llmc.compiler.targets.ort.layer_outputs import watch_layers
+from llmc.compiler.targets.ort.layer_outputs import add_layer_outputs
 from llmc.runtimes.artifact.open import read_manifest
-from llmc.runtimes.engines.ort.layers import WatchedEngine
+from llmc.runtimes.engines.ort.layers import LayerOutputEngine
 from llmc.runtimes.measure.layers import LayerErrors, LayerReference, measure_layers
 from llmc.runtimes.measure.windows import Window
 
@@ -32,9 +32,9 @@ def reference(model_type: str) -> LayerReference:
     return model_layers(model, names, WINDOWS)
 
 
-def watched(folder: Path) -> WatchedEngine:
+def watched(folder: Path) -> LayerOutputEngine:
     manifest = read_manifest(folder)
-    return WatchedEngine(folder, manifest, watch_layers(folder, manifest), threads=1)
+    return LayerOutputEngine(folder, manifest, add_layer_outputs(folder, manifest), threads=1)
 
 
 def errors(folder: Path, model_type: str) -> LayerErrors:

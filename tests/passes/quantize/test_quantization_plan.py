@@ -20,7 +20,7 @@ from llmc.ir.stored import OnlyNumbers, StoredCodes
 from llmc.ir.weights import constant, parameter
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.quantize.quantization_plan import Choice, RoundingPlan, analyse
+from llmc.passes.quantize.quantization_plan import Choice, QuantizationPlan, analyse
 from llmc.passes.quantize.schemes import Grid, Override, Scheme
 from llmc.passes.queries import is_op
 
@@ -58,7 +58,7 @@ def model(compute: Callable[[Model, Tensor, Tensor], Tensor] | None = None) -> P
     return capture(Model(compute), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
 
 
-def choices(plan: RoundingPlan) -> dict[str, tuple[str, int] | None]:
+def choices(plan: QuantizationPlan) -> dict[str, tuple[str, int] | None]:
     return {name: (c.grid.scheme, c.group_size) if c.grid else None for name, c in plan.weights.items()}
 
 
@@ -154,7 +154,7 @@ def test_a_plan_in_which_some_weights_become_something_else() -> None:
 
 
 def test_weights_that_the_plan_does_not_know_have_no_grid() -> None:
-    assert RoundingPlan("none", {}).grid("head") is None
+    assert QuantizationPlan("none", {}).grid("head") is None
 
 
 # What stays ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_line
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.quantize.quantization_plan import Choice, RoundingPlan, analyse
+from llmc.passes.quantize.quantization_plan import Choice, QuantizationPlan, analyse
 from llmc.passes.quantize.quantize import Quantize, QuantizedWeight
 from llmc.passes.quantize.schemes import Grid, Scheme
 from llmc.passes.queries import is_op
@@ -172,7 +172,7 @@ def test_an_int4_embedding_has_multiples() -> None:
     torch.manual_seed(0)
     before = model("int4", True, None)
     before.weights["embed"] = constant(on_grid(even(VOCAB, WIDTH), GRIDS["int4 with zeros"]), "embed")
-    plan = RoundingPlan("one", {"embed": Choice(GRIDS["int4 with zeros"], "a test", 16, True)})
+    plan = QuantizationPlan("one", {"embed": Choice(GRIDS["int4 with zeros"], "a test", 16, True)})
     program = check_pass(Quantize(plan), before, matches=2, gone={"llmc.embedding"}, there=ROUNDED)
     (lookup,) = [n for n in program.nodes if is_op(n, quant_embedding)]
     call = quant_embedding.bind(lookup.args, dict(lookup.kwargs))
@@ -200,7 +200,7 @@ def test_calibrated_weights_are_used() -> None:
     }
     rounded = QuantizedWeight(**{name: constant(value, name) for name, value in parts.items()})
     grid = Grid("int4", 16, symmetric=False, activation="int8", static=True)
-    plan = RoundingPlan("one", {"layers.0.up": Choice(grid, "a test", 16)})
+    plan = QuantizationPlan("one", {"layers.0.up": Choice(grid, "a test", 16)})
     assert Quantize(plan, {"layers.0.up": rounded})(program).matches == 1
     (call,) = quant_calls(program)
     assert (call["activation"], str(call["x_scale"])) == ("int8", "layers_0_up_x_scale")

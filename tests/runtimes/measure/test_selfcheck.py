@@ -18,7 +18,7 @@ from compiled import artifact
 import llmc
 from llmc import LlmcError
 from llmc.runtimes.engines.base import Engine
-from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, GateReference, check, limits_row
+from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, GateReference, check, limits_key
 
 Arguments = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -142,10 +142,10 @@ def test_a_rounded_cache_is_held_to_rounded_keys_and_values(codes: str) -> None:
 
 
 def test_limits_of_rounded_caches_are_the_wider_of_both() -> None:
-    assert LIMITS[limits_row("fp32", False, "int8")] == CACHE_LIMITS["int8"]
-    assert LIMITS[limits_row("int4", False, "fp8")] == LIMITS["int4"]
-    assert LIMITS[limits_row("fp32", True, "fp8")] == replace(CACHE_LIMITS["fp8"], model=2.0)
-    assert limits_row("int4", False) == "int4" and limits_row("int4", True) == "pruned int4"
+    assert LIMITS[limits_key("fp32", False, "int8")] == CACHE_LIMITS["int8"]
+    assert LIMITS[limits_key("int4", False, "fp8")] == LIMITS["int4"]
+    assert LIMITS[limits_key("fp32", True, "fp8")] == replace(CACHE_LIMITS["fp8"], model=2.0)
+    assert limits_key("int4", False) == "int4" and limits_key("int4", True) == "pruned int4"
 
 
 def test_a_reference_as_it_was_saved(reference: GateReference, tmp_path: Path) -> None:

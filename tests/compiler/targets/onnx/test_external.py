@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llmc.compiler.targets.onnx.external import LINE, PAGE, ExternalData
-from llmc.ir.weights import constant, record, recorded, rows, transpose
+from llmc.ir.weights import constant, record, recorded, slice_dim0, transpose
 
 
 def test_small_tensors_are_aligned_to_lines_and_large_ones_to_pages(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_slices_of_output_channels_are_located_in_the_whole(tmp_path: Path) -> N
     tensor = torch.arange(24.0).view(6, 4)
     whole = constant(tensor, "w")
     parts = {
-        "rows": rows(whole, 2, 5),
+        "rows": slice_dim0(whole, 2, 5),
         "negative start": recorded(record(whole)[-2:]),
         "columns": recorded(record(whole)[:, 1:3]),
     }

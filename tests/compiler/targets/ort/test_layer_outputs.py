@@ -9,15 +9,15 @@ import pytest
 from compiled import artifact
 
 from llmc import LlmcError
-from llmc.compiler.targets.ort.layer_outputs import Borders, find_borders, watch_layers
+from llmc.compiler.targets.ort.layer_outputs import LayerOutputs, add_layer_outputs, find_layer_outputs
 from llmc.runtimes.artifact.open import read_manifest
 
 
-def borders(*nodes: tuple[str, str, str, str], outputs: tuple[str, ...] = ("logits",)) -> Borders:
+def borders(*nodes: tuple[str, str, str, str], outputs: tuple[str, ...] = ("logits",)) -> LayerOutputs:
     """Of nodes (op, name, inputs, outputs)."""
     made = [onnx.helper.make_node(op, i.split(), o.split(), name=name) for op, name, i, o in nodes]
     given = [onnx.ValueInfoProto(name=name) for name in outputs]
-    return find_borders(onnx.helper.make_graph(made, "graph", [], given))
+    return find_layer_outputs(onnx.helper.make_graph(made, "graph", [], given))
 
 
 EMBED = ("Gather", "m.embed/Gather", "table input_ids", "h")
@@ -32,7 +32,9 @@ def test_one_value_leaves() -> None:
         ("Add", "m.layers.1/Add", "b c", "d"),
         ("MatMul", "head/MatMul", "d w", "logits"),
     )
-    assert found == Borders({"m.layers.0": "b", "m.layers.1": "d"}, {"m.layers.1": "m.layers.0", "": "m.layers.1"}, {})
+    assert found == LayerOutputs(
+        {"m.layers.0": "b", "m.layers.1": "d"}, {"m.layers.1": "m.layers.0", "": "m.layers.1"}, {}
+    )
 
 
 def test_a_sum_that_moved_into_the_norm_behind_it() -> None:
@@ -107,7 +109,7 @@ def test_a_loop_reads_what_its_body_reads() -> None:
         onnx.helper.make_node("MatMul", ["b", "w"], ["logits"], name="head/MatMul"),
     ]
     graph = onnx.helper.make_graph(nodes, "graph", [], [onnx.ValueInfoProto(name="logits")])
-    assert find_borders(graph).values == {"m.layers.0": "a", "m.layers.1": "b"}
+    assert find_layer_outputs(graph).values == {"m.layers.0": "a", "m.layers.1": "b"}
 
 
 def test_a_graph_without_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,4 +119,4 @@ def test_a_graph_without_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         node.name = node.name.replace(".layers.", ".layers_")
     monkeypatch.setattr(onnx, "load", lambda *a, **k: model)
     with pytest.raises(LlmcError, match=r"NO_LAYER_BORDERS.*none of its modules has a number"):
-        watch_layers(folder, read_manifest(folder))
+        add_layer_outputs(folder, read_manifest(folder))
