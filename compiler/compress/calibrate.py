@@ -57,11 +57,11 @@ class Calibration:
 
     Attributes:
         scales: channel scales for MoveScales, by weight name.
-        rounded: quantized weights for Quantize, by weight name.
+        quantized: quantized weights for Quantize, by weight name.
     """
 
     scales: dict[str, Tensor] = field(default_factory=dict)
-    rounded: dict[str, QuantizedWeight] = field(default_factory=dict)
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
 
 
 def calibrate(
@@ -138,11 +138,11 @@ class _Calibrator:
             site = find_site(self.program, node)
             if isinstance(site, ScaleSite) and self._can_scale(site):
                 self._move(site, choice)
-        if choice.is_wide or name in self.result.rounded:
+        if choice.is_wide or name in self.result.quantized:
             return  # Quantize rounds the LM head: no op after it could compensate for its errors
-        rounded = QuantizedWeight(**self.cache.keep(name, lambda: self._rounded(name, value, choice)))
-        self.result.rounded[name] = rounded
-        self.stream.override_weight(name, rounded.value(choice))
+        quantized = QuantizedWeight(**self.cache.keep(name, lambda: self._quantize(name, value, choice)))
+        self.result.quantized[name] = quantized
+        self.stream.override_weight(name, quantized.value(choice))
 
     def _can_scale(self, site: ScaleSite) -> bool:
         """Return True if scales change no codes of the checkpoint, and only linears that are quantized here."""
@@ -158,9 +158,9 @@ class _Calibrator:
             return
         self.result.scales[site.weights[0]] = scales
         for name, start in site.divided:
-            if name in self.result.rounded:  # divide the scales of output channels that are quantized already
-                parts = self.result.rounded[name]
-                self.result.rounded[name] = replace(parts, scales=divide_channels(parts.scales, scales, start))
+            if name in self.result.quantized:  # divide the scales of output channels that are quantized already
+                parts = self.result.quantized[name]
+                self.result.quantized[name] = replace(parts, scales=divide_channels(parts.scales, scales, start))
         move(self.program, site, scales)
         self.stream.replace(site.value, lambda value: value / scales)
 
@@ -175,7 +175,7 @@ class _Calibrator:
         """Return how many input channels are quantized together while scales are searched; AWQ assumes exact inputs."""
         return None if self.algorithm.scales == AWQ else self.input_group(choice)
 
-    def _rounded(self, name: str, value: fx.Node, choice: Choice) -> dict[str, Tensor]:
+    def _quantize(self, name: str, value: fx.Node, choice: Choice) -> dict[str, Tensor]:
         """Quantize a weight; return the fields of `QuantizedWeight`."""
         assert choice.grid is not None
         grid, inputs = choice.grid, self.stream.inputs(value)

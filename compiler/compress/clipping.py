@@ -30,7 +30,7 @@ def best_parameters(
     importance_by_group = importance.to(groups).view(1, -1, group_size)
     best, least = plain, torch.full(groups.shape[:2], torch.inf)
     for parameters in _candidates(groups, plain, scheme):
-        error = ((_rounded(groups, parameters, scheme) - groups).square() * importance_by_group).sum(2)
+        error = ((_quantized(groups, parameters, scheme) - groups).square() * importance_by_group).sum(2)
         better = error < least
         least = torch.where(better, error, least)
         best = _choose(better, parameters, best)
@@ -58,7 +58,7 @@ def _candidates(groups: Tensor, plain: QuantizationParameters, scheme: str) -> I
             yield QuantizationParameters(plain.scales, zeros.to(torch.uint8), multiples)
 
 
-def _rounded(groups: Tensor, parameters: QuantizationParameters, scheme: str) -> Tensor:
+def _quantized(groups: Tensor, parameters: QuantizationParameters, scheme: str) -> Tensor:
     """Round the groups to the nearest numbers of the grid."""
     spacing = parameters.spacing.unsqueeze(2)
     zeros = None if parameters.zeros is None else parameters.zeros.unsqueeze(2)

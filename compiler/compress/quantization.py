@@ -77,9 +77,9 @@ class Quantization:
     def passes(self) -> list[Pass]:
         """The passes that apply the decisions to the program they were made for, or to another capture of it."""
         found = self.calibration
-        rounded = {name: parts for name, parts in found.rounded.items() if name not in self.raised}
+        quantized = {name: parts for name, parts in found.quantized.items() if name not in self.raised}
         moved: list[Pass] = [MoveScales(found.scales)] if found.scales else []
-        return [*moved, Quantize(self.final_plan, rounded)]
+        return [*moved, Quantize(self.final_plan, quantized)]
 
     @property
     def final_plan(self) -> QuantizationPlan:
@@ -188,9 +188,9 @@ def _sensitivity(
 
     def error_of(name: str) -> Callable[[], Tensor]:
         choice = found.plan.weights[name]
-        return lambda: found.calibration.rounded[name].value(choice) - moved.weights[name].evaluate().float()
+        return lambda: found.calibration.quantized[name].value(choice) - moved.weights[name].evaluate().float()
 
-    names = [n for n in found.calibration.rounded if (grid := found.plan.grid(n)) and grid.scheme in ("int4", "nf4")]
+    names = [n for n in found.calibration.quantized if (grid := found.plan.grid(n)) and grid.scheme in ("int4", "nf4")]
 
     def measure() -> dict[str, Tensor]:
         errors = {name: error_of(name) for name in names}

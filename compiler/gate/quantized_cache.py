@@ -26,10 +26,10 @@ def with_quantized_cache(program: Program, codes: str) -> Program:
         call = attention.bind(node.args, dict(node.kwargs))
         with copy.graph.inserting_before(node):
             for name in ("k", "v"):
-                call[name] = copy.graph.call_function(_rounded, (call[name], CACHE_CODES[codes]))
+                call[name] = copy.graph.call_function(_quantized, (call[name], CACHE_CODES[codes]))
         node.args, node.kwargs = (), call
     return copy
 
 
-def _rounded(x: Tensor, codes: torch.dtype) -> Tensor:
+def _quantized(x: Tensor, codes: torch.dtype) -> Tensor:
     return dequantize_cached(*quantize_cached(x, codes)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The grid that each weight of a model is quantized to, decided as data before anything is rounded."""
+"""The grid that each weight of a model is quantized to, decided as data before any weight is quantized."""
 
 from __future__ import annotations
 

@@ -82,18 +82,18 @@ class Quantize(Pass):
             if choice.grid is None:
                 misses.append(miss(choice.why, node))
                 continue
-            rounded = self.calibrated.get(name) or round_to_nearest(program.weights[name], choice)
-            self._apply(program, node, name, choice, rounded)
+            quantized = self.calibrated.get(name) or round_to_nearest(program.weights[name], choice)
+            self._apply(program, node, name, choice, quantized)
             matches += 1
             fuel.burn()
         return PassResult(matches, misses)
 
     @staticmethod
-    def _apply(program: Program, node: fx.Node, name: str, choice: Choice, rounded: QuantizedWeight) -> None:
+    def _apply(program: Program, node: fx.Node, name: str, choice: Choice, quantized: QuantizedWeight) -> None:
         assert choice.grid is not None
         codes, scales, zeros, multiples, x_scale = (
             program.add_weight(f"{name}.{part}", weight, like=node) if weight is not None else None
-            for part, weight in vars(rounded).items()
+            for part, weight in vars(quantized).items()
         )
         assert codes is not None
         set_quantized_from(codes, name)

@@ -167,32 +167,32 @@ class Uniform:
 
 
 @pytest.fixture
-def ruler(tmp_path, monkeypatch):
+def reference(tmp_path, monkeypatch):
     import quality_reference
 
     monkeypatch.setattr(quality_reference, "PipedEngine", Uniform)
     monkeypatch.setattr(Uniform, "started", [])
     (tmp_path / "hf").mkdir()
-    ruler = object.__new__(quality_reference.Ruler)
-    ruler._hf, ruler.capacity = tmp_path / "hf", 4
-    ruler.windows = [Window(np.array([0, 1, 2, 3]), 1), Window(np.array([2, 3, 1]), 2)]
-    ruler.reference = SimpleNamespace(
-        vocab_size=4, window=lambda i: (np.zeros((len(ruler.windows[i].targets), 4), np.float32), None)
+    reference = object.__new__(quality_reference.ReferenceLogits)
+    reference._hf, reference.capacity = tmp_path / "hf", 4
+    reference.windows = [Window(np.array([0, 1, 2, 3]), 1), Window(np.array([2, 3, 1]), 2)]
+    reference.predictions = SimpleNamespace(
+        vocab_size=4, window=lambda i: (np.zeros((len(reference.windows[i].targets), 4), np.float32), None)
     )
-    return ruler
+    return reference
 
 
-def test_measurements_are_stored_by_everything_they_depend_on(ruler, tmp_path):
-    first = ruler.measured("a", "files", tmp_path / "results", ["0.0"])
+def test_measurements_are_stored_by_everything_they_depend_on(reference, tmp_path):
+    first = reference.measured("a", "files", tmp_path / "results", ["0.0"])
     assert first["perplexity"]["value"] == pytest.approx(4) and first["kld"]["mean"] == 0
     assert (first["tokens"], first["windows"], first["version"]) == (4, 2, "9")
     assert Uniform.started == [["0.0", "--capacity=4"]]
-    assert ruler.measured("a", "files", tmp_path / "results", ["0.0"]) == first
+    assert reference.measured("a", "files", tmp_path / "results", ["0.0"]) == first
     assert len(Uniform.started) == 1
-    other = ruler.measured("a", "other files", tmp_path / "results", ["2.0"])
+    other = reference.measured("a", "other files", tmp_path / "results", ["2.0"])
     assert len(Uniform.started) == 2 and other["kld"]["mean"] > 0.1
-    ruler.windows = ruler.windows[:1]
-    assert ruler.measured("a", "files", tmp_path / "results", ["0.0"])["tokens"] == 3
+    reference.windows = reference.windows[:1]
+    assert reference.measured("a", "files", tmp_path / "results", ["0.0"])["tokens"] == 3
 
 
 def test_window_digests_depend_on_tokens_and_scored_tokens():

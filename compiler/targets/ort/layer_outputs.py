@@ -44,7 +44,7 @@ def add_layer_outputs(folder: Path, manifest: Manifest) -> dict[str, GraphWithLa
     Raises:
         LlmcError: NO_LAYER_BORDERS if no layer of a graph has a single output value.
     """
-    watched = {}
+    graphs = {}
     for spec in read_section(manifest).graphs.values():
         model = onnx.load(folder / spec.file, load_external_data=False)
         outputs = find_layer_outputs(model.graph)
@@ -57,10 +57,10 @@ def add_layer_outputs(folder: Path, manifest: Manifest) -> dict[str, GraphWithLa
             )
         # The runtime infers the type.
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs.values.values())
-        watched[spec.file] = GraphWithLayerOutputs(
+        graphs[spec.file] = GraphWithLayerOutputs(
             model.SerializeToString(), outputs.values, outputs.before, outputs.unclear
         )
-    return watched
+    return graphs
 
 
 def find_layer_outputs(graph: onnx.GraphProto) -> LayerOutputs:

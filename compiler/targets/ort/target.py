@@ -57,8 +57,8 @@ class OrtTarget(Target):
         if plan is None or not (quantizes_prompts or quantizes_by_token):
             return {"step": fused}
         # Few tokens wait for weights: the kernels that expand codes are faster. Many wait for arithmetic.
-        rounded: list[Pass] = [QuantizeActivations(exact_inputs)] if quantizes_prompts else []
-        return {"step": [*fused, QuantizeInKernels()], "prefill": [*fused, *rounded, UnmergeLinears()]}
+        quantizing: list[Pass] = [QuantizeActivations(exact_inputs)] if quantizes_prompts else []
+        return {"step": [*fused, QuantizeInKernels()], "prefill": [*fused, *quantizing, UnmergeLinears()]}
 
     def lower(self, graphs: Mapping[str, Program], folder: Path, config: CompileConfig, watch: Watch) -> Lowered:
         from .write import write_graphs

@@ -38,13 +38,13 @@ def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple
 
 
 def divergence(program: Program, plan: QuantizationPlan, found: Calibration | None, tokens: Tensor) -> float:
-    """KL divergence of the rounded program from the program."""
-    rounded = program.copy()
+    """KL divergence of the quantized program from the program."""
+    quantized = program.copy()
     if found is not None:
-        MoveScales(found.scales)(rounded)
-    Quantize(plan, found.rounded if found else {})(rounded)
+        MoveScales(found.scales)(quantized)
+    Quantize(plan, found.quantized if found else {})(quantized)
     positions = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)
-    own, other = (torch.log_softmax(p(tokens, positions), -1) for p in (program, rounded))
+    own, other = (torch.log_softmax(p(tokens, positions), -1) for p in (program, quantized))
     return float((own.exp() * (own - other)).sum(-1).mean())
 
 
@@ -75,7 +75,7 @@ def test_only_what_the_plan_names(program: Program) -> None:
     names = [name for name in program.weights if "down_proj" in name]
     plan = analyse(program, INT4, [Override("*down_proj*", None)])
     found = calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, new_cache(), input_group=input_group)
-    assert names and not set(names) & set(found.rounded) and len(found.rounded) > 2
+    assert names and not set(names) & set(found.quantized) and len(found.quantized) > 2
 
 
 def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +97,10 @@ def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         again()
     found = again()
-    assert calls == 4 + len(whole.rounded) - 3  # three were there
-    for name, parts in whole.rounded.items():
-        assert torch.equal(found.rounded[name].codes.evaluate(), parts.codes.evaluate())
-        assert torch.equal(found.rounded[name].scales.evaluate(), parts.scales.evaluate())
+    assert calls == 4 + len(whole.quantized) - 3  # three were there
+    for name, parts in whole.quantized.items():
+        assert torch.equal(found.quantized[name].codes.evaluate(), parts.codes.evaluate())
+        assert torch.equal(found.quantized[name].scales.evaluate(), parts.scales.evaluate())
     assert set(found.scales) == set(whole.scales)
 
 
@@ -122,7 +122,7 @@ def test_progress(program: Program) -> None:
 def test_a_static_scale_of_inputs(program: Program) -> None:
     scheme = make_scheme("static", Grid("int8", activation="int8", static=True))
     _, found = calibrated(program, "smoothquant", scheme)
-    for parts in found.rounded.values():
+    for parts in found.quantized.values():
         assert parts.x_scale is not None and parts.x_scale.shape == () and float(parts.x_scale.evaluate()) > 0
 
 

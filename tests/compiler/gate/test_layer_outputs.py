@@ -28,17 +28,17 @@ WINDOWS = [Window(np.random.default_rng(n).integers(3, 70, n + 1), 1) for n in (
 @functools.cache
 def reference(model_type: str) -> LayerReference:
     model = str(speaking_model()) if model_type == "speaking" else find_source(tiny_model(model_type))
-    names = watched(artifact(model_type)).watched["model.onnx"].values
+    names = layer_engine(artifact(model_type)).graphs_with_outputs["model.onnx"].values
     return model_layers(model, names, WINDOWS)
 
 
-def watched(folder: Path) -> LayerOutputEngine:
+def layer_engine(folder: Path) -> LayerOutputEngine:
     manifest = read_manifest(folder)
     return LayerOutputEngine(folder, manifest, add_layer_outputs(folder, manifest), threads=1)
 
 
 def errors(folder: Path, model_type: str) -> LayerErrors:
-    return measure_layers(watched(folder), reference(model_type), WINDOWS)
+    return measure_layers(layer_engine(folder), reference(model_type), WINDOWS)
 
 
 # Norms of two kinds, before and behind, parallel blocks, sums with and without a norm behind, experts, biases.
@@ -58,10 +58,10 @@ def test_in_plain_onnx_as_well() -> None:
 
 def test_rounding_shows_in_both_graphs() -> None:
     folder = artifact("speaking", quantize="int4", algo="rtn")
-    assert set(watched(folder).watched) == {"model.onnx", "prefill.onnx"}
+    assert set(layer_engine(folder).graphs_with_outputs) == {"model.onnx", "prefill.onnx"}
     for i, window in enumerate(WINDOWS):
         one = LayerReference([reference("speaking").windows[i]])
-        found = measure_layers(watched(folder), one, [window])
+        found = measure_layers(layer_engine(folder), one, [window])
         assert all(1e-3 < layer.error < 0.5 for layer in found.layers)  # type: ignore[operator]
 
 
@@ -88,10 +88,10 @@ def test_a_damaged_weight_shows_first_at_its_layer(harmed: int, tmp_path: Path) 
 
 def test_an_artifact_as_the_reference() -> None:
     rounded, plain = artifact("speaking", quantize="int4", algo="rtn"), artifact("speaking")
-    against_itself = measure_layers(watched(rounded), artifact_layers(rounded, WINDOWS), WINDOWS)
+    against_itself = measure_layers(layer_engine(rounded), artifact_layers(rounded, WINDOWS), WINDOWS)
     assert [(layer.error, layer.median) for layer in against_itself.layers] == [(0, 0), (0, 0)]
     found, model = (
-        measure_layers(watched(rounded), artifact_layers(plain, WINDOWS), WINDOWS),
+        measure_layers(layer_engine(rounded), artifact_layers(plain, WINDOWS), WINDOWS),
         errors(rounded, "speaking"),
     )
     for one, other in zip(found.layers, model.layers, strict=True):

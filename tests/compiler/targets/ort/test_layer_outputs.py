@@ -13,7 +13,7 @@ from llmc.compiler.targets.ort.layer_outputs import LayerOutputs, add_layer_outp
 from llmc.runtimes.artifact.open import read_manifest
 
 
-def borders(*nodes: tuple[str, str, str, str], outputs: tuple[str, ...] = ("logits",)) -> LayerOutputs:
+def find(*nodes: tuple[str, str, str, str], outputs: tuple[str, ...] = ("logits",)) -> LayerOutputs:
     """Of nodes (op, name, inputs, outputs)."""
     made = [onnx.helper.make_node(op, i.split(), o.split(), name=name) for op, name, i, o in nodes]
     given = [onnx.ValueInfoProto(name=name) for name in outputs]
@@ -24,7 +24,7 @@ EMBED = ("Gather", "m.embed/Gather", "table input_ids", "h")
 
 
 def test_one_value_leaves() -> None:
-    found = borders(
+    found = find(
         EMBED,
         ("Relu", "m.layers.0.mlp/Relu", "h", "a"),
         ("Add", "m.layers.0/Add", "h a", "b"),
@@ -40,7 +40,7 @@ def test_one_value_leaves() -> None:
 def test_a_sum_that_moved_into_the_norm_behind_it() -> None:
     norm = ("SkipSimplifiedLayerNormalization", "m.layers.1.norm/Skip_0", "h a g", "n x y s")
     for behind, total in ((norm, "s"), (("Add", "m.layers.1.norm/Add", "h1 a", "s"), "s")):
-        found = borders(
+        found = find(
             EMBED,
             ("Relu", "m.layers.0/Relu", "h", "h1"),
             ("Relu", "m.layers.0/Relu_2", "h1", "a"),
@@ -53,7 +53,7 @@ def test_a_sum_that_moved_into_the_norm_behind_it() -> None:
 
 
 def test_two_values_that_are_no_sum_are_said() -> None:
-    product = borders(
+    product = find(
         EMBED,
         ("Relu", "m.layers.0/Relu", "h", "a"),
         ("Tanh", "m.layers.0/Tanh", "h", "b"),
@@ -61,7 +61,7 @@ def test_two_values_that_are_no_sum_are_said() -> None:
         ("MatMul", "head/MatMul", "c w", "logits"),
     )
     assert product.unclear == {"m.layers.0": "2 values leave it, not one"}
-    sum_and_more = borders(
+    sum_and_more = find(
         EMBED,
         ("Relu", "m.layers.0/Relu", "h", "a"),
         ("Tanh", "m.layers.0/Tanh", "h", "b"),
@@ -73,7 +73,7 @@ def test_two_values_that_are_no_sum_are_said() -> None:
 
 
 def test_what_hangs_on_sizes_or_is_kept_does_not_leave() -> None:
-    found = borders(
+    found = find(
         EMBED,
         ("Shape", "m.layers.0/Shape", "h", "length"),
         ("Attention", "m.layers.0/Attention", "h h h", "a present.0.key"),
@@ -88,7 +88,7 @@ def test_what_hangs_on_sizes_or_is_kept_does_not_leave() -> None:
 
 
 def test_rows_that_are_taken_outside_are_the_layers() -> None:
-    found = borders(
+    found = find(
         EMBED,
         ("Relu", "m.layers.0/Relu", "h", "a"),
         ("Gather", "m.layers.0/Gather", "a rows", "b"),

@@ -83,8 +83,8 @@ def test_what_is_read_from(engine: LayerOutputEngine) -> None:
 def test_what_has_no_value_for_each_token(folder: Path) -> None:
     """Of the second layer the step graph gives how many positions each sequence holds, which is [B]."""
     manifest = read_manifest(folder)
-    watched = add_layer_outputs(folder, manifest)
-    engine = LayerOutputEngine(folder, manifest, {**watched, "model.onnx": wrong(watched["model.onnx"])}, threads=1)
+    graphs = add_layer_outputs(folder, manifest)
+    engine = LayerOutputEngine(folder, manifest, {**graphs, "model.onnx": wrong(graphs["model.onnx"])}, threads=1)
     assert engine.unclear == {}
     assert list(engine.values(TOKENS[:20])) == ["model.layers.0"]
     assert "has the shape [1]" in engine.unclear["model.layers.1"]
