@@ -123,10 +123,10 @@ class Build:
         Raises:
             CheckFailedError: GATE_FAILED.
         """
-        row = limits_key(written.precision, bool(self.pruning), self.config.cache_codes)
+        key = limits_key(written.precision, bool(self.pruning), self.config.cache_codes)
         with self.phases("reference"):
             reference = make_reference(
-                self.source, self.module, written.program, precision=row, rounded=written.changed
+                self.source, self.module, written.program, precision=key, rounded=written.changed
             )
             reference.save(self.writer.folder)
         with self.phases("gate"):
@@ -135,6 +135,6 @@ class Build:
             self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
         if not verdict.report.passed:
             with self.phases("bisect"):
-                found = find_faulty_pass(recapture(), written.recipe, torch.from_numpy(reference.tokens), row)
+                found = find_faulty_pass(recapture(), written.recipe, torch.from_numpy(reference.tokens), key)
             raise gate_failed(verdict.report, found)
         write_json(self.writer.folder / "verify.json", verdict.report.as_dict())

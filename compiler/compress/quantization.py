@@ -44,7 +44,7 @@ class Quantization:
         why: the reason for an algorithm that was not asked for.
         promoted: what weights in `raised` become.
         candidates: weights that could have more bits, the most sensitive per byte first.
-        columns: input channels of each candidate.
+        input_channels: number of input channels of each candidate.
         raised: the weights that have more bits.
         exact_inputs: weights of linears whose inputs stay exact where the target quantizes those of others.
         max_kl: the result of `--max-kl`.
@@ -56,14 +56,14 @@ class Quantization:
     calibration: Calibration = field(default_factory=Calibration)
     promoted: Grid | None = None
     candidates: tuple[Candidate, ...] = ()
-    columns: Mapping[str, int] = field(default_factory=dict)
+    input_channels: Mapping[str, int] = field(default_factory=dict)
     raised: frozenset[str] = frozenset()
     exact_inputs: frozenset[str] = frozenset()
     max_kl: MaxKlSpec | None = None
 
     @property
     def precision(self) -> str:
-        """The row of the gate's limits that applies: the row of the coarsest grid in use."""
+        """The key of the gate's limits: that of the coarsest grid in use."""
         grids = {choice.grid for choice in self.final_plan.weights.values() if choice.grid}
         schemes = {grid.scheme for grid in grids}
         for name in ("int4", "nf4"):
@@ -87,7 +87,7 @@ class Quantization:
         if not self.raised:
             return self.plan
         assert self.promoted is not None
-        return self.plan.with_grid(self.raised, self.promoted, self.columns, "sensitive: more bits")
+        return self.plan.with_grid(self.raised, self.promoted, self.input_channels, "sensitive: more bits")
 
     def raise_bits(self, names: Iterable[str]) -> Quantization:
         """Return the same decisions, but these weights and no others have more bits."""
@@ -161,7 +161,7 @@ def quantize(
         result,
         promoted=promotion.grid,
         candidates=tuple(by_sensitivity(losses.weights, numbers)),
-        columns={name: program.weights[name].shape[1] for name in numbers},
+        input_channels={name: program.weights[name].shape[1] for name in numbers},
     )
     if config.raise_share is not None:
         return result.raise_bits(choose_until(result.candidates, 0.0, config.raise_share))

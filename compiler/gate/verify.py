@@ -80,8 +80,8 @@ def _new_reference(model: Any, folder: Path) -> GateReference:
     source = find_source(model)
     module = source.build(torch.float32)
     program = program_of(source, module, manifest.max_seq_len)
-    row = limits_key(manifest.precision, manifest.pruning is not None, manifest.cache_codes)
-    return make_reference(source, module, program, precision=row)
+    key = limits_key(manifest.precision, manifest.pruning is not None, manifest.cache_codes)
+    return make_reference(source, module, program, precision=key)
 
 
 def gate_failed(report: GateReport, found: FaultyPass | None) -> CheckFailedError:

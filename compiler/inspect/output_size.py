@@ -33,8 +33,8 @@ def output_bytes(program: Program, facts: KernelFacts) -> dict[str, int]:
     if (promotion := facts.promotion) and "int4" in plans:
         low, plan = found["int4"], plans["int4"]
         layers = [name for name, one in plan.weights.items() if one.grid and not (one.is_wide or one.is_stored)]
-        columns = {name: weights[name].shape[1] for name in layers}
-        high = _quantized_bytes(weights, plan.with_grid(layers, promotion.grid, columns, "all are promoted"))
+        input_channels = {name: weights[name].shape[1] for name in layers}
+        high = _quantized_bytes(weights, plan.with_grid(layers, promotion.grid, input_channels, "all are promoted"))
         found |= {"int4": low + round(promotion.share * (high - low)), "int4 --raise 0": low}
     return found
 

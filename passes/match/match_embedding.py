@@ -76,8 +76,8 @@ def _by_dim(node: fx.Node) -> fx.Node | Miss:
         return miss("it looks up along another dim than the first", node)
     if is_call(node, "index_select"):
         return ids
-    whole_rows = is_call(ids, "expand") and is_call(ids.args[0], "unsqueeze") and shape(ids.args[0])[1] == 1
-    if not whole_rows or shape(ids)[1] != shape(values["self"])[1]:
+    is_expanded = is_call(ids, "expand") and is_call(ids.args[0], "unsqueeze") and shape(ids.args[0])[1] == 1
+    if not is_expanded or shape(ids)[1] != shape(values["self"])[1]:
         return miss("it gathers parts of table rows", node)
     return ids.args[0].args[0]
 

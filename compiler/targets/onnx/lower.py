@@ -164,8 +164,8 @@ class Lowering(OnnxGraph):
         """Return the positions of the new tokens, [B, S]."""
         if "positions" not in self.memo:
             steps = self.op("Range", self.constant(0), self.op("Squeeze", self._length), self.constant(1))
-            column = self.op("Unsqueeze", self.starts, self.constant([1]))
-            self.memo["positions"] = Value(self.op("Add", column, steps), torch.int64, (BATCH, LENGTH))
+            starts = self.op("Unsqueeze", self.starts, self.constant([1]))
+            self.memo["positions"] = Value(self.op("Add", starts, steps), torch.int64, (BATCH, LENGTH))
         return self.memo["positions"]
 
     def cast(self, value: Value | str, dtype: torch.dtype) -> Value:

@@ -161,8 +161,8 @@ class QuantizedMatrix:
         return g.weight(f"{self.codes}.high_first", swapped, shape=(self.output_channels * self.input_channels // 2,))
 
 
-def _flat(g: Lowering, column: WeightValue) -> Value:
-    return g.weight(f"{column}.flat", column.weight, shape=(int(column.shape[0]),))
+def _flat(g: Lowering, value: WeightValue) -> Value:
+    return g.weight(f"{value}.flat", value.weight, shape=(int(value.shape[0]),))
 
 
 def _unsigned(codes: Weight) -> Weight:

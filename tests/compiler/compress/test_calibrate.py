@@ -49,7 +49,7 @@ def divergence(program: Program, plan: QuantizationPlan, found: Calibration | No
 
 
 @pytest.mark.parametrize(("algorithm", "share"), [("gptq", 0.67), ("awq", 0.95)])
-def test_better_than_plain_rounding(program: Program, algorithm: str, share: float) -> None:
+def test_better_than_rounding_to_nearest(program: Program, algorithm: str, share: float) -> None:
     plan, found = calibrated(program, algorithm)
     other = inputs(9, 17)[0]
     for tokens in (TOKENS, other):

@@ -76,7 +76,7 @@ def quantization() -> Quantization:
         "gptq",
         promoted=Grid("int8"),
         candidates=tuple(Candidate(name, 0.5**i, 10) for i, name in enumerate(NAMES)),
-        columns=dict.fromkeys(NAMES, 64),
+        input_channels=dict.fromkeys(NAMES, 64),
     )
 
 

@@ -96,7 +96,7 @@ def test_a_wrong_artifact_is_seen_although_the_model_is_another(
 
 
 @pytest.mark.parametrize("algo", [None, "rtn"])
-def test_rounding_comes_behind_and_keeps_zeros(tmp_path: Path, algo: str | None) -> None:
+def test_quantization_follows_and_keeps_zeros(tmp_path: Path, algo: str | None) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     text = read_text(tmp_path / "text.txt")
     config = make_config(

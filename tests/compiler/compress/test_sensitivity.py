@@ -81,7 +81,7 @@ def test_segments_do_not_change_the_result(program: Program) -> None:
         assert scores == pytest.approx(expected, rel=1e-4) and scores.keys() == errors.keys()
 
 
-def test_rounded_inputs_estimated_and_measured(program: Program) -> None:
+def test_quantized_inputs_estimated_and_measured(program: Program) -> None:
     none = {name: lambda shape=program.weights[name].shape: torch.zeros(shape) for name in noise(program, 0.0)}
     estimated = sensitivity(program, TOKENS, none)
     assert not any(estimated.weights.values())

@@ -59,14 +59,14 @@ def captured() -> Program:
 
 
 def recipe(**options: Any) -> tuple[Recipe, str]:
-    """The passes of a compilation with these options, and the row of the gate's limits."""
+    """The passes of a compilation with these options, and the key of the gate's limits."""
     config = make_config(**options)
     scheme = TARGET.scheme(config)
     plan = None if scheme is None else analyse(program_at(Stage.OPTIMIZED), scheme)
     quantizing = [] if plan is None else [Quantize(plan)]
     common = [*optimizing_passes(), *quantizing, *caching_passes(cache_codes=config.cache_codes)]
-    row = limits_key(config.quantize or "fp32", False, config.cache_codes)
-    return Recipe(common, TARGET.finishing_passes(config, plan, ())), row
+    key = limits_key(config.quantize or "fp32", False, config.cache_codes)
+    return Recipe(common, TARGET.finishing_passes(config, plan, ())), key
 
 
 def found_in(made: tuple[Recipe, str]) -> FaultyPass | None:
@@ -170,11 +170,11 @@ def test_parts_of_a_linear_that_change_places(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("graph", ["step", "prefill"])
 def test_a_pass_that_is_faulty_in_one_of_two_graphs(graph: str) -> None:
-    made, row = recipe(quantize="int4")
+    made, key = recipe(quantize="int4")
     assert list(made.finishing) == ["step", "prefill"]
     passes = made.finishing[graph]
     broken = Recipe(made.common, {**made.finishing, graph: [*passes, Break()]})
-    assert_found((broken, row), "Break", graph)
+    assert_found((broken, key), "Break", graph)
 
 
 def test_the_first_graph_is_named_if_both_have_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,16 +190,16 @@ def test_the_first_graph_is_named_if_both_have_the_fault(monkeypatch: pytest.Mon
 
 
 def test_the_place_is_the_first_module_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, row = recipe()
-    found = assert_found((Recipe([*made.common, Break()], {}), row), "Break", "")
+    made, key = recipe()
+    found = assert_found((Recipe([*made.common, Break()], {}), key), "Break", "")
     assert found.place == "model.layers.0.mlp.down_proj"
     assert str(found).startswith("Break is the first pass to change the result (error ")
     assert str(found).endswith(", first in model.layers.0.mlp.down_proj")
 
 
 def test_numbers_that_are_not_finite_are_a_fault() -> None:
-    made, row = recipe(quantize="int4")
-    found = assert_found((Recipe([*made.common, Break(float("nan"))], {}), row), "Break", "")
+    made, key = recipe(quantize="int4")
+    found = assert_found((Recipe([*made.common, Break(float("nan"))], {}), key), "Break", "")
     assert found.error != found.error
 
 

@@ -41,9 +41,9 @@ def errors(folder: Path, model_type: str) -> LayerErrors:
     return measure_layers(layer_engine(folder), reference(model_type), WINDOWS)
 
 
-# Norms of two kinds, before and behind, parallel blocks, sums with and without a norm behind, experts, biases.
+# Norms of two kinds, before and after, parallel blocks, sums with and without a norm after, experts, biases.
 @pytest.mark.parametrize("model_type", ["speaking", "gpt2", "gemma2", "olmo2", "falcon", "aria_text", "bart"])
-def test_an_artifact_that_rounds_nothing_is_its_model_at_every_layer(model_type: str) -> None:
+def test_an_unquantized_artifact_is_its_model_at_every_layer(model_type: str) -> None:
     found = errors(artifact(model_type), model_type)
     assert [layer.why for layer in found.layers] == [None, None]
     assert all(0 < layer.error < 3e-6 and 0 < layer.median < 3e-6 for layer in found.layers)  # type: ignore[operator]

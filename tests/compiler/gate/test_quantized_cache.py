@@ -18,7 +18,7 @@ def plain(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("codes", CACHE_CODES)
-def test_attentions_look_at_rounded_keys_and_values(codes: str) -> None:
+def test_attentions_use_quantized_keys_and_values(codes: str) -> None:
     def rounded(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
         q, k, v = qkv(m, place, x)
         k, v = (dequantize_cached(*quantize_cached(each, CACHE_CODES[codes])) for each in (k, v))

@@ -91,7 +91,7 @@ def test_perplexity_and_divergence_are_those_of_transformers(
     assert found.same_top1 and found.same_top1.value == pytest.approx(same)
 
 
-def test_an_artifact_that_rounds_nothing_is_at_the_floor_of_float16(windows: list[Window]) -> None:
+def test_an_unquantized_artifact_is_at_the_floor_of_float16(windows: list[Window]) -> None:
     found = evaluate(load(artifact("speaking")), windows, reference(windows))
     assert found.kld and found.kld.max < 1e-6
     assert found.ratio and abs(found.ratio.value - 1) < 1e-6

@@ -136,7 +136,7 @@ def test_the_last_override_that_fits_counts() -> None:
         "head": ("int4", 32),
     }
     assert plan.weights["layers.0.up"].why == "override layers.*"
-    assert plan.grid("head") == Grid("int4", 32), "the head sees one row"
+    assert plan.grid("head") == Grid("int4", 32), "the head processes one token"
 
 
 def test_an_override_that_fits_nothing_was_meant_for_something() -> None:
@@ -250,7 +250,7 @@ def test_a_checkpoints_codes_are_kept(given: StoredCodes, grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("given", [stored(24), stored(WIDTH, "int4")])
-def test_groups_that_no_grid_has_are_rounded_anew(given: StoredCodes) -> None:
+def test_groups_that_no_grid_has_are_quantized_again(given: StoredCodes) -> None:
     program = model()
     program.weights["layers.0.up"] = given
     choice = analyse(program, SCHEMES["int8"]).weights["layers.0.up"]

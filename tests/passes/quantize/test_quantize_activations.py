@@ -56,7 +56,7 @@ def one_layer(grid: Grid) -> Program:
 
 
 @pytest.mark.parametrize("grid", [Grid("int8"), Grid("int4", 16), Grid("int4", 16, symmetric=False)])
-def test_inputs_of_linears_are_rounded(grid: Grid) -> None:
+def test_inputs_of_linears_are_quantized(grid: Grid) -> None:
     before = one_layer(grid)
     program = check_pass(QuantizeActivations(), before, matches=1, atol=1e-4)
     (old, _), (layer, head) = calls(before), calls(program)
@@ -89,12 +89,12 @@ def test_fuel() -> None:
     assert QuantizeActivations()(one_layer(Grid("int8")), Fuel(0)).matches == 0
 
 
-ROUNDED = {"int8": Grid("int8", activation="int8"), "int4": Grid("int4", 16, activation="int8")}
+QUANTIZED = {"int8": Grid("int8", activation="int8"), "int4": Grid("int4", 16, activation="int8")}
 
 
-@pytest.mark.parametrize("name", ROUNDED)
-def test_kernels_round_inputs(name: str) -> None:
-    before = one_layer(ROUNDED[name])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_kernels_quantize_inputs(name: str) -> None:
+    before = one_layer(QUANTIZED[name])
     program = check_pass(QuantizeInKernels(), before, matches=1, atol=0.02)
     (old, _), (layer, _) = calls(before), calls(program)
     assert (old["activation"], layer["activation"]) == ("int8", "none")

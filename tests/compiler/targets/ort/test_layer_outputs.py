@@ -37,14 +37,14 @@ def test_one_value_leaves() -> None:
     )
 
 
-def test_a_sum_that_moved_into_the_norm_behind_it() -> None:
+def test_a_sum_that_is_fused_with_the_norm_after_it() -> None:
     norm = ("SkipSimplifiedLayerNormalization", "m.layers.1.norm/Skip_0", "h a g", "n x y s")
-    for behind, total in ((norm, "s"), (("Add", "m.layers.1.norm/Add", "h1 a", "s"), "s")):
+    for after, total in ((norm, "s"), (("Add", "m.layers.1.norm/Add", "h1 a", "s"), "s")):
         found = find(
             EMBED,
             ("Relu", "m.layers.0/Relu", "h", "h1"),
             ("Relu", "m.layers.0/Relu_2", "h1", "a"),
-            (behind[0], behind[1], behind[2].replace("h ", "h1 "), behind[3]),
+            (after[0], after[1], after[2].replace("h ", "h1 "), after[3]),
             ("Relu", "m.layers.1/Relu", "s", "z"),
             ("MatMul", "head/MatMul", "z w", "logits"),
         )
@@ -87,7 +87,7 @@ def test_what_hangs_on_sizes_or_is_kept_does_not_leave() -> None:
     assert found.values == {"m.layers.0": "a", "m.layers.1": "c"}
 
 
-def test_rows_that_are_taken_outside_are_the_layers() -> None:
+def test_tokens_selected_outside_of_a_layer_are_its_output() -> None:
     found = find(
         EMBED,
         ("Relu", "m.layers.0/Relu", "h", "a"),

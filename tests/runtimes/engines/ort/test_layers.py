@@ -43,7 +43,7 @@ def test_logits_are_those_of_the_artifact(engine: LayerOutputEngine) -> None:
         assert np.array_equal(engine.forward(tokens, starts), plain.forward(tokens, starts))
 
 
-def test_values_are_rows_for_all_tokens_also_where_they_run_in_pieces(
+def test_values_are_vectors_of_all_tokens_even_if_run_in_pieces(
     engine: LayerOutputEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files: list[str] = []
