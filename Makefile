@@ -56,7 +56,8 @@ extras: $(READY)
 compare: $(READY)
 	$(BIN)/python examples/compare/compare.py --cache .cache/compare --model demo --model llama-1b --write docs/performance.md
 
-# What rounding costs, of every scheme and of llama.cpp and onnxruntime-genai, by one ruler; takes two hours.
+# Measures the loss from quantization, of every scheme and of llama.cpp and onnxruntime-genai, against the same
+# reference logits; takes two hours.
 quality: $(READY)
 	$(BIN)/python examples/compare/quality.py --cache .cache/compare --write docs/quantization.md --plot docs/images/kld.svg
 

@@ -15,7 +15,7 @@ from ..passes.runner import Runner
 from ..runtimes.artifact.canonical import write_json
 from ..runtimes.artifact.manifest import Manifest, QuantizationSpec
 from ..runtimes.artifact.write import ArtifactWriter
-from ..runtimes.measure.selfcheck import limits_row
+from ..runtimes.measure.selfcheck import limits_key
 from .compress.dequantized import describe_dequantized
 from .compress.pruning import Pruning
 from .compress.quantization import Quantization
@@ -23,8 +23,8 @@ from .config import CompileConfig
 from .describe import describe
 from .frontend.sources import ModelSource
 from .gate.bisect import Recipe, find_faulty_pass
+from .gate.quantized_cache import with_quantized_cache
 from .gate.reference import make_reference
-from .gate.rounded_cache import with_rounded_keys
 from .gate.verify import check_in_new_process, gate_failed
 from .metadata_files import save_metadata_files
 from .phases import Phases
@@ -99,7 +99,7 @@ class Build:
                 self.identity,
             )  # fmt: skip
         if changed is not None and codes is not None:
-            changed = with_rounded_keys(changed, codes)
+            changed = with_quantized_cache(changed, codes)
         common = [*self.pruning.optimizing, *self.pruning.passes, *quantizing, *caching]
         precision = quantization.precision if quantization else config.dtype
         return Written(program, changed, Recipe(common, finishing), precision, manifest)
@@ -123,10 +123,10 @@ class Build:
         Raises:
             CheckFailedError: GATE_FAILED.
         """
-        row = limits_row(written.precision, bool(self.pruning), self.config.cache_codes)
+        key = limits_key(written.precision, bool(self.pruning), self.config.cache_codes)
         with self.phases("reference"):
             reference = make_reference(
-                self.source, self.module, written.program, precision=row, rounded=written.changed
+                self.source, self.module, written.program, precision=key, rounded=written.changed
             )
             reference.save(self.writer.folder)
         with self.phases("gate"):
@@ -135,6 +135,6 @@ class Build:
             self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
         if not verdict.report.passed:
             with self.phases("bisect"):
-                found = find_faulty_pass(recapture(), written.recipe, torch.from_numpy(reference.tokens), row)
+                found = find_faulty_pass(recapture(), written.recipe, torch.from_numpy(reference.tokens), key)
             raise gate_failed(verdict.report, found)
         write_json(self.writer.folder / "verify.json", verdict.report.as_dict())

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..kernels.ops.quantized import dequantize
-from .weights import Call, Leaf, Weight, concat, rows, rows_of
+from .weights import Call, Leaf, Weight, concat, dim0_slice_of, slice_dim0
 
 aten = torch.ops.aten
 
@@ -127,7 +127,7 @@ def _codes(weight: Weight) -> StoredCodes | str | None:
         return None
     if weight.target is aten._to_copy.default and weight.dtype.is_floating_point:
         return _codes(weight.args[0])
-    if part := rows_of(weight):
+    if part := dim0_slice_of(weight):
         whole, start = part
         codes = _codes(whole)
         return _slice(codes, start, start + weight.shape[0]) if isinstance(codes, StoredCodes) else codes
@@ -137,7 +137,7 @@ def _codes(weight: Weight) -> StoredCodes | str | None:
 
 
 def _slice(whole: StoredCodes, start: int, end: int) -> StoredCodes:
-    return _apply(lambda parts: rows(parts[0], start, end), [whole])
+    return _apply(lambda parts: slice_dim0(parts[0], start, end), [whole])
 
 
 def _concat(parts: list[Weight]) -> StoredCodes | str | None:

@@ -212,13 +212,13 @@ def transpose(weight: Weight, dim0: int = 0, dim1: int = 1) -> Weight:
     )
 
 
-def rows(weight: Weight, start: int, end: int) -> Weight:
+def slice_dim0(weight: Weight, start: int, end: int) -> Weight:
     """Slice the first dimension, such as the output channels."""
     return Call(aten.slice.Tensor, (weight, 0, start, end))
 
 
-def rows_of(weight: Weight) -> tuple[Weight, int] | None:
-    """Return `(whole, start)` if the weight is a slice made by `rows`, else None."""
+def dim0_slice_of(weight: Weight) -> tuple[Weight, int] | None:
+    """Return `(whole, start)` if the weight is a slice made by `slice_dim0`, else None."""
     if (
         isinstance(weight, Call)
         and weight.target is aten.slice.Tensor

@@ -16,7 +16,7 @@ from llmc.compiler.config import CompileConfig
 from llmc.compiler.targets.registry import find_target
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
-from llmc.passes.quantize.rounding_plan import Choice
+from llmc.passes.quantize.quantization_plan import Choice
 
 _HOME, _NUMBERS = tempfile.TemporaryDirectory(prefix="calibrating-"), itertools.count()
 

@@ -22,8 +22,8 @@ from llmc.passes.base import Pass, Reach
 from llmc.passes.pipeline import caching_passes, optimizing_passes
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantization_plan import Choice, QuantizationPlan
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan
 from llmc.passes.quantize.schemes import Grid
 
 ROOT = Path(llmc.__file__).parent
@@ -178,7 +178,7 @@ PASSES = pass_classes()
 
 
 def test_every_pass_is_in_a_list() -> None:
-    plan = RoundingPlan("none", {"w": Choice(Grid("int8", activation="int8"), "")})
+    plan = QuantizationPlan("none", {"w": Choice(Grid("int8", activation="int8"), "")})
     neutral = [*optimizing_passes(["a"]), Prune({}), MoveScales({}), Quantize(plan), *caching_passes()]
     kinds = [type(subject) for subject in neutral if not isinstance(subject, Reach)]
     assert len(kinds) == len(set(kinds))

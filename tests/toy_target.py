@@ -22,7 +22,7 @@ from llmc.runtimes.engines.base import check_fits
 if TYPE_CHECKING:
     from llmc.ir.program import Program
     from llmc.passes.base import Pass
-    from llmc.passes.quantize.rounding_plan import RoundingPlan
+    from llmc.passes.quantize.quantization_plan import QuantizationPlan
 
 PROGRAM, WEIGHTS = "program.py.txt", "weights.safetensors"
 
@@ -59,7 +59,7 @@ class ToyTarget(Target):
     )
 
     def finishing_passes(
-        self, config: CompileConfig, plan: RoundingPlan | None, exact_inputs: Collection[str]
+        self, config: CompileConfig, plan: QuantizationPlan | None, exact_inputs: Collection[str]
     ) -> Mapping[str, Sequence[Pass]]:
         return {"step": []}
 

@@ -24,7 +24,7 @@ class Trial:
     measured: float
 
 
-def find_cheapest(
+def find_smallest(
     candidates: Sequence[Candidate], limit: float, measure: Callable[[int], float]
 ) -> tuple[Trial | None, list[Trial]]:
     """Find the smallest number of raised candidates whose artifact keeps the limit.

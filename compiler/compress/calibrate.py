@@ -14,14 +14,14 @@ from torch import Tensor, fx
 from ...ir.program import Program
 from ...kernels.ops import linear
 from ...kernels.ops.quantized import FLOAT8
-from ...kernels.ops.rounding import GridScales, codes_of, packed, plain_steps
-from ...passes.quantize.move_scales import ScaleSite, divide_rows, find_site, move
+from ...kernels.ops.rounding import QuantizationParameters, codes_of, default_parameters, packed
+from ...passes.quantize.move_scales import ScaleSite, divide_channels, find_site, move
+from ...passes.quantize.quantization_plan import Choice, QuantizationPlan
 from ...passes.quantize.quantize import QuantizedWeight
-from ...passes.quantize.rounding_plan import Choice, RoundingPlan
 from ...passes.queries import arguments, is_op
 from .cache import CalibrationCache
 from .channel_scales import AWQ, SMOOTHQUANT, Inputs, search_scales
-from .clipping import best_steps
+from .clipping import best_parameters
 from .gptq import gptq
 from .stream import Stream
 
@@ -57,16 +57,16 @@ class Calibration:
 
     Attributes:
         scales: channel scales for MoveScales, by weight name.
-        rounded: quantized weights for Quantize, by weight name.
+        quantized: quantized weights for Quantize, by weight name.
     """
 
     scales: dict[str, Tensor] = field(default_factory=dict)
-    rounded: dict[str, QuantizedWeight] = field(default_factory=dict)
+    quantized: dict[str, QuantizedWeight] = field(default_factory=dict)
 
 
 def calibrate(
     program: Program,
-    plan: RoundingPlan,
+    plan: QuantizationPlan,
     algorithm: Algorithm,
     tokens: Tensor,
     cache: CalibrationCache,
@@ -95,7 +95,7 @@ class _Calibrator:
     def __init__(
         self,
         program: Program,
-        plan: RoundingPlan,
+        plan: QuantizationPlan,
         algorithm: Algorithm,
         tokens: Tensor,
         cache: CalibrationCache,
@@ -138,11 +138,11 @@ class _Calibrator:
             site = find_site(self.program, node)
             if isinstance(site, ScaleSite) and self._can_scale(site):
                 self._move(site, choice)
-        if choice.is_wide or name in self.result.rounded:
+        if choice.is_wide or name in self.result.quantized:
             return  # Quantize rounds the LM head: no op after it could compensate for its errors
-        rounded = QuantizedWeight(**self.cache.keep(name, lambda: self._rounded(name, value, choice)))
-        self.result.rounded[name] = rounded
-        self.stream.override_weight(name, rounded.value(choice))
+        quantized = QuantizedWeight(**self.cache.keep(name, lambda: self._quantize(name, value, choice)))
+        self.result.quantized[name] = quantized
+        self.stream.override_weight(name, quantized.value(choice))
 
     def _can_scale(self, site: ScaleSite) -> bool:
         """Return True if scales change no codes of the checkpoint, and only linears that are quantized here."""
@@ -158,9 +158,9 @@ class _Calibrator:
             return
         self.result.scales[site.weights[0]] = scales
         for name, start in site.divided:
-            if name in self.result.rounded:  # divide the scales of output channels that are quantized already
-                parts = self.result.rounded[name]
-                self.result.rounded[name] = replace(parts, scales=divide_rows(parts.scales, scales, start))
+            if name in self.result.quantized:  # divide the scales of output channels that are quantized already
+                parts = self.result.quantized[name]
+                self.result.quantized[name] = replace(parts, scales=divide_channels(parts.scales, scales, start))
         move(self.program, site, scales)
         self.stream.replace(site.value, lambda value: value / scales)
 
@@ -175,15 +175,17 @@ class _Calibrator:
         """Return how many input channels are quantized together while scales are searched; AWQ assumes exact inputs."""
         return None if self.algorithm.scales == AWQ else self.input_group(choice)
 
-    def _rounded(self, name: str, value: fx.Node, choice: Choice) -> dict[str, Tensor]:
+    def _quantize(self, name: str, value: fx.Node, choice: Choice) -> dict[str, Tensor]:
         """Quantize a weight; return the fields of `QuantizedWeight`."""
         assert choice.grid is not None
         grid, inputs = choice.grid, self.stream.inputs(value)
         weight = self.program.weights[name].evaluate().float()
-        steps, codes = self._codes(value, inputs, weight, choice)
-        parts = {"codes": packed(codes, grid.scheme), "scales": steps.scales}
+        parameters, codes = self._codes(value, inputs, weight, choice)
+        parts = {"codes": packed(codes, grid.scheme), "scales": parameters.scales}
         parts |= {
-            key: part for key, part in (("zeros", steps.zeros), ("multiples", steps.multiples)) if part is not None
+            key: part
+            for key, part in (("zeros", parameters.zeros), ("multiples", parameters.multiples))
+            if part is not None
         }
         if grid.static:
             largest = torch.stack([batch.abs().amax() for batch in inputs]).amax()
@@ -191,19 +193,21 @@ class _Calibrator:
             parts["x_scale"] = largest / end
         return parts
 
-    def _codes(self, value: fx.Node, inputs: list[Tensor], weight: Tensor, choice: Choice) -> tuple[GridScales, Tensor]:
+    def _codes(
+        self, value: fx.Node, inputs: list[Tensor], weight: Tensor, choice: Choice
+    ) -> tuple[QuantizationParameters, Tensor]:
         assert choice.grid is not None
         scheme, group, symmetric = choice.grid.scheme, choice.group_size or weight.shape[1], choice.grid.symmetric
         if self.algorithm.clips:
             importance = torch.stack([batch.square().sum(0) for batch in inputs]).sum(0)
-            steps = best_steps(weight, importance, scheme, group, symmetric)
+            parameters = best_parameters(weight, importance, scheme, group, symmetric)
         else:
             largest = None if choice.group_size else weight.abs().amax()
-            steps = plain_steps(weight, scheme, group, symmetric, largest)
+            parameters = default_parameters(weight, scheme, group, symmetric, largest)
         if self.algorithm.codes == "gptq":
             hessian = self._hessian_of(value, inputs)
-            return steps, gptq(weight, hessian, steps, scheme, group, self.algorithm.damping, self.keep_zeros)
-        return steps, codes_of(weight, steps, scheme, group)
+            return parameters, gptq(weight, hessian, parameters, scheme, group, self.algorithm.damping, self.keep_zeros)
+        return parameters, codes_of(weight, parameters, scheme, group)
 
     def _hessian_of(self, value: fx.Node, inputs: list[Tensor]) -> Tensor:
         """X'X of a value. The last result is kept, since several linears may read the value."""

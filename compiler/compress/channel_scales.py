@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.ops.quantized import dequantize, round_activation
+from ...kernels.ops.quantized import dequantize, quantize_activation
 from ...kernels.ops.rounding import round_weight
-from ...passes.quantize.rounding_plan import Choice
+from ...passes.quantize.quantization_plan import Choice
 
 SMOOTHQUANT, AWQ = "smoothquant", "awq"
 _ALPHAS = {SMOOTHQUANT: (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), AWQ: (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)}
@@ -76,16 +76,16 @@ def search_scales(
 
     Args:
         weight: the weights of all linears that use the inputs, concatenated, [O, I].
-        choice: the grid that the weight is rounded to.
+        choice: the grid of the quantized weight.
         family: "smoothquant" or "awq".
-        input_block: number of channels of an input that share an int8 scale; 0: all; None: inputs are not rounded.
+        input_block: number of channels of an input that share an int8 scale; 0: all; None: inputs are not quantized.
     """
     expected = inputs.sample @ weight.T
     size = expected.square().sum()
     errors = {}
     best: Found | None = None
     for alpha, scales in _candidates(inputs, weight, family):
-        actual = _rounded_inputs(inputs.sample / scales, input_block) @ _rounded(weight * scales, choice).T
+        actual = _quantized_inputs(inputs.sample / scales, input_block) @ _quantized(weight * scales, choice).T
         error = float((actual - expected).square().sum() / size)
         errors[alpha] = error
         if alpha and error < min(errors[0.0], best.error if best else torch.inf):
@@ -107,7 +107,7 @@ def _candidates(inputs: Inputs, weight: Tensor, family: str) -> Iterator[tuple[f
         yield alpha, scales / (scales.max() * scales.min()).sqrt()
 
 
-def _rounded(weight: Tensor, choice: Choice) -> Tensor:
+def _quantized(weight: Tensor, choice: Choice) -> Tensor:
     assert choice.grid is not None
     scheme, group_size = choice.grid.scheme, choice.group_size
     codes, scales, *rest = round_weight(weight, scheme, group_size, choice.grid.symmetric)
@@ -115,9 +115,9 @@ def _rounded(weight: Tensor, choice: Choice) -> Tensor:
     return dequantize(codes, scales, zeros, scheme, group_size, multiples=multiples)
 
 
-def _rounded_inputs(inputs: Tensor, block: int | None) -> Tensor:
+def _quantized_inputs(inputs: Tensor, block: int | None) -> Tensor:
     if block is None:
         return inputs
     blocks = inputs.unflatten(1, (-1, block or inputs.shape[1]))
-    codes, scale = round_activation(blocks, "int8")
+    codes, scale = quantize_activation(blocks, "int8")
     return (codes * scale).flatten(1)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ...ir.program import Program
-from ...passes.quantize.rounding_plan import Choice, analyse
+from ...passes.quantize.quantization_plan import Choice, analyse
 from ...passes.quantize.schemes import Scheme
 from ...runtimes.artifact.manifest import QuantizationSpec
 

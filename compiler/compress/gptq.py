@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ...kernels.ops.quantized import levels_of
-from ...kernels.ops.rounding import GridScales, nearest
+from ...kernels.ops.rounding import QuantizationParameters, nearest
 
 
 def gptq(
     weight: Tensor,
     hessian: Tensor,
-    steps: GridScales,
+    parameters: QuantizationParameters,
     scheme: str,
     group_size: int,
     damping: float = 0.01,
@@ -30,7 +30,7 @@ def gptq(
 
     Args:
         hessian: X'X of the inputs, [I, I].
-        steps: the scales of each group. They do not change, so input channels may be rounded in any order.
+        parameters: the scales of each group. They do not change, so input channels may be rounded in any order.
         damping: the addend of the Hessian's diagonal, as a share of the diagonal's mean.
         keep_zeros: zeros of the weight stay zero, as a pruned weight needs; only the others compensate errors.
         block: number of input channels in a block. Channels after a block are corrected once per block.
@@ -40,8 +40,8 @@ def gptq(
     # [I, O], so that each input channel is contiguous.
     remaining = weight.float().T[order]
     groups = order // group_size
-    spacing = steps.spacing.expand(len(weight), max(groups) + 1).T[groups]
-    zeros = None if steps.zeros is None else steps.zeros.T[groups]
+    spacing = parameters.spacing.expand(len(weight), max(groups) + 1).T[groups]
+    zeros = None if parameters.zeros is None else parameters.zeros.T[groups]
     pruned = remaining == 0 if keep_zeros else None
     codes = []
     for start in range(0, len(remaining), block):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ...errors import LlmcError
 from ...runtimes.artifact.manifest import MaxKlSpec
-from .bit_search import find_cheapest
+from .bit_search import find_smallest
 from .quantization import Quantization
 
 
@@ -28,7 +28,7 @@ def keep_under(
     def with_raised(count: int) -> Quantization:
         return quantization.raise_bits(one.name for one in quantization.candidates[:count])
 
-    best, trials = find_cheapest(quantization.candidates, limit, lambda count: measure(with_raised(count)))
+    best, trials = find_smallest(quantization.candidates, limit, lambda count: measure(with_raised(count)))
     if best is None:
         least = min(trial.measured for trial in trials)
         raise LlmcError(

@@ -29,13 +29,13 @@ class Pruned:
     Attributes:
         weights: the pruned weights, by the name of the weight that each replaces.
         zeros, numbers: how many zeros and how many numbers all these weights have.
-        whole: why each of the other linears' weights is not pruned, by its name.
+        unpruned: why each of the other linears' weights is not pruned, by its name.
     """
 
     weights: dict[str, Leaf] = field(default_factory=dict)
     zeros: int = 0
     numbers: int = 0
-    whole: dict[str, str] = field(default_factory=dict)
+    unpruned: dict[str, str] = field(default_factory=dict)
 
 
 def prune(
@@ -55,7 +55,7 @@ def prune(
         watch: called with the number of linears that are done and the number of all.
     """
     reasons = prunable(program, sparsity.group)
-    pruned = Pruned(whole={name: why for name, why in reasons.items() if why})
+    pruned = Pruned(unpruned={name: why for name, why in reasons.items() if why})
     linears = [node for node in program.nodes if is_op(node, linear) and reasons.get(_weight_name(node)) == ""]
     if not linears:
         return pruned

@@ -56,7 +56,7 @@ class Pruning:
     @property
     def passes(self) -> list[Pass]:
         """The passes that put the pruned weights into the optimized program."""
-        return [Prune(self.pruned.weights, self.pruned.whole)] if self.pruned.weights else []
+        return [Prune(self.pruned.weights, self.pruned.unpruned)] if self.pruned.weights else []
 
     def spec(self) -> PruningSpec | None:
         """Return the entry of the manifest; None if nothing is dropped or pruned."""
@@ -74,7 +74,7 @@ class Pruning:
                 algorithm=self.algorithm,
                 sparsity=round(self.pruned.zeros / self.pruned.numbers, 6),
                 pruned=len(self.pruned.weights),
-                whole=dict(sorted(Counter(self.pruned.whole.values()).items())),
+                whole=dict(sorted(Counter(self.pruned.unpruned.values()).items())),
             )
         return PruningSpec(layers, weights)
 
@@ -143,7 +143,7 @@ def choose_weights(
     algorithm = config.prune_algorithm
     pruned = prune(program, sparsity, algorithm, tokens, cache, lambda done, total: watch("prune", done, total))
     if not pruned.weights:
-        why = ", ".join(dict.fromkeys(pruned.whole.values())) or "it has no linears"
+        why = ", ".join(dict.fromkeys(pruned.unpruned.values())) or "it has no linears"
         raise LlmcError("PRUNE_NOTHING", f"No weight of this model can be pruned: {why}.", "Compile without --prune.")
     return replace(pruning, pattern=str(sparsity), algorithm=algorithm, pruned=pruned)
 

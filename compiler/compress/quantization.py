@@ -13,8 +13,8 @@ from ...errors import LlmcError
 from ...ir.program import Program
 from ...passes.base import Pass
 from ...passes.quantize.move_scales import MoveScales
+from ...passes.quantize.quantization_plan import Choice, QuantizationPlan, analyse
 from ...passes.quantize.quantize import Quantize
-from ...passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
 from ...passes.quantize.schemes import Grid
 from ...runtimes.artifact.manifest import MaxKlSpec, QuantizationSpec
 from ...runtimes.measure.texts import Text
@@ -44,26 +44,26 @@ class Quantization:
         why: the reason for an algorithm that was not asked for.
         promoted: what weights in `raised` become.
         candidates: weights that could have more bits, the most sensitive per byte first.
-        columns: input channels of each candidate.
+        input_channels: number of input channels of each candidate.
         raised: the weights that have more bits.
         exact_inputs: weights of linears whose inputs stay exact where the target quantizes those of others.
         max_kl: the result of `--max-kl`.
     """
 
-    plan: RoundingPlan
+    plan: QuantizationPlan
     algorithm: str
     why: str = ""
     calibration: Calibration = field(default_factory=Calibration)
     promoted: Grid | None = None
     candidates: tuple[Candidate, ...] = ()
-    columns: Mapping[str, int] = field(default_factory=dict)
+    input_channels: Mapping[str, int] = field(default_factory=dict)
     raised: frozenset[str] = frozenset()
     exact_inputs: frozenset[str] = frozenset()
     max_kl: MaxKlSpec | None = None
 
     @property
     def precision(self) -> str:
-        """The row of the gate's limits that applies: the row of the coarsest grid in use."""
+        """The key of the gate's limits: that of the coarsest grid in use."""
         grids = {choice.grid for choice in self.final_plan.weights.values() if choice.grid}
         schemes = {grid.scheme for grid in grids}
         for name in ("int4", "nf4"):
@@ -77,17 +77,17 @@ class Quantization:
     def passes(self) -> list[Pass]:
         """The passes that apply the decisions to the program they were made for, or to another capture of it."""
         found = self.calibration
-        rounded = {name: parts for name, parts in found.rounded.items() if name not in self.raised}
+        quantized = {name: parts for name, parts in found.quantized.items() if name not in self.raised}
         moved: list[Pass] = [MoveScales(found.scales)] if found.scales else []
-        return [*moved, Quantize(self.final_plan, rounded)]
+        return [*moved, Quantize(self.final_plan, quantized)]
 
     @property
-    def final_plan(self) -> RoundingPlan:
+    def final_plan(self) -> QuantizationPlan:
         """The plan, with the weights that have more bits."""
         if not self.raised:
             return self.plan
         assert self.promoted is not None
-        return self.plan.with_grid(self.raised, self.promoted, self.columns, "sensitive: more bits")
+        return self.plan.with_grid(self.raised, self.promoted, self.input_channels, "sensitive: more bits")
 
     def raise_bits(self, names: Iterable[str]) -> Quantization:
         """Return the same decisions, but these weights and no others have more bits."""
@@ -161,7 +161,7 @@ def quantize(
         result,
         promoted=promotion.grid,
         candidates=tuple(by_sensitivity(losses.weights, numbers)),
-        columns={name: program.weights[name].shape[1] for name in numbers},
+        input_channels={name: program.weights[name].shape[1] for name in numbers},
     )
     if config.raise_share is not None:
         return result.raise_bits(choose_until(result.candidates, 0.0, config.raise_share))
@@ -188,9 +188,9 @@ def _sensitivity(
 
     def error_of(name: str) -> Callable[[], Tensor]:
         choice = found.plan.weights[name]
-        return lambda: found.calibration.rounded[name].value(choice) - moved.weights[name].evaluate().float()
+        return lambda: found.calibration.quantized[name].value(choice) - moved.weights[name].evaluate().float()
 
-    names = [n for n in found.calibration.rounded if (grid := found.plan.grid(n)) and grid.scheme in ("int4", "nf4")]
+    names = [n for n in found.calibration.quantized if (grid := found.plan.grid(n)) and grid.scheme in ("int4", "nf4")]
 
     def measure() -> dict[str, Tensor]:
         errors = {name: error_of(name) for name in names}

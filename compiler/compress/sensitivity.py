@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from ...ir.program import Program, layer_of
 from ...kernels.ops import linear
 from ...kernels.ops.op import op_of
-from ...kernels.ops.quantized import round_activation
+from ...kernels.ops.quantized import quantize_activation
 from ...passes.queries import arguments, is_op
 
 Values = dict[fx.Node, Any]
@@ -151,7 +151,7 @@ def _backward(
             continue
         name = str(node.args[1].target)  # type: ignore[union-attr]
         x = after[arguments(node)["x"]].detach().flatten(0, -2)
-        codes, scale = round_activation(x, "int8")
+        codes, scale = quantize_activation(x, "int8")
         # Sum over output channels of (e w) g = sum over input channels of e (g w).
         at_inputs = gradient.flatten(0, -2) @ program.weights[name].evaluate().to(x)
         at_weight = gradient.flatten(0, -2) @ errors[name]().to(x)

@@ -54,7 +54,7 @@ class FaultyPass:
         )
 
 
-def find_faulty_pass(program: Program, recipe: Recipe, tokens: Tensor, row: str) -> FaultyPass | None:
+def find_faulty_pass(program: Program, recipe: Recipe, tokens: Tensor, limits_key: str) -> FaultyPass | None:
     """Run a recipe pass by pass and compare the program before and after each.
 
     Fuel is what LLMC_FUEL says, as in the compilation that is examined.
@@ -62,12 +62,12 @@ def find_faulty_pass(program: Program, recipe: Recipe, tokens: Tensor, row: str)
     Args:
         program: the captured program; it is changed.
         tokens: [B, S] to run it on.
-        row: row of the gate's limits that applies to the artifact.
+        limits_key: the key of the gate's limits for the artifact.
 
     Returns:
         The first pass that changes more than it may, or None: then the lowering or the runtime is at fault.
     """
-    bisection = _Bisection(tokens, row)
+    bisection = _Bisection(tokens, limits_key)
     found = bisection.run(program, recipe.common, "")
     for graph, passes in recipe.finishing.items():
         if found is not None:
@@ -77,8 +77,8 @@ def find_faulty_pass(program: Program, recipe: Recipe, tokens: Tensor, row: str)
 
 
 class _Bisection:
-    def __init__(self, tokens: Tensor, row: str) -> None:
-        self.tokens, self.row, self.fuel = tokens, row, Fuel.from_environment()
+    def __init__(self, tokens: Tensor, limits_key: str) -> None:
+        self.tokens, self.limits_key, self.fuel = tokens, limits_key, Fuel.from_environment()
 
     def run(self, program: Program, passes: Sequence[Pass], graph: str) -> FaultyPass | None:
         before = _observe(program, self.tokens)
@@ -95,7 +95,7 @@ class _Bisection:
 
     def _limit(self, subject: Pass, program: Program) -> float:
         """Return the largest error of a pass: exact ones are held to fp32's limit unless inputs are quantized."""
-        limits = LIMITS[self.row]
+        limits = LIMITS[self.limits_key]
         if subject.numerics is Numerics.LOSSY:
             return limits.model
         if subject.numerics is Numerics.QUANTIZES_INPUTS or _quantizes_inputs(program):

@@ -36,7 +36,7 @@ def make_reference(
 
     Args:
         program: made from the model; its limits bound the sequences.
-        precision: row of the gate's limits that applies.
+        precision: the key of the gate's limits.
         rounded: the program with the same quantized weights, keys and values, without caches; None if it is exact.
 
     Raises:

@@ -14,7 +14,7 @@ from ...error_codes import make_error
 from ...errors import CheckFailedError, CompilerError
 from ...runtimes.artifact.open import open_artifact
 from ...runtimes.engines.load import load
-from ...runtimes.measure.selfcheck import Check, GateReference, GateReport, check, limits_row
+from ...runtimes.measure.selfcheck import Check, GateReference, GateReport, check, limits_key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,8 +80,8 @@ def _new_reference(model: Any, folder: Path) -> GateReference:
     source = find_source(model)
     module = source.build(torch.float32)
     program = program_of(source, module, manifest.max_seq_len)
-    row = limits_row(manifest.precision, manifest.pruning is not None, manifest.cache_codes)
-    return make_reference(source, module, program, precision=row)
+    key = limits_key(manifest.precision, manifest.pruning is not None, manifest.cache_codes)
+    return make_reference(source, module, program, precision=key)
 
 
 def gate_failed(report: GateReport, found: FaultyPass | None) -> CheckFailedError:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...ir.program import Program
 from ...ir.weights import Weight
+from ...passes.quantize.quantization_plan import QuantizationPlan, analyse
 from ...passes.quantize.quantize import round_to_nearest
-from ...passes.quantize.rounding_plan import RoundingPlan, analyse
 from ..targets.base import KernelFacts
 
 _ESTIMATED = ("int8", "int4")
@@ -33,8 +33,8 @@ def output_bytes(program: Program, facts: KernelFacts) -> dict[str, int]:
     if (promotion := facts.promotion) and "int4" in plans:
         low, plan = found["int4"], plans["int4"]
         layers = [name for name, one in plan.weights.items() if one.grid and not (one.is_wide or one.is_stored)]
-        columns = {name: weights[name].shape[1] for name in layers}
-        high = _quantized_bytes(weights, plan.with_grid(layers, promotion.grid, columns, "all are promoted"))
+        input_channels = {name: weights[name].shape[1] for name in layers}
+        high = _quantized_bytes(weights, plan.with_grid(layers, promotion.grid, input_channels, "all are promoted"))
         found |= {"int4": low + round(promotion.share * (high - low)), "int4 --raise 0": low}
     return found
 
@@ -43,7 +43,7 @@ def _known(facts: KernelFacts) -> list[str]:
     return [scheme for scheme in _ESTIMATED if scheme in facts.schemes]
 
 
-def _quantized_bytes(weights: dict[str, Weight], plan: RoundingPlan) -> int:
+def _quantized_bytes(weights: dict[str, Weight], plan: QuantizationPlan) -> int:
     total = 0
     for name, weight in weights.items():
         choice = plan.weights.get(name)

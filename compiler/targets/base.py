@@ -21,7 +21,7 @@ from ..options import invalid
 if TYPE_CHECKING:
     from ...ir.program import Program
     from ...passes.base import Pass
-    from ...passes.quantize.rounding_plan import Choice, RoundingPlan
+    from ...passes.quantize.quantization_plan import Choice, QuantizationPlan
     from ...runtimes.artifact.manifest import Phase
     from ...runtimes.engines.base import LayerEngine
 
@@ -199,7 +199,7 @@ class Target(ABC):
 
     @abstractmethod
     def finishing_passes(
-        self, config: CompileConfig, plan: RoundingPlan | None, exact_inputs: Collection[str]
+        self, config: CompileConfig, plan: QuantizationPlan | None, exact_inputs: Collection[str]
     ) -> Mapping[str, Sequence[Pass]]:
         """Return, for each graph of the artifact by its name, the passes that make it from the cached program.
 

@@ -26,8 +26,8 @@ from prepare import DEFAULT_CACHE, prepare
 from protocol import WORKLOAD
 from quality_make import Made, make, parameters
 from quality_plot import Point, svg
+from quality_reference import ReferenceLogits, fingerprint, write_atomically
 from quality_report import ENGINES, Row, reason_of, table
-from quality_ruler import Ruler, fingerprint, write_whole
 from quality_speed import Workload, graphs_of, run_peer, run_rounds, speed_key
 from quality_variants import CANDIDATES, UNQUANTIZED
 from report import around_section, replace_section
@@ -62,7 +62,7 @@ def main() -> None:
     for row in rows:
         attempt(row, "making", make_one)
 
-    ruler, results = Ruler(hf, args.text, args.max_tokens), cache / "quality" / args.model
+    reference, results = ReferenceLogits(hf, args.text, args.max_tokens), cache / "quality" / args.model
 
     def measure_quality(row: Row) -> None:
         name, engine = row.candidate.name, row.candidate.engine
@@ -70,17 +70,17 @@ def main() -> None:
         script = f"quality_peer_{engine}.py"
         mark = fingerprint(engine, files.measured, [script, f"peer_{engine}.py"])
         command = [python_of(engine, cache), HERE / script, files.measured, f"--threads={args.threads}"]
-        row.evaluation = ruler.measured(name, mark, results, command)
+        row.evaluation = reference.measured(name, mark, results, command)
 
     for row in rows:
         attempt(row, "measuring quality", measure_quality)
 
     _measure_speed([row for row in rows if not row.failed], made, workload, args, cache)
-    text = _text(rows, ruler, workload, args)
+    text = _text(rows, reference, workload, args)
     if args.plot and (points := _points(rows)):
-        scored = f"mean of {ruler.scored:,} tokens ({ruler.text.source})"
+        scored = f"mean of {reference.scored:,} tokens ({reference.text.source})"
         note = f"KL divergence from float32, nats, {scored}; low and left is good"
-        write_whole(args.plot, svg(points, TITLES[args.model], note))
+        write_atomically(args.plot, svg(points, TITLES[args.model], note))
         link = os.path.relpath(args.plot, args.write.parent if args.write else Path())
         text += f"\n\n![Divergence against size]({Path(link).as_posix()})"
     print(text)
@@ -137,13 +137,14 @@ def _measure_speed(
         row.rounds = results.get(row.timed_as or row.candidate.name, ())
 
 
-def _text(rows: list[Row], ruler: Ruler, workload: Workload, args: argparse.Namespace) -> str:
+def _text(rows: list[Row], reference: ReferenceLogits, workload: Workload, args: argparse.Namespace) -> str:
     versions = {ENGINES[row.candidate.engine]: row.evaluation["version"] for row in rows if row.evaluation}
     lines = [
         f"`examples/compare/quality.py --model {args.model}`, {datetime.date.today().isoformat()}, "
-        f"{describe(args.threads)}. {TITLES[args.model]}; {ruler.scored:,} tokens in {len(ruler.windows)} windows of "
-        f"`{ruler.text.source}` (sha256 {ruler.text.sha256[:12]}). Speeds are medians of {args.rounds} rounds of "
-        f"{workload.repeats} repeats. {', '.join(f'{name} {version}' for name, version in versions.items())}.",
+        f"{describe(args.threads)}. {TITLES[args.model]}; {reference.scored:,} tokens in {len(reference.windows)} "
+        f"windows of `{reference.text.source}` (sha256 {reference.text.sha256[:12]}). Speeds are medians of "
+        f"{args.rounds} rounds of {workload.repeats} repeats. "
+        f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
         "",
         table(rows, workload.prompt, workload.tokens),
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from quality_ruler import write_whole
+from quality_reference import write_atomically
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_rounds(
                 continue
             finished[name, number] = result
             entries.append({"name": name, "round": number, "result": result})
-            write_whole(log, json.dumps(entries, indent=2))
+            write_atomically(log, json.dumps(entries, indent=2))
     by_name = {
         name: [finished[name, number] for number in range(rounds) if (name, number) in finished] for name in names
     }

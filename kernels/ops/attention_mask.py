@@ -28,19 +28,19 @@ class MaskRule:
         return torch.ones(len(queries), len(keys), dtype=torch.bool) if seen is None else seen
 
 
-def likely_rule(row: Callable[[int], Tensor], length: int) -> MaskRule:
+def likely_rule(mask_of: Callable[[int], Tensor], length: int) -> MaskRule:
     """Return the only rule that the mask can follow; the caller must check it.
 
     Args:
-        row: maps a query to the mask [length] of the keys that it sees.
+        mask_of: maps a query to the mask [length] of the keys that it sees.
         length: the number of queries and of keys.
     """
 
     def first_key(query: int) -> int:
-        return int(row(query).int().argmax())
+        return int(mask_of(query).int().argmax())
 
     last = length - 1
-    causal = not bool(row(0)[1:].any())
+    causal = not bool(mask_of(0)[1:].any())
     if first_key(last) == 0:
         return MaskRule(causal)
     # Find the first query that doesn't see key 0. With a window, the first key it sees is 1; with chunks, itself.

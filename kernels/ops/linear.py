@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .op import op
 from .precision import widen
-from .quantized import decode, dequantize, round_activation
+from .quantized import decode, dequantize, quantize_activation
 
 BLOCK_WEIGHTS = 1 << 22
 """Weights per block: a weight is dequantized in blocks of output channels."""
@@ -55,7 +55,7 @@ def quant_linear(
     if activation == "none" and x_scale is not None:
         raise ValueError("x_scale is given, but activation is 'none'; set activation, or leave x_scale out")
     wide = widen(x)
-    values, x_scales = (wide, None) if activation == "none" else round_activation(wide, activation, x_scale)
+    values, x_scales = (wide, None) if activation == "none" else quantize_activation(wide, activation, x_scale)
     # In blocks of output channels: a dequantized LM head would take many times the memory of its codes.
     channels = max(1, BLOCK_WEIGHTS // max(1, x.shape[-1]))
     parts = []

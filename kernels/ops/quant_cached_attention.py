@@ -10,7 +10,7 @@ from torch import Tensor
 from .cached_attention import attend_over, write
 from .op import op
 from .precision import accumulator
-from .quantized import round_rows, rows_of
+from .quantized import dequantize_cached, quantize_cached
 
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **__: Any) -> Any:
@@ -47,10 +47,10 @@ def quant_cached_attention(
         k_scales: float32 [B, Hk, MAX, 1], the scales of the codes in `k_cache`; `v_scales` alike.
         starts: as in `cached_attention`, and so are the remaining arguments.
     """
-    new_k, new_k_scales = round_rows(k, k_cache.dtype)
-    new_v, new_v_scales = round_rows(v, v_cache.dtype)
+    new_k, new_k_scales = quantize_cached(k, k_cache.dtype)
+    new_v, new_v_scales = quantize_cached(v, v_cache.dtype)
     pairs = (new_k, new_k_scales), (new_v, new_v_scales), (k_cache, k_scales), (v_cache, v_scales)
-    k, v, k_old, v_old = (rows_of(*pair).to(accumulator(q.dtype)) for pair in pairs)
+    k, v, k_old, v_old = (dequantize_cached(*pair).to(accumulator(q.dtype)) for pair in pairs)
     out = attend_over(
         q, k, v, k_old, v_old, starts, scale,
         window=window, chunk=chunk, softcap=softcap, sinks=sinks, slopes=slopes, ring=ring,

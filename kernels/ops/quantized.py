@@ -109,7 +109,7 @@ def dequantize(
     return values.mul_(scales.to(dtype).unsqueeze(2)).flatten(1)
 
 
-def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Quantize x to "int8", "fp8" or "fp8_e5m2".
 
     Returns `(codes, scale)`, both in x's dtype. Without `x_scale`, each vector along the last dimension has its own
@@ -129,7 +129,7 @@ def round_activation(x: Tensor, activation: str, x_scale: Tensor | None = None) 
     return (x / scale).clamp(-largest, largest).to(FLOAT8[activation]).to(x.dtype), scale
 
 
-def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_cached(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Quantize keys or values [..., D] for a cache.
 
     Returns codes and their scales, float32 [..., 1].
@@ -138,11 +138,11 @@ def round_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         dtype: the dtype of the codes, one of the values of `CACHE_CODES`.
     """
     (scheme,) = (name for name, codes in CACHE_CODES.items() if codes == dtype)
-    codes, scales = round_activation(x.float(), scheme)
+    codes, scales = quantize_activation(x.float(), scheme)
     return codes.to(dtype), scales
 
 
-def rows_of(codes: Tensor, scales: Tensor) -> Tensor:
+def dequantize_cached(codes: Tensor, scales: Tensor) -> Tensor:
     """Dequantize keys or values of a cache to float32."""
     return codes.to(scales.dtype) * scales
 

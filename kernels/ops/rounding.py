@@ -27,7 +27,7 @@ memory of the weights."""
 _Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class GridScales(NamedTuple):
+class QuantizationParameters(NamedTuple):
     """The quantization parameters of a weight, which define its possible values.
 
     Attributes:
@@ -65,9 +65,9 @@ def round_weight(
     return _by_output_channels(weight, lambda part: _quantize(part, scheme, weight.shape[1], symmetric, largest))
 
 
-def plain_steps(
+def default_parameters(
     weight: Tensor, scheme: str, group_size: int, symmetric: bool, largest: Tensor | None = None
-) -> GridScales:
+) -> QuantizationParameters:
     """Return scales that map the largest magnitude of each group to the largest code.
 
     For symmetric int4 it maps to code -8, whatever its sign: the multiple is negative if the weight is positive.
@@ -80,14 +80,14 @@ def plain_steps(
         return _plain_int4(groups) if symmetric else _plain_int4_with_zeros(groups)
     farthest = groups.abs().amax(2) if largest is None else largest.expand(groups.shape[:2])
     largest_code = {"int8": 127.0, "nf4": 1.0}.get(scheme) or torch.finfo(FLOAT8[scheme]).max
-    return GridScales(nonzero(farthest / largest_code))
+    return QuantizationParameters(nonzero(farthest / largest_code))
 
 
-def codes_of(weight: Tensor, steps: GridScales, scheme: str, group_size: int) -> Tensor:
+def codes_of(weight: Tensor, parameters: QuantizationParameters, scheme: str, group_size: int) -> Tensor:
     """Return the nearest code of each weight, unpacked, [O, I]."""
     groups = weight.float().unflatten(1, (-1, group_size))
-    zeros = steps.zeros
-    codes = nearest(groups, steps.spacing.unsqueeze(2), None if zeros is None else zeros.unsqueeze(2), scheme)
+    zeros = parameters.zeros
+    codes = nearest(groups, parameters.spacing.unsqueeze(2), None if zeros is None else zeros.unsqueeze(2), scheme)
     return codes.flatten(1)
 
 
@@ -115,29 +115,29 @@ def packed(codes: Tensor, scheme: str) -> Tensor:
 
 
 def _quantize(weight: Tensor, scheme: str, group_size: int, symmetric: bool, largest: Tensor | None) -> _Parts:
-    grid = plain_steps(weight, scheme, group_size, symmetric, largest)
+    grid = default_parameters(weight, scheme, group_size, symmetric, largest)
     codes = codes_of(weight, grid, scheme, group_size)
     empty = (weight.new_empty(weight.shape[0], 0, dtype=dtype) for dtype in (torch.uint8, torch.int8))
     zeros, multiples = (b if a is None else a for a, b in zip(grid[1:], empty, strict=True))
     return packed(codes, scheme), grid.scales, zeros, multiples
 
 
-def _plain_int4(groups: Tensor) -> GridScales:
+def _plain_int4(groups: Tensor) -> QuantizationParameters:
     farthest = groups.gather(2, groups.abs().argmax(2, keepdim=True)).squeeze(2)
     exact = farthest / -8  # the group scales before they are rounded to multiples
     scales = nonzero(exact.abs().amax(1, keepdim=True) / LARGEST_MULTIPLE[True])
     multiples = torch.round(exact / scales)
     multiples = torch.where(multiples == 0, torch.where(exact < 0, -1.0, 1.0), multiples)
-    return GridScales(scales, None, multiples.to(torch.int8))
+    return QuantizationParameters(scales, None, multiples.to(torch.int8))
 
 
-def _plain_int4_with_zeros(groups: Tensor) -> GridScales:
+def _plain_int4_with_zeros(groups: Tensor) -> QuantizationParameters:
     lowest, highest = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
     exact = (highest - lowest) / 15
     scales = nonzero(exact.amax(1, keepdim=True) / LARGEST_MULTIPLE[False])
     multiples = torch.round(exact / scales).clamp(min=1)
     zeros = torch.round(-lowest / (scales * multiples)).clamp(0, 15)
-    return GridScales(scales, zeros.to(torch.uint8), multiples.to(torch.int8))
+    return QuantizationParameters(scales, zeros.to(torch.uint8), multiples.to(torch.int8))
 
 
 def _by_output_channels(weight: Tensor, quantize: Callable[[Tensor], _Parts]) -> _Parts:

@@ -130,9 +130,9 @@ def _same_rotation(q: Any, k: Any, starts: fx.Node) -> tuple[fx.Node, fx.Node, b
     if any(one[name] is not other[name] for name in ("positions", "cos", "sin", "interleaved")):
         return None
     positions = one["positions"]
-    if not is_call(positions, "add") or not is_call(column := positions.args[0], "unsqueeze"):
+    if not is_call(positions, "add") or not is_call(starts_2d := positions.args[0], "unsqueeze"):
         return None
-    if column.args[0] is not starts or getattr(positions.args[1], "target", None) is not _ATEN.arange.default:
+    if starts_2d.args[0] is not starts or getattr(positions.args[1], "target", None) is not _ATEN.arange.default:
         return None
     return one["cos"], one["sin"], one["interleaved"]
 

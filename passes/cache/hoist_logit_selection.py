@@ -39,7 +39,7 @@ class HoistLogitSelection(Pass):
         movable = self._movable(program, selection)
         if not movable:
             return PassResult(0)
-        rows, length = selection.args[1], _length(selection.args[0])
+        wanted, length = selection.args[1], _length(selection.args[0])
         selected: dict[fx.Node, fx.Node] = {}
         for node in movable:
             for source in node.all_input_nodes:
@@ -47,7 +47,7 @@ class HoistLogitSelection(Pass):
                     continue
                 if source not in selected:
                     with program.graph.inserting_before(node):
-                        selected[source] = program.call(take_rows, source, rows, like=node)
+                        selected[source] = program.call(take_rows, source, wanted, like=node)
                 node.replace_input_with(source, selected[source])
             set_value(node, program.infer(node.target, node.args, dict(node.kwargs)))  # type: ignore[arg-type]
         program.replace(selection, selection.args[0])  # type: ignore[arg-type]

@@ -172,8 +172,8 @@ def _replace_positions(program: Program) -> fx.Node:
         with program.graph.inserting_before(first):
             length = program.call(aten.sym_size.int, tokens, 1, like=tokens)
             steps = program.call(aten.arange.default, length, dtype=torch.int64, like=tokens)
-            column = program.call(aten.unsqueeze.default, starts, 1, like=tokens)
-            computed = program.call(aten.add.Tensor, column, steps, like=tokens)
+            starts_2d = program.call(aten.unsqueeze.default, starts, 1, like=tokens)
+            computed = program.call(aten.add.Tensor, starts_2d, steps, like=tokens)
         positions.replace_all_uses_with(computed)
     program.graph.erase_node(positions)
     program.signature = replace(program.signature, positions=None, starts="starts")

@@ -46,9 +46,9 @@ class SelectLogits(Pass):
             return PassResult(0, [miss("the output of the LM head's linear has other users", node)])
         if is_op(node.args[0], take_rows) or fuel.empty:
             return PassResult(0)
-        rows = self._add_input(program)
+        wanted = self._add_input(program)
         with program.graph.inserting_before(node):
-            selected = program.call(take_rows, node.args[0], rows, like=node)
+            selected = program.call(take_rows, node.args[0], wanted, like=node)
         node.replace_input_with(node.args[0], selected)  # type: ignore[arg-type]
         for changed in [node, *reversed(elementwise)]:
             set_value(changed, program.infer(changed.target, changed.args, dict(changed.kwargs)))  # type: ignore[arg-type]

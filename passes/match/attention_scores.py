@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from ...ir.nodes import value_of
 from ...ir.program import op_name
 from ..queries import arguments, is_call, shape
-from .token_independent import SizedValues, Statics, Unknown, is_off
+from .token_independent import SizedValues, TokenIndependentValues, Unknown, is_off
 
 # A key with a score this low has no weight: its exp vanishes next to that of any key that is seen.
 _HIDDEN = -9000.0
@@ -82,7 +82,7 @@ class Way:
         return (*(str(call) for call in [*calls, product]), *map(str, shape(self.product)))
 
 
-def find_way(scores: fx.Node, statics: Statics) -> Way | None:
+def find_way(scores: fx.Node, independent: TokenIndependentValues) -> Way | None:
     """The calls from the product of queries and keys to `scores`.
 
     Returns None if `scores`, the argument of a softmax, does not come from a product. Raises `Unknown` if a mask or
@@ -91,12 +91,12 @@ def find_way(scores: fx.Node, statics: Statics) -> Way | None:
     steps: list[ScoreStep] = []
     node = scores
     while not is_call(node, "matmul", "bmm", "baddbmm"):
-        dependent = [n for n in node.all_input_nodes if n not in statics]
+        dependent = [n for n in node.all_input_nodes if n not in independent]
         if less_its_peak(node) or is_call(node, "type_as", "expand_as"):
             dependent = dependent[:1]
         elif op_name(node).removeprefix("aten.") not in _FOLLOW:
             return None
-        if len(dependent) > 1 and any(find_way(n, statics) for n in dependent):
+        if len(dependent) > 1 and any(find_way(n, independent) for n in dependent):
             raise Unknown("the scores are masked or biased by something that depends on the tokens", node)
         if len(dependent) != 1:
             return None
@@ -105,7 +105,7 @@ def find_way(scores: fx.Node, statics: Statics) -> Way | None:
     if len(shape(node)) not in (3, 4):
         return None
     way = Way(node, tuple(reversed(steps)))
-    if way.base is not None and way.base not in statics:
+    if way.base is not None and way.base not in independent:
         raise Unknown("the scores are masked or biased by something that depends on the tokens", node)
     return way
 

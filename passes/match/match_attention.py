@@ -17,7 +17,7 @@ from ..queries import arguments, dtype, is_call, same_shape, shape
 from .attention_heads import Form, Heads, Scaling, heads_of, keys_of, repeated, scaled_by
 from .attention_meaning import Meaning, find_meaning, sizes_to_look_at
 from .attention_scores import Scores, Way, find_way, less_its_peak
-from .token_independent import Statics, Unknown, is_off
+from .token_independent import TokenIndependentValues, Unknown, is_off
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ class _Attentions(Rewrite):
     """
 
     def __init__(self, program: Program) -> None:
-        self.statics = Statics(program)
+        self.independent = TokenIndependentValues(program)
         self.batch = shape(program.tokens)[0]
         self.meanings: dict[Any, Meaning] = {}
         self.slopes: dict[bytes, Weight] = {}
@@ -72,11 +72,11 @@ class _Attentions(Rewrite):
     def _torch_attention(self, program: Program, node: fx.Node) -> bool | Miss:
         values = arguments(node)
         q, k, v = values["query"], values["key"], values["value"]
-        scale = shape(q)[-1] ** -0.5 if values["scale"] is None else self.statics.number(values["scale"])
+        scale = shape(q)[-1] ** -0.5 if values["scale"] is None else self.independent.number(values["scale"])
         if values["dropout_p"] or scale is None:
             return miss("dropout is on" if values["dropout_p"] else "the scale is not one number", node)
         mask = values["attn_mask"]
-        if mask is not None and mask not in self.statics:
+        if mask is not None and mask not in self.independent:
             return miss("the mask depends on the tokens", node)
         meaning = self._meaning(Way(node, mask=mask, is_causal=values["is_causal"]))
         scalings = self._scalings(q, k)
@@ -96,7 +96,7 @@ class _Attentions(Rewrite):
         sinks = None
         if is_cut:
             scores, sinks = _without_sinks(scores)
-        way = find_way(scores, self.statics)
+        way = find_way(scores, self.independent)
         if way is None:
             return miss("the softmax does not read a product of queries and keys", softmax)
         meaning = self._meaning(way)
@@ -109,20 +109,20 @@ class _Attentions(Rewrite):
         return self._replace(program, node, heads, scalings, meaning, meaning.scale, sinks)
 
     def _scalings(self, q: fx.Node, k: fx.Node) -> list[Scaling]:
-        return [scaling for x in (q, k) for scaling in scaled_by(x, self.statics.number)]
+        return [scaling for x in (q, k) for scaling in scaled_by(x, self.independent.number)]
 
     def _meaning(self, way: Way) -> Meaning:
         if way.key not in self.meanings:
-            self.meanings[way.key] = find_meaning(way, self.statics)
+            self.meanings[way.key] = find_meaning(way, self.independent)
         return self.meanings[way.key]
 
     def _check_zeroed(self, fill: fx.Node, way: Way, meaning: Meaning) -> None:
         """Raise `Unknown` unless the weights that `fill` sets to zero are zero already."""
         mask = arguments(fill)["mask"]
-        if mask not in self.statics or self.statics.number(arguments(fill)["value"]) != 0:
+        if mask not in self.independent or self.independent.number(arguments(fill)["value"]) != 0:
             raise Unknown("weights are overwritten after the softmax", fill)
-        for size in sizes_to_look_at([mask], self.statics):
-            at = self.statics.at(*size)
+        for size in sizes_to_look_at([mask], self.independent):
+            at = self.independent.at(*size)
             positions = torch.arange(size[1])
             if bool((Scores(at, way).lift(mask, fill).bool() & meaning.rule.sees(positions, positions)).any()):
                 raise Unknown("weights of visible keys are set to zero", fill)

@@ -13,7 +13,7 @@ from ...kernels.ops import embedding
 from ..base import Rewrite, miss
 from ..queries import arguments, dtype, is_call, number, shape
 from .fold_constants import FoldConstants
-from .match_linear import put_over_rows
+from .match_linear import replace_unflattened
 from .remove_no_ops import RemoveNoOps
 
 _INTS = (torch.int64, torch.int32)
@@ -51,7 +51,7 @@ class MatchEmbedding(Rewrite):
         ids = _by_index(program, node) if is_call(node, "index") else _by_dim(node)
         if isinstance(ids, Miss):
             return ids
-        put_over_rows(program, node, embedding, ids, 0, table)
+        replace_unflattened(program, node, embedding, ids, 0, table)
         return True
 
 
@@ -76,8 +76,8 @@ def _by_dim(node: fx.Node) -> fx.Node | Miss:
         return miss("it looks up along another dim than the first", node)
     if is_call(node, "index_select"):
         return ids
-    whole_rows = is_call(ids, "expand") and is_call(ids.args[0], "unsqueeze") and shape(ids.args[0])[1] == 1
-    if not whole_rows or shape(ids)[1] != shape(values["self"])[1]:
+    is_expanded = is_call(ids, "expand") and is_call(ids.args[0], "unsqueeze") and shape(ids.args[0])[1] == 1
+    if not is_expanded or shape(ids)[1] != shape(values["self"])[1]:
         return miss("it gathers parts of table rows", node)
     return ids.args[0].args[0]
 

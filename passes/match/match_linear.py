@@ -71,7 +71,7 @@ def _replace(
         return miss(f"the weight has {len(value.shape)} dims", node)
     if not is_output_major:
         weight = _transposed(program, weight, value)
-    put_over_rows(program, node, linear, x, 1, weight, *([] if bias is None else [bias]))
+    replace_unflattened(program, node, linear, x, 1, weight, *([] if bias is None else [bias]))
     return True
 
 
@@ -103,7 +103,7 @@ def _untransposed(value: Weight) -> Weight | None:
     return None
 
 
-def put_over_rows(program: Program, node: fx.Node, op: Op, flat: fx.Node, kept: int, *others: fx.Node) -> None:
+def replace_unflattened(program: Program, node: fx.Node, op: Op, flat: fx.Node, kept: int, *others: fx.Node) -> None:
     """Replace `node` by `op(flat, *others)`, if possible without flattening.
 
     If the leading dims of `flat` were merged for this call only, and all users of `node` split them again, the op is
@@ -162,7 +162,7 @@ def _add_bias(program: Program, node: fx.Node) -> bool | Miss | None:
             return miss("the added tensor is no vector over the output channels", node)
         if len(product.users) > 1:
             return miss("the product without the bias has other users", node)
-        put_over_rows(program, node, linear, values["x"], 1, values["weight"], bias)
+        replace_unflattened(program, node, linear, values["x"], 1, values["weight"], bias)
         return True
     return None
 

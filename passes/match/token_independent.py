@@ -36,8 +36,8 @@ class Unknown(Exception):
         self.why, self.node = why, node
 
 
-class Statics:
-    """The token-independent nodes of a program; `node in statics` tests for one.
+class TokenIndependentValues:
+    """The token-independent nodes of a program; `node in independent` tests for one.
 
     `at` evaluates them for a chosen batch and length.
     """
@@ -86,10 +86,11 @@ class SizedValues(Evaluator):
     Raises `Unknown` for a value that cannot be computed or is too large.
     """
 
-    def __init__(self, statics: Statics, batch: int, length: int) -> None:
-        super().__init__(statics.program, torch.arange(length).expand(batch, -1))
-        self.statics, self.batch, self.length = statics, batch, length
-        for program_input in statics.program.inputs:  # tracing may name the sizes of tokens and positions differently
+    def __init__(self, independent: TokenIndependentValues, batch: int, length: int) -> None:
+        super().__init__(independent.program, torch.arange(length).expand(batch, -1))
+        self.independent, self.batch, self.length = independent, batch, length
+        # Tracing may name the sizes of tokens and positions differently.
+        for program_input in independent.program.inputs:
             self.sizes |= dict(zip(map(str, shape(program_input)), (batch, length), strict=True))
 
     def shape(self, node: fx.Node) -> list[int]:
@@ -109,7 +110,7 @@ class SizedValues(Evaluator):
             return self._size(value, node)
         if isinstance(value, Tensor):
             sizes = self.shape(node)
-            if node not in self.statics:  # only its shape is used
+            if node not in self.independent:  # only its shape is used
                 return torch.zeros((), dtype=value.dtype).expand(sizes)
             if torch.Size(sizes).numel() > _MOST_ELEMENTS:
                 raise Unknown("a value is too large to evaluate", node)

@@ -10,7 +10,7 @@ from torch import fx
 from ...ir.nodes import value_of
 from ...ir.program import Miss, Program
 from ...ir.stages import Stage
-from ...ir.weights import rows
+from ...ir.weights import slice_dim0
 from ...kernels.ops import quant_linear
 from ..base import Rewrite, miss
 from ..queries import is_call, is_op
@@ -54,7 +54,7 @@ def _parts(program: Program, call: dict[str, Any], sizes: Any, node: fx.Node) ->
         arguments = dict(call)
         for name in _PER_OUTPUT_CHANNEL:
             if isinstance(operand := call[name], fx.Node):
-                part = rows(program.weights[str(operand.target)], start, start + size)
+                part = slice_dim0(program.weights[str(operand.target)], start, start + size)
                 arguments[name] = program.add_weight(f"{operand.target}.from_{start}", part, like=node)
         with program.graph.inserting_before(node):
             yield program.call(quant_linear, **arguments, like=node)

@@ -108,7 +108,7 @@ def move(program: Program, place: ScaleSite, scales: Tensor) -> None:
     for name in place.weights:
         program.weights[name] = fold(program.weights[name], factor)
     for name, start in place.divided:
-        program.weights[name] = divide_rows(program.weights[name], scales, start)
+        program.weights[name] = divide_channels(program.weights[name], scales, start)
     if place.table is not None:
         lookup = place.table
         with program.graph.inserting_after(lookup):
@@ -119,7 +119,7 @@ def move(program: Program, place: ScaleSite, scales: Tensor) -> None:
         lookup.replace_all_uses_with(rescaled, delete_user_cb=lambda user: user is not rescaled)
 
 
-def divide_rows(weight: Weight, scales: Tensor, start: int) -> Weight:
+def divide_channels(weight: Weight, scales: Tensor, start: int) -> Weight:
     """Divide output channels of a weight, or elements of a vector, by scales.
 
     Args:

@@ -13,7 +13,7 @@ from ...ir.weights import Weight
 from ...kernels.ops import linear
 from ..base import Fuel, Numerics, Pass, PassResult, miss
 from ..queries import is_op
-from .rounding_plan import is_head
+from .quantization_plan import is_head
 
 
 class Prune(Pass):
@@ -28,21 +28,21 @@ class Prune(Pass):
 
     Args:
         weights: pruned weights of the same shape and dtype, by the name of the weight that each replaces.
-        whole: the reasons why other weights are not pruned, by their names.
+        unpruned: the reasons why other weights are not pruned, by their names.
     """
 
     needs = Stage.OPTIMIZED
     numerics = Numerics.LOSSY
 
-    def __init__(self, weights: Mapping[str, Weight], whole: Mapping[str, str] | None = None) -> None:
+    def __init__(self, weights: Mapping[str, Weight], unpruned: Mapping[str, str] | None = None) -> None:
         self.weights = weights
-        self.whole = whole or {}
+        self.unpruned = unpruned or {}
 
     def run(self, program: Program, fuel: Fuel) -> PassResult:
         matches, misses = 0, []
         for node in program.nodes:
             name = str(getattr(node.args[1], "target", "")) if is_op(node, linear) else ""
-            if reason := self.whole.get(name):
+            if reason := self.unpruned.get(name):
                 misses.append(miss(reason, node))
             if name not in self.weights or self.weights[name] is program.weights[name] or fuel.empty:
                 continue

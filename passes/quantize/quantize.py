@@ -16,7 +16,7 @@ from ...kernels.ops import embedding, linear, quant_embedding, quant_linear, rou
 from ...kernels.ops.quantized import dequantize
 from ..base import Fuel, Numerics, Pass, PassResult, miss
 from ..queries import is_op
-from .rounding_plan import Choice, RoundingPlan
+from .quantization_plan import Choice, QuantizationPlan
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Quantize(Pass):
     reaches = Stage.QUANTIZED
     numerics = Numerics.LOSSY
 
-    def __init__(self, plan: RoundingPlan, calibrated: Mapping[str, QuantizedWeight] | None = None) -> None:
+    def __init__(self, plan: QuantizationPlan, calibrated: Mapping[str, QuantizedWeight] | None = None) -> None:
         self.plan = plan
         self.calibrated = calibrated or {}
 
@@ -82,18 +82,18 @@ class Quantize(Pass):
             if choice.grid is None:
                 misses.append(miss(choice.why, node))
                 continue
-            rounded = self.calibrated.get(name) or round_to_nearest(program.weights[name], choice)
-            self._apply(program, node, name, choice, rounded)
+            quantized = self.calibrated.get(name) or round_to_nearest(program.weights[name], choice)
+            self._apply(program, node, name, choice, quantized)
             matches += 1
             fuel.burn()
         return PassResult(matches, misses)
 
     @staticmethod
-    def _apply(program: Program, node: fx.Node, name: str, choice: Choice, rounded: QuantizedWeight) -> None:
+    def _apply(program: Program, node: fx.Node, name: str, choice: Choice, quantized: QuantizedWeight) -> None:
         assert choice.grid is not None
         codes, scales, zeros, multiples, x_scale = (
             program.add_weight(f"{name}.{part}", weight, like=node) if weight is not None else None
-            for part, weight in vars(rounded).items()
+            for part, weight in vars(quantized).items()
         )
         assert codes is not None
         set_quantized_from(codes, name)

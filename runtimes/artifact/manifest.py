@@ -116,7 +116,7 @@ class QuantizationSpec:
     Attributes:
         scheme: as it was asked for; "stored" for codes that the checkpoint brought; None if no weight is quantized, but
             the checkpoint's were.
-        precision: row of the gate's limits that applies.
+        precision: the key of the gate's limits.
         algorithm: "rtn", "smoothquant", "awq", "gptq", "as stored", or "dequantized" if no codes were kept.
         why: the reason for an algorithm that was not asked for, and for codes that were not kept.
         weights: number of weights by format in words, such as "int4 in groups of 64".

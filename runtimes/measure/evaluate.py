@@ -270,10 +270,10 @@ def _score(
     return Scores(blocks, position, nll, reference_nll, kld, rank)
 
 
-def chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of `rows` tokens with `width` logits each, to process in turn."""
+def chunks(tokens: int, width: int) -> Iterator[slice]:
+    """Slices of `tokens` tokens with `width` logits each, to process in turn."""
     step = max(1, _CHUNK // width)
-    return (slice(start, start + step) for start in range(0, rows, step))
+    return (slice(start, start + step) for start in range(0, tokens, step))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ LIMITS |= {
 LIMITS |= {f"pruned {precision}": replace(limits, model=2.0) for precision, limits in LIMITS.items()}
 
 
-def limits_row(precision: str, pruned: bool, cache: str | None = None) -> str:
+def limits_key(precision: str, pruned: bool, cache: str | None = None) -> str:
     """Return the key of `LIMITS` for a precision of weights and of the cache.
 
     Args:

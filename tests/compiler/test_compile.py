@@ -22,19 +22,19 @@ from zoo.tiny import tiny_model
 import llmc
 from llmc import LLM, LlmcError, SamplingParams
 from llmc.compiler.cli.main import main
-from llmc.compiler.targets.onnx import rounded_cache
+from llmc.compiler.targets.onnx import quantized_cache
 from llmc.compiler.targets.onnx.lower import Lowering
 from llmc.compiler.targets.onnx.standard import STANDARD
 from llmc.compiler.targets.ort import write
 from llmc.ir.program import Miss, Program
 from llmc.kernels.ops import quant_linear
-from llmc.passes.quantize.round_activations import RoundActivations
-from llmc.passes.quantize.rounding_plan import is_head
+from llmc.passes.quantize.quantization_plan import is_head
+from llmc.passes.quantize.quantize_activations import QuantizeActivations
 from llmc.passes.quantize.schemes import Grid, Override
 from llmc.passes.queries import is_op
 from llmc.runtimes.artifact.open import open_artifact
 from llmc.runtimes.engines.ort.section import read_section
-from llmc.runtimes.measure.selfcheck import GateReference, limits_row
+from llmc.runtimes.measure.selfcheck import GateReference, limits_key
 
 # fp32, weights on 8 and 4 bits, activations and caches too; both tables; rings, slopes, learned positions.
 MADE: list[tuple[str, dict[str, Any]]] = [
@@ -57,7 +57,7 @@ def test_the_gate_passes_and_passes_again(model: str, options: dict[str, Any]) -
     folder = artifact(model, **options)
     report = json.loads((folder / "verify.json").read_text())
     assert report["passed"]
-    assert report["precision"] == limits_row(options.get("quantize", "fp32"), False, options.get("kv_cache_dtype"))
+    assert report["precision"] == limits_key(options.get("quantize", "fp32"), False, options.get("kv_cache_dtype"))
     again = llmc.Artifact(folder, open_artifact(folder), {}).verify()
     assert again.passed and [c.name for c in again.checks] == [c["name"] for c in report["checks"]]
 
@@ -130,7 +130,7 @@ def test_a_wrong_artifact_never_exists(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-DEQUANTIZED = rounded_cache.dequantized
+DEQUANTIZED = quantized_cache.dequantized
 
 
 def scales_too_large(g: Lowering, codes: str, scales: str, *rest: Any) -> str:
@@ -147,7 +147,7 @@ def scales_of_another_head(g: Lowering, codes: str, scales: str, *rest: Any) -> 
 def test_a_wrong_scale_in_a_cache_is_refused(
     tmp_path: Path, codes: str, dequantized: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounded_cache, "dequantized", dequantized)
+    monkeypatch.setattr(quantized_cache, "dequantized", dequantized)
     with pytest.raises(LlmcError) as caught:
         llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype=codes)
     assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what
@@ -156,7 +156,7 @@ def test_a_wrong_scale_in_a_cache_is_refused(
 # A fault in a pass of the prefill graph -------------------------------------------------------------------------------
 
 
-def negate_input(self: RoundActivations, program: Program, node: fx.Node) -> bool | Miss | None:
+def negate_input(self: QuantizeActivations, program: Program, node: fx.Node) -> bool | Miss | None:
     """Quantize the input of a linear, with its sign flipped."""
     if not is_op(node, quant_linear) or is_head(program, node):
         return None
@@ -173,7 +173,7 @@ def rewrites(made: llmc.Artifact) -> tuple[int, int]:
     """Return the number of rewrites before the passes of the prefill graph that quantize inputs, and with them."""
     burning = [run for run in made.passes if run.record.name not in ("CheckTokenIndependence", "InsertKvCache")]
     counts = [run.record.matches for run in burning]
-    at = [(run.graph, run.record.name) for run in burning].index(("prefill", "RoundActivations"))
+    at = [(run.graph, run.record.name) for run in burning].index(("prefill", "QuantizeActivations"))
     return sum(counts[:at]), sum(counts[: at + 1])
 
 
@@ -182,12 +182,12 @@ def test_fuel_dumps_and_the_gate_reach_a_fault_in_the_prefill_graph(
 ) -> None:
     options: dict[str, Any] = {"quantize": "int4", "algo": "rtn"}
     sound = llmc.compile(speaking_model(), tmp_path / "sound", **options)
-    monkeypatch.setattr(RoundActivations, "rewrite", negate_input)
+    monkeypatch.setattr(QuantizeActivations, "rewrite", negate_input)
     with pytest.raises(LlmcError) as caught:
         llmc.compile(speaking_model(), tmp_path / "out", dump_ir=tmp_path / "ir", **options)
     assert caught.value.code == "GATE_FAILED"
-    assert "RoundActivations of the prefill graph is the first pass to change the result" in caught.value.what
-    (dump,) = (tmp_path / "ir").glob("*_prefill_RoundActivations.py")
+    assert "QuantizeActivations of the prefill graph is the first pass to change the result" in caught.value.what
+    (dump,) = (tmp_path / "ir").glob("*_prefill_QuantizeActivations.py")
     assert "aten.neg.default" in dump.read_text()
     assert "aten.neg.default" not in "".join(path.read_text() for path in (tmp_path / "ir").glob("*_step_*.py"))
     before, after = rewrites(sound)

@@ -167,36 +167,36 @@ class Uniform:
 
 
 @pytest.fixture
-def ruler(tmp_path, monkeypatch):
-    import quality_ruler
+def reference(tmp_path, monkeypatch):
+    import quality_reference
 
-    monkeypatch.setattr(quality_ruler, "PipedEngine", Uniform)
+    monkeypatch.setattr(quality_reference, "PipedEngine", Uniform)
     monkeypatch.setattr(Uniform, "started", [])
     (tmp_path / "hf").mkdir()
-    ruler = object.__new__(quality_ruler.Ruler)
-    ruler.hf, ruler.capacity = tmp_path / "hf", 4
-    ruler.windows = [Window(np.array([0, 1, 2, 3]), 1), Window(np.array([2, 3, 1]), 2)]
-    ruler.reference = SimpleNamespace(
-        vocab_size=4, window=lambda i: (np.zeros((len(ruler.windows[i].targets), 4), np.float32), None)
+    reference = object.__new__(quality_reference.ReferenceLogits)
+    reference.hf, reference.capacity = tmp_path / "hf", 4
+    reference.windows = [Window(np.array([0, 1, 2, 3]), 1), Window(np.array([2, 3, 1]), 2)]
+    reference.predictions = SimpleNamespace(
+        vocab_size=4, window=lambda i: (np.zeros((len(reference.windows[i].targets), 4), np.float32), None)
     )
-    return ruler
+    return reference
 
 
-def test_measurements_are_stored_by_everything_they_depend_on(ruler, tmp_path):
-    first = ruler.measured("a", "files", tmp_path / "results", ["0.0"])
+def test_measurements_are_stored_by_everything_they_depend_on(reference, tmp_path):
+    first = reference.measured("a", "files", tmp_path / "results", ["0.0"])
     assert first["perplexity"]["value"] == pytest.approx(4) and first["kld"]["mean"] == 0
     assert (first["tokens"], first["windows"], first["version"]) == (4, 2, "9")
     assert Uniform.started == [["0.0", "--capacity=4"]]
-    assert ruler.measured("a", "files", tmp_path / "results", ["0.0"]) == first
+    assert reference.measured("a", "files", tmp_path / "results", ["0.0"]) == first
     assert len(Uniform.started) == 1
-    other = ruler.measured("a", "other files", tmp_path / "results", ["2.0"])
+    other = reference.measured("a", "other files", tmp_path / "results", ["2.0"])
     assert len(Uniform.started) == 2 and other["kld"]["mean"] > 0.1
-    ruler.windows = ruler.windows[:1]
-    assert ruler.measured("a", "files", tmp_path / "results", ["0.0"])["tokens"] == 3
+    reference.windows = reference.windows[:1]
+    assert reference.measured("a", "files", tmp_path / "results", ["0.0"])["tokens"] == 3
 
 
 def test_window_digests_depend_on_tokens_and_scored_tokens():
-    from quality_ruler import windows_digest
+    from quality_reference import windows_digest
 
     cuts = [([1, 2, 3], 1), ([1, 2, 3], 2), ([1, 2, 4], 1)]
     assert len({windows_digest([Window(np.array(tokens), first)]) for tokens, first in cuts}) == 3
@@ -204,7 +204,7 @@ def test_window_digests_depend_on_tokens_and_scored_tokens():
 
 
 def test_a_fingerprint_depends_on_files_and_code(tmp_path):
-    from quality_ruler import fingerprint
+    from quality_reference import fingerprint
 
     for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).mkdir()
@@ -215,7 +215,7 @@ def test_a_fingerprint_depends_on_files_and_code(tmp_path):
         len({a, fingerprint("genai", tmp_path / "a", ["peer_llama.py"]), fingerprint("llama", tmp_path / "a", [])}) == 3
     )
     (tmp_path / "b" / "model").rename(tmp_path / "b" / "other")
-    from quality_ruler import folder_digest
+    from quality_reference import folder_digest
 
     folder_digest.cache_clear()
     assert fingerprint("llama", tmp_path / "b", ["peer_llama.py"]) != a
@@ -299,14 +299,14 @@ def test_a_failed_step_is_the_reason_and_later_steps_are_skipped(capsys):
 
 
 def test_an_engines_fingerprint_depends_on_every_module_of_the_runtime(tmp_path, monkeypatch):
-    import quality_ruler
+    import quality_reference
 
     (tmp_path / "artifact").mkdir()
     for name in ("runtimes/__init__.py", "runtimes/engines/ort/engine.py"):
         path = tmp_path / "llmc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    monkeypatch.setattr(quality_ruler, "PACKAGE", tmp_path / "llmc")
-    before = quality_ruler.fingerprint("llmc", tmp_path / "artifact", [])
+    monkeypatch.setattr(quality_reference, "PACKAGE", tmp_path / "llmc")
+    before = quality_reference.fingerprint("llmc", tmp_path / "artifact", [])
     (tmp_path / "llmc" / "runtimes" / "engines" / "ort" / "engine.py").write_text("changed = True")
-    assert quality_ruler.fingerprint("llmc", tmp_path / "artifact", []) != before
+    assert quality_reference.fingerprint("llmc", tmp_path / "artifact", []) != before

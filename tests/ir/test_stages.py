@@ -39,9 +39,9 @@ def captured() -> Program:
 def program(captured: Program) -> Program:
     """One that keeps the promise of every stage."""
     program = captured.copy()
-    head, rows = the(program, "linear"), the(program, "embedding")
+    head, lookup = the(program, "linear"), the(program, "embedding")
     program.replace_with(head, linear, *head.args)
-    program.replace_with(rows, embedding, rows.args[1], rows.args[0])
+    program.replace_with(lookup, embedding, lookup.args[1], lookup.args[0])
     return program
 
 
@@ -74,7 +74,7 @@ def op_of_a_later_stage(program: Program) -> fx.Node:
     return _after_relu(program, quant_linear.overload)
 
 
-def attention_behind_the_cache(program: Program) -> fx.Node:
+def attention_after_the_cache(program: Program) -> fx.Node:
     return _after_relu(program, attention.overload)
 
 
@@ -129,7 +129,7 @@ REFUSED: dict[str, tuple[Callable[[Program], fx.Node], Stage, str, str]] = {
     "a change in place, later": (in_place, Stage.OPTIMIZED, "relu_", "report the model"),
     "a Python function": (python_function, Stage.CAPTURED, "is no tensor op", "report the model"),
     "an op of a later stage": (op_of_a_later_stage, Stage.CANONICAL, "llmc.quant_linear", "canonicalizing pass"),
-    "attention behind the cache": (attention_behind_the_cache, Stage.CACHED, "llmc.attention", "InsertKvCache"),
+    "attention after the cache": (attention_after_the_cache, Stage.CACHED, "llmc.attention", "InsertKvCache"),
     "rows before the cache": (rows_before_the_cache, Stage.QUANTIZED, "llmc.take_rows", "canonicalizing pass"),
     "a fused norm, captured": (norm_of_a_sum_at_once, Stage.CAPTURED, "llmc.add_rms_norm", "report the model"),
     "the rounding of a weight": (rounding_in_a_program, Stage.CACHED, "llmc.round_weight", "InsertKvCache"),
@@ -162,7 +162,7 @@ def test_a_weight_that_no_node_names_is_refused(program: Program) -> None:
         verify(program)
 
 
-def test_a_node_that_reads_one_behind_it_is_refused(program: Program) -> None:
+def test_a_node_that_reads_a_later_one_is_refused(program: Program) -> None:
     relu = the(program, "relu")
     with program.graph.inserting_before(relu):
         early = program.call(aten.neg.default, relu, like=relu)

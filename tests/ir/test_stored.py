@@ -12,7 +12,7 @@ import llmc
 from llmc.ir import stored as module
 from llmc.ir.stages import Stage
 from llmc.ir.stored import OnlyNumbers, StoredCodes, stored_codes, why_dequantized
-from llmc.ir.weights import Weight, cast, concat, fold, parameter, record, recorded, rows, transpose
+from llmc.ir.weights import Weight, cast, concat, fold, parameter, record, recorded, slice_dim0, transpose
 from llmc.kernels.ops.quantized import dequantize
 
 from ..compiler.frontend.prequantized.files import write
@@ -45,7 +45,13 @@ def dequantized(stored: StoredCodes | None) -> Tensor:
 def test_codes_are_kept_through_slices_concatenations_and_casts(scheme: str, zeros: bool) -> None:
     one, other = (codes(outputs, scheme=scheme, zeros=zeros, seed=outputs) for outputs in (6, 2))
     both = concat([one, other], 0)
-    for weight in (one, both, rows(both, 4, 7), concat([rows(both, 5, 8), rows(one, 0, 1)], 0), cast(both, torch.half)):
+    for weight in (
+        one,
+        both,
+        slice_dim0(both, 4, 7),
+        concat([slice_dim0(both, 5, 8), slice_dim0(one, 0, 1)], 0),
+        cast(both, torch.half),
+    ):
         assert weight.shape[1] == 8 and why_dequantized(weight) is None
         assert torch.equal(dequantized(stored_codes(weight)).to(weight.dtype), weight.evaluate())
     assert stored_codes(one) is one
@@ -53,7 +59,13 @@ def test_codes_are_kept_through_slices_concatenations_and_casts(scheme: str, zer
 
 def test_a_float_weight_has_neither_codes_nor_a_reason() -> None:
     plain = parameter(torch.ones(6, 8), "plain")
-    for weight in (plain, concat([plain, plain], 0), rows(plain, 0, 2), cast(plain, torch.half), transpose(plain)):
+    for weight in (
+        plain,
+        concat([plain, plain], 0),
+        slice_dim0(plain, 0, 2),
+        cast(plain, torch.half),
+        transpose(plain),
+    ):
         assert stored_codes(weight) is None and why_dequantized(weight) is None
 
 
@@ -65,7 +77,7 @@ UNUSABLE = OnlyNumbers(ONE, "a test reason")
     ("weight", "reason"),
     [
         (UNUSABLE, "a test reason"),
-        (cast(rows(concat([ONE, UNUSABLE], 0), 0, 2), torch.half), "a test reason"),
+        (cast(slice_dim0(concat([ONE, UNUSABLE], 0), 0, 2), torch.half), "a test reason"),
         (transpose(UNUSABLE), "a test reason"),
         (concat([ONE, parameter(torch.ones(6, 8), "plain")], 0), "not quantized"),
         (concat([ONE, codes(group_size=2)], 0), "another scheme, group size or symmetry"),

@@ -171,7 +171,7 @@ class Reaches(Pass):
         return PassResult(0)
 
 
-def test_a_stage_is_reached_behind_the_pass_that_leads_there(program: Program) -> None:
+def test_a_stage_is_reached_after_the_pass_that_leads_to_it(program: Program) -> None:
     MatchEmbedding()(program)
     for node in [n for n in program.nodes if is_call(n, "linear")]:
         program.replace_with(node, linear, *node.args)
@@ -181,7 +181,7 @@ def test_a_stage_is_reached_behind_the_pass_that_leads_there(program: Program) -
     assert program.stage is Stage.OPTIMIZED and program.history[-1].stage is Stage.OPTIMIZED
 
 
-def test_a_stage_that_lies_behind_stays_behind(program: Program) -> None:
+def test_a_stage_that_was_passed_stays_passed(program: Program) -> None:
     MatchEmbedding()(program)
     for node in [n for n in program.nodes if is_call(n, "linear")]:
         program.replace_with(node, linear, *node.args)

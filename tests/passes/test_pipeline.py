@@ -23,9 +23,9 @@ from llmc.passes.optimize.unmerge_linears import UnmergeLinears
 from llmc.passes.pipeline import PIPELINE, bring_to, caching_passes, optimizing_passes
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantization_plan import QuantizationPlan
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
-from llmc.passes.quantize.rounding_plan import RoundingPlan
+from llmc.passes.quantize.quantize_activations import QuantizeActivations, QuantizeInKernels
 from llmc.passes.runner import Runner, check_order
 
 
@@ -49,9 +49,9 @@ def eager(sample: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def test_the_lists_are_in_order() -> None:
-    quantize = Quantize(RoundingPlan("none", {}))
+    quantize = Quantize(QuantizationPlan("none", {}))
     check_order(PIPELINE)
-    check_order([*optimizing_passes(["a"]), quantize, *caching_passes(), FuseAttention(8), RoundActivations()])
+    check_order([*optimizing_passes(["a"]), quantize, *caching_passes(), FuseAttention(8), QuantizeActivations()])
 
 
 def test_layers_are_dropped_while_the_program_is_canonical() -> None:
@@ -64,8 +64,8 @@ def test_layers_are_dropped_while_the_program_is_canonical() -> None:
 
 def test_only_passes_that_are_meant_to_change_numbers_may() -> None:
     """The gate's bisection allows each pass the error that it declares."""
-    plan = RoundingPlan("none", {})
-    quantizing = [*caching_passes(cache_codes="int8")[:1], RoundActivations(), RoundInKernels()]
+    plan = QuantizationPlan("none", {})
+    quantizing = [*caching_passes(cache_codes="int8")[:1], QuantizeActivations(), QuantizeInKernels()]
     for passes, numerics in (
         ([*PIPELINE, *caching_passes(), FuseAttention(8), UnmergeLinears(), MoveScales({})], Numerics.EXACT),
         (quantizing, Numerics.QUANTIZES_INPUTS),

@@ -29,12 +29,12 @@ from llmc.passes.match.remove_no_ops import RemoveNoOps
 from llmc.passes.match.unify_op_names import UnifyOpNames
 from llmc.passes.optimize.merge_qkv import MergeQkv
 from llmc.passes.pipeline import PIPELINE, caching_passes
+from llmc.passes.quantize.quantization_plan import QuantizationPlan
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations
-from llmc.passes.quantize.rounding_plan import RoundingPlan
+from llmc.passes.quantize.quantize_activations import QuantizeActivations
 from llmc.passes.runner import PassRun, Runner, check_order
 
-QUANTIZE = Quantize(RoundingPlan("none", {}))
+QUANTIZE = Quantize(QuantizationPlan("none", {}))
 ALL = [*PIPELINE, *caching_passes(), FuseAttention(8)]
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_order_is_refused(passes: list[Pass], words: str) -> None:
 
 
 def test_orders_that_hold() -> None:
-    check_order([*PIPELINE, QUANTIZE, InsertKvCache(), SelectLogits(), FuseAttention(8), RoundActivations()])
+    check_order([*PIPELINE, QUANTIZE, InsertKvCache(), SelectLogits(), FuseAttention(8), QuantizeActivations()])
     check_order([PrecomputePositions(), RemoveNoOps(), MatchRope(), Reach(Stage.CANONICAL), MergeQkv()])
 
 

@@ -49,9 +49,9 @@ def _read(parts: Parts, group_size: int) -> Weight:
 
 def _by_output(words: Weight) -> Weight:
     """Unpack words [N, O/8] to uint8 [O, N], in the order of the output channels."""
-    count, columns = words.shape
+    inputs, words_per_input = words.shape
 
     def sort(nibbles: Tensor, places: Tensor) -> Tensor:
-        return nibbles.view(count, columns, 8).index_select(2, places).view(count, columns * 8)
+        return nibbles.view(inputs, words_per_input, 8).index_select(2, places).view(inputs, words_per_input * 8)
 
     return transpose(expression(sort, fields(raw_bytes(words), 4), _PLACES))

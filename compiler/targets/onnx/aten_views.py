@@ -20,7 +20,7 @@ def unsupported(g: Lowering, what: str) -> LlmcError:
     """Return the error for a form of an op that no entry supports."""
     return LlmcError(
         "OP_UNSUPPORTED",
-        f"The ONNX back end has no lowering for {what}, which {g.scope or 'the model'} does in {g.node.name}.",
+        f"The ONNX target has no lowering for {what}, which {g.scope or 'the model'} does in {g.node.name}.",
         "Report the model; no other option of this target will help.",
     )
 
@@ -236,9 +236,9 @@ def index(g: Lowering, input: Value, indices: Sequence[Value | None]) -> str:
     zero: Any = g.op("Sub", tensors[0], tensors[0])
     for positions in tensors[1:]:
         zero = g.op("Add", zero, g.op("Sub", positions, positions))
-    columns = [g.op("Unsqueeze", g.op("Add", positions, zero), g.constant([-1])) for positions in tensors]
+    indices_per_dim = [g.op("Unsqueeze", g.op("Add", positions, zero), g.constant([-1])) for positions in tensors]
     front = g.op("Transpose", input, perm=[*dims, *rest]) if dims != list(range(len(dims))) else input
-    values = g.op("GatherND", front, g.op("Concat", *columns, axis=-1))
+    values = g.op("GatherND", front, g.op("Concat", *indices_per_dim, axis=-1))
     if dims != list(range(dims[0], dims[-1] + 1)) or dims[0] == 0:
         return values
     index_rank = len(value_of(g.node).shape) - len(rest)

@@ -11,7 +11,7 @@ from typing import IO
 import torch
 from onnx import TensorProto
 
-from ....ir.weights import Weight, rows_of
+from ....ir.weights import Weight, dim0_slice_of
 
 # Alignment in bytes. Large tensors start at a page, so that the mapped file can be used without copies. Small ones
 # start at a cache line.
@@ -59,7 +59,7 @@ class ExternalData:
 
         A slice of output channels is located within the whole weight, which is written instead.
         """
-        if part := rows_of(weight):
+        if part := dim0_slice_of(weight):
             whole, start = part
             location = self.add(name, whole)
             channel_bytes = location.length // whole.shape[0]

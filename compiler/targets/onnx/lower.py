@@ -43,16 +43,12 @@ class Derived:
     """An integer matrix [I, O] that a runtime computes from 4-bit or 8-bit codes when it opens a graph.
 
     It holds the same numbers in the layout of another kernel. Storing it too would double the artifact.
-
-    Attributes:
-        rows: the number of output channels.
-        columns: the number of input channels.
     """
 
     name: str
     scheme: str
-    rows: int
-    columns: int
+    output_channels: int
+    input_channels: int
     group_size: int
     codes: DataLocation
     zeros: DataLocation | None
@@ -60,7 +56,7 @@ class Derived:
 
     @property
     def nbytes(self) -> int:
-        return self.rows * self.columns
+        return self.output_channels * self.input_channels
 
 
 class Lowering(OnnxGraph):
@@ -100,7 +96,7 @@ class Lowering(OnnxGraph):
 
     def derive(self, derived: Derived) -> Value:
         """Return an int8 matrix that the runtime computes."""
-        shape = (derived.columns, derived.rows)
+        shape = (derived.input_channels, derived.output_channels)
         if derived.name not in self.initializers:
             offset = -(-self._derived_end // PAGE) * PAGE
             self._derived_end = offset + derived.nbytes
@@ -168,8 +164,8 @@ class Lowering(OnnxGraph):
         """Return the positions of the new tokens, [B, S]."""
         if "positions" not in self.memo:
             steps = self.op("Range", self.constant(0), self.op("Squeeze", self._length), self.constant(1))
-            column = self.op("Unsqueeze", self.starts, self.constant([1]))
-            self.memo["positions"] = Value(self.op("Add", column, steps), torch.int64, (BATCH, LENGTH))
+            starts = self.op("Unsqueeze", self.starts, self.constant([1]))
+            self.memo["positions"] = Value(self.op("Add", starts, steps), torch.int64, (BATCH, LENGTH))
         return self.memo["positions"]
 
     def cast(self, value: Value | str, dtype: torch.dtype) -> Value:

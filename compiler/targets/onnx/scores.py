@@ -81,7 +81,7 @@ def _update(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, rin
         return keys, values, keys, values
     all_keys, all_values = (g.op("Concat", old, new, axis=2) for old, new in pairs)
     slots = ring_slots(g, int(k_cache.shape[2]), all_keys, all_values)
-    keys, values = (written_round(g, old, new, slots) for old, new in pairs)
+    keys, values = (written_to_ring(g, old, new, slots) for old, new in pairs)
     return keys, values, all_keys, all_values
 
 
@@ -101,7 +101,7 @@ def ring_slots(g: Lowering, size: int, all_keys: str, all_values: str) -> str:
     return g.op("Add", g.memo[key], g.op("Sub", *batches))
 
 
-def written_round(g: Lowering, cache: Value, new: Value, slots: str) -> str:
+def written_to_ring(g: Lowering, cache: Value, new: Value, slots: str) -> str:
     """Write the new tokens to a ring; if there are more than it holds, the last ones."""
     size = int(cache.shape[2])
     # If there are fewer than `size` tokens, the slice returns all.

@@ -13,7 +13,7 @@ from .graph import Value
 from .lower import Lowering, Table, WeightValue
 from .moe import MOE
 from .quantized import standard_embedding, standard_linear
-from .rounded_cache import attend as attend_rounded
+from .quantized_cache import attend as attend_quantized
 from .scores import attend
 
 
@@ -82,7 +82,7 @@ STANDARD: Table = (
         "llmc.gated_act": gated_act,
         "llmc.layer_norm": layer_norm,
         "llmc.linear": linear,
-        "llmc.quant_cached_attention": attend_rounded,
+        "llmc.quant_cached_attention": attend_quantized,
         "llmc.quant_embedding": standard_embedding,
         "llmc.quant_linear": standard_linear,
         "llmc.rms_norm": rms_norm,

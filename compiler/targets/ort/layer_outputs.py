@@ -12,7 +12,7 @@ import onnx
 from ....errors import LlmcError
 from ....ir.program import layer_in
 from ....runtimes.artifact.manifest import Manifest
-from ....runtimes.engines.ort.layers import WatchedGraph
+from ....runtimes.engines.ort.layers import GraphWithLayerOutputs
 from ....runtimes.engines.ort.section import read_section
 
 # Ops that add two values -> the index of the output that is their sum.
@@ -24,7 +24,7 @@ _SIZES = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
-class Borders:
+class LayerOutputs:
     """The outputs of a graph's layers, by the layer's module path, in order.
 
     Attributes:
@@ -38,30 +38,32 @@ class Borders:
     unclear: dict[str, str]
 
 
-def watch_layers(folder: Path, manifest: Manifest) -> dict[str, WatchedGraph]:
+def add_layer_outputs(folder: Path, manifest: Manifest) -> dict[str, GraphWithLayerOutputs]:
     """Return an artifact's graphs with the layers' outputs as additional outputs, by file name.
 
     Raises:
         LlmcError: NO_LAYER_BORDERS if no layer of a graph has a single output value.
     """
-    watched = {}
+    graphs = {}
     for spec in read_section(manifest).graphs.values():
         model = onnx.load(folder / spec.file, load_external_data=False)
-        borders = find_borders(model.graph)
-        if not borders.values:
-            reason = "; ".join(f"{layer}: {why}" for layer, why in list(borders.unclear.items())[:1])
+        outputs = find_layer_outputs(model.graph)
+        if not outputs.values:
+            reason = "; ".join(f"{layer}: {why}" for layer, why in list(outputs.unclear.items())[:1])
             raise LlmcError(
                 "NO_LAYER_BORDERS",
                 f"{spec.file} has no layer with a single output ({reason or 'none of its modules has a number'}).",
                 "Measure it without --per-layer.",
             )
         # The runtime infers the type.
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in borders.values.values())
-        watched[spec.file] = WatchedGraph(model.SerializeToString(), borders.values, borders.before, borders.unclear)
-    return watched
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs.values.values())
+        graphs[spec.file] = GraphWithLayerOutputs(
+            model.SerializeToString(), outputs.values, outputs.before, outputs.unclear
+        )
+    return graphs
 
 
-def find_borders(graph: onnx.GraphProto) -> Borders:
+def find_layer_outputs(graph: onnx.GraphProto) -> LayerOutputs:
     """Find the single output value of each layer. The layer of a node is part of the node's name.
 
     Only values that depend on the tokens count. Caches don't, nor do keys and values for the attention of another
@@ -100,7 +102,7 @@ def find_borders(graph: onnx.GraphProto) -> Borders:
             continue
         for user in all_users:
             before.setdefault(user.layer, layer)
-    return Borders(values, before, unclear)
+    return LayerOutputs(values, before, unclear)
 
 
 class _User(NamedTuple):

@@ -11,8 +11,8 @@ from ....ir.weights import transpose
 from ..onnx.graph import MICROSOFT, Value
 from ..onnx.lower import Derived, Lowering, WeightValue
 from ..onnx.quantized import standard_embedding, standard_linear, with_bias
-from ..onnx.rounded_inputs import integer_input
-from ..onnx.rounded_matrix import RoundedMatrix
+from ..onnx.quantized_inputs import integer_input
+from ..onnx.quantized_matrix import QuantizedMatrix
 from .facts import FASTEST_GROUPS
 
 
@@ -21,7 +21,7 @@ def contrib_linear(
     scheme: str, group_size: int, activation: str, x_scale: Value | None, multiples: WeightValue | None,
 ) -> str:  # fmt: skip
     """Multiply by the codes directly; with int8 inputs as a product of integers."""
-    matrix = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
+    matrix = QuantizedMatrix(weight, scales, zeros, multiples, scheme, group_size)
     if activation == "int8" and _is_integers(g, matrix):
         return with_bias(g, _integer_matmul(g, x, matrix, x_scale), bias)
     block = matrix.block(FASTEST_GROUPS)
@@ -37,7 +37,7 @@ def contrib_embedding(
     group_size: int, multiples: WeightValue | None,
 ) -> str:  # fmt: skip
     """Look up and dequantize the codes of the tokens in one op."""
-    table = RoundedMatrix(weight, scales, zeros, multiples, scheme, group_size)
+    table = QuantizedMatrix(weight, scales, zeros, multiples, scheme, group_size)
     block = table.block(FASTEST_GROUPS)
     if scheme not in ("int8", "int4") or block is None:
         return standard_embedding(g, ids, weight, scales, zeros, scheme, group_size, multiples)
@@ -48,47 +48,49 @@ def contrib_embedding(
     )  # fmt: skip
 
 
-def _matmul_of_codes(g: Lowering, x: Value, matrix: RoundedMatrix, block: int, bias: Value | None) -> str:
+def _matmul_of_codes(g: Lowering, x: Value, matrix: QuantizedMatrix, block: int, bias: Value | None) -> str:
     bits = 4 if matrix.is_packed else 8
-    codes = matrix.unsigned(g, (matrix.rows, matrix.columns // block, block * bits // 8))
+    codes = matrix.unsigned(g, (matrix.output_channels, matrix.input_channels // block, block * bits // 8))
     # accuracy_level 4: the kernel quantizes the input to int8 per block, which is required for the fast kernels.
     return g.op(
         "MatMulNBits", x, codes, matrix.spacing(g, block), matrix.unsigned_zeros(g, block), None, bias,
-        domain=MICROSOFT, K=matrix.columns, N=matrix.rows, bits=bits, block_size=block, accuracy_level=4,
+        domain=MICROSOFT, K=matrix.input_channels, N=matrix.output_channels, bits=bits, block_size=block,
+        accuracy_level=4,
     )  # fmt: skip
 
 
-def _matmul_of_levels(g: Lowering, x: Value, matrix: RoundedMatrix, block: int) -> str:
-    blocks = matrix.rows * (matrix.columns // block)
+def _matmul_of_levels(g: Lowering, x: Value, matrix: QuantizedMatrix, block: int) -> str:
+    blocks = matrix.output_channels * (matrix.input_channels // block)
     scales = g.op("Reshape", matrix.spacing(g, block), g.constant([blocks]))
     return g.op(
         "MatMulBnb4", x, matrix.high_nibble_first(g), scales, domain=MICROSOFT,
-        K=matrix.columns, N=matrix.rows, block_size=block, quant_type=1,
+        K=matrix.input_channels, N=matrix.output_channels, block_size=block, quant_type=1,
     )  # fmt: skip
 
 
-def _is_integers(g: Lowering, matrix: RoundedMatrix) -> bool:
+def _is_integers(g: Lowering, matrix: QuantizedMatrix) -> bool:
     """True if the weight can be an int8 matrix times one scale per output channel.
 
     Such a matrix is stored, or derived by the runtime from 4-bit codes.
     """
     if matrix.scheme == "int8":
-        return matrix.has_one_step
+        return matrix.is_per_channel
     return matrix.scheme == "int4" and matrix.scales.shape[1] == 1 and g.derives
 
 
-def _integer_matmul(g: Lowering, x: Value, matrix: RoundedMatrix, x_scale: Value | None) -> str:
+def _integer_matmul(g: Lowering, x: Value, matrix: QuantizedMatrix, x_scale: Value | None) -> str:
     """Multiply integers exactly, and then multiply by both scales."""
     codes, scale = integer_input(g, x, x_scale)
     y = g.op(
         "MatMulIntegerToFloat", codes, _transposed(g, matrix), g.constant(1.0) if x_scale is None else scale,
-        matrix.row_scales(g), g.constant(128, torch.uint8), matrix.row_zeros(g) if matrix.scheme == "int8" else None,
+        matrix.output_scales(g), g.constant(128, torch.uint8),
+        matrix.output_zeros(g) if matrix.scheme == "int8" else None,
         domain=MICROSOFT,
     )  # fmt: skip
     return g.op("Mul", y, scale) if x_scale is None else y
 
 
-def _transposed(g: Lowering, matrix: RoundedMatrix) -> Value:
+def _transposed(g: Lowering, matrix: QuantizedMatrix) -> Value:
     """Return the integers [I, O] of the weight.
 
     These are int8 codes, or int4 codes minus their zero points, times their multiples.
@@ -101,5 +103,5 @@ def _transposed(g: Lowering, matrix: RoundedMatrix) -> Value:
         zeros = g.data.add(str(matrix.zeros), matrix.unsigned_zeros_weight(matrix.group_size))
     if matrix.multiples is not None:
         multiples = g.data.add(str(matrix.multiples), matrix.multiples.weight)
-    shape = matrix.rows, matrix.columns
+    shape = matrix.output_channels, matrix.input_channels
     return g.derive(Derived(name, matrix.scheme, *shape, matrix.group_size, codes, zeros, multiples))

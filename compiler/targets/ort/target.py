@@ -15,7 +15,7 @@ from .options import OrtOptions
 if TYPE_CHECKING:
     from ....ir.program import Program
     from ....passes.base import Pass
-    from ....passes.quantize.rounding_plan import Choice, RoundingPlan
+    from ....passes.quantize.quantization_plan import Choice, QuantizationPlan
     from ....runtimes.engines.base import LayerEngine
 
 
@@ -44,11 +44,11 @@ class OrtTarget(Target):
         return choice.group_size if choice.grid.scheme in ("int8", "int4") else None
 
     def finishing_passes(
-        self, config: CompileConfig, plan: RoundingPlan | None, exact_inputs: Collection[str]
+        self, config: CompileConfig, plan: QuantizationPlan | None, exact_inputs: Collection[str]
     ) -> Mapping[str, Sequence[Pass]]:
         from ....passes.cache.fuse_attention import FuseAttention
         from ....passes.optimize.unmerge_linears import UnmergeLinears
-        from ....passes.quantize.round_activations import RoundActivations, RoundInKernels
+        from ....passes.quantize.quantize_activations import QuantizeActivations, QuantizeInKernels
 
         is_contrib = self.options_of(config).ops == "contrib"
         fused: list[Pass] = [FuseAttention(HEAD_MULTIPLE)] if is_contrib else []
@@ -57,8 +57,8 @@ class OrtTarget(Target):
         if plan is None or not (quantizes_prompts or quantizes_by_token):
             return {"step": fused}
         # Few tokens wait for weights: the kernels that expand codes are faster. Many wait for arithmetic.
-        rounded: list[Pass] = [RoundActivations(exact_inputs)] if quantizes_prompts else []
-        return {"step": [*fused, RoundInKernels()], "prefill": [*fused, *rounded, UnmergeLinears()]}
+        quantizing: list[Pass] = [QuantizeActivations(exact_inputs)] if quantizes_prompts else []
+        return {"step": [*fused, QuantizeInKernels()], "prefill": [*fused, *quantizing, UnmergeLinears()]}
 
     def lower(self, graphs: Mapping[str, Program], folder: Path, config: CompileConfig, watch: Watch) -> Lowered:
         from .write import write_graphs
@@ -74,11 +74,11 @@ class OrtTarget(Target):
 
     def open_layers(self, folder: Path, *, threads: int | None = None) -> LayerEngine:
         from ....runtimes.artifact.open import open_artifact
-        from ....runtimes.engines.ort.layers import WatchedEngine
-        from .layer_outputs import watch_layers
+        from ....runtimes.engines.ort.layers import LayerOutputEngine
+        from .layer_outputs import add_layer_outputs
 
         manifest = open_artifact(folder)
-        return WatchedEngine(folder, manifest, watch_layers(folder, manifest), threads=threads)
+        return LayerOutputEngine(folder, manifest, add_layer_outputs(folder, manifest), threads=threads)
 
     def _quantizes_prompts(self, config: CompileConfig) -> bool:
         """Return True if prompts run on integer kernels although the scheme keeps inputs exact."""

@@ -69,8 +69,8 @@ def _derived_spec(made: Derived, offset: int) -> DerivedSpec:
     return DerivedSpec(
         name=made.name,
         scheme=made.scheme,
-        rows=made.rows,
-        columns=made.columns,
+        rows=made.output_channels,
+        columns=made.input_channels,
         group_size=made.group_size,
         file=made.codes.file,
         codes_offset=made.codes.offset,

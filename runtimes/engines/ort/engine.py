@@ -177,7 +177,7 @@ class GraphSession:
 
     Attributes:
         runs: the number of runs so far.
-        chooses_rows: True if the graph has an input with the indices of the tokens whose logits it returns.
+        selects_logits: True if the graph has an input with the indices of the tokens whose logits it returns.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class GraphSession:
     ) -> None:
         self.session, self._held = open_session(folder, spec, threads, model, trace)
         self.runs = 0
-        self.chooses_rows = any(i.name == "rows" for i in self.session.get_overridable_initializers())
+        self.selects_logits = any(i.name == "rows" for i in self.session.get_overridable_initializers())
         self.file = spec.file
         self.vocab_size = vocab_size
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
@@ -228,7 +228,7 @@ class GraphSession:
         batch, length = tokens.shape
         inputs = {"input_ids": tokens, "attention_mask": mask}
         count = length
-        if self.chooses_rows:
+        if self.selects_logits:
             inputs["rows"] = self._last if last_only else np.arange(length)
             count = len(inputs["rows"])
         self.runs += 1

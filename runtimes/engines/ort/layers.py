@@ -15,7 +15,7 @@ from .section import GraphFile
 
 
 @dataclass(frozen=True)
-class WatchedGraph:
+class GraphWithLayerOutputs:
     """A graph with the outputs of its layers as additional outputs.
 
     Attributes:
@@ -31,17 +31,22 @@ class WatchedGraph:
     unclear: Mapping[str, str]
 
 
-class WatchedEngine(OrtEngine):
+class LayerOutputEngine(OrtEngine):
     """An artifact whose graphs also return the outputs of layers; see `LayerEngine`.
 
     Args:
-        watched: the graphs by file name.
+        graphs_with_outputs: the graphs by file name.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, watched: Mapping[str, WatchedGraph], *, threads: int | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        graphs_with_outputs: Mapping[str, GraphWithLayerOutputs],
+        *,
+        threads: int | None = None,
     ) -> None:
-        self.watched = watched
+        self.graphs_with_outputs = graphs_with_outputs
         self._pieces: list[dict[str, np.ndarray]] = []
         self._wrong_shapes: dict[str, str] = {}
         super().__init__(folder, manifest, threads=threads)
@@ -49,16 +54,16 @@ class WatchedEngine(OrtEngine):
     @property
     def unclear(self) -> dict[str, str]:
         """Why layers have no output value; reasons that only a run shows appear after the first call of `values`."""
-        by_graph = {layer: why for graph in self.watched.values() for layer, why in graph.unclear.items()}
+        by_graph = {layer: why for graph in self.graphs_with_outputs.values() for layer, why in graph.unclear.items()}
         return by_graph | self._wrong_shapes
 
     @property
     def before(self) -> dict[str, str]:
-        return {layer: other for graph in self.watched.values() for layer, other in graph.before.items()}
+        return {layer: other for graph in self.graphs_with_outputs.values() for layer, other in graph.before.items()}
 
     @property
     def layers(self) -> list[str]:
-        return list(dict.fromkeys(name for graph in self.watched.values() for name in graph.values))
+        return list(dict.fromkeys(name for graph in self.graphs_with_outputs.values() for name in graph.values))
 
     def values(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         self._pieces.clear()
@@ -67,13 +72,15 @@ class WatchedEngine(OrtEngine):
         return {layer: np.concatenate([piece[layer] for piece in self._pieces], 1) for layer in common}
 
     def _open(self, spec: GraphFile) -> GraphSession:
-        return _Watched(self.folder, spec, self.threads, self.vocab_size, self.watched[spec.file], self._traces)
+        return _SessionWithLayerOutputs(
+            self.folder, spec, self.threads, self.vocab_size, self.graphs_with_outputs[spec.file], self._traces
+        )
 
     def _run(
         self, graph: GraphSession, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool
     ) -> np.ndarray:
         logits = super()._run(graph, tokens, starts, slot, last_only)
-        assert isinstance(graph, _Watched)
+        assert isinstance(graph, _SessionWithLayerOutputs)
         by_token = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == tokens.shape}
         for layer in graph.seen.keys() - by_token:
             shape = list(graph.seen[layer].shape)
@@ -82,7 +89,7 @@ class WatchedEngine(OrtEngine):
         return logits
 
 
-class _Watched(GraphSession):
+class _SessionWithLayerOutputs(GraphSession):
     """A session that keeps the layers' outputs of the last call, [B, S, ...], in `seen`."""
 
     def __init__(
@@ -91,11 +98,11 @@ class _Watched(GraphSession):
         spec: GraphFile,
         threads: int,
         vocab_size: int,
-        watched: WatchedGraph,
+        graph: GraphWithLayerOutputs,
         trace: Path | None = None,
     ) -> None:
-        super().__init__(folder, spec, threads, vocab_size, watched.model, trace)
-        self.names = watched.values
+        super().__init__(folder, spec, threads, vocab_size, graph.model, trace)
+        self.names = graph.values
         self.seen: dict[str, np.ndarray] = {}
 
     def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, last_only: bool) -> np.ndarray:

@@ -134,7 +134,7 @@ def test_the_summary(asked: dict[str, Any]) -> None:
         "",
         'To run it: llmc run out "Write two sentences about the sea."',
     ]
-    assert "gate         left out (--no-verify)" in compile("--no-verify").stdout
+    assert "gate         skipped (--no-verify)" in compile("--no-verify").stdout
 
 
 def test_the_summary_shows_the_result_of_max_kl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

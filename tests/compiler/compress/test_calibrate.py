@@ -17,8 +17,8 @@ from llmc.compiler.compress import calibrate as module
 from llmc.compiler.compress.calibrate import ALGORITHMS, Calibration, calibrate
 from llmc.ir.program import Program
 from llmc.passes.quantize.move_scales import MoveScales
+from llmc.passes.quantize.quantization_plan import QuantizationPlan, analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import RoundingPlan, analyse
 from llmc.passes.quantize.schemes import Grid, Override, Scheme
 
 INT4 = make_scheme("int4", Grid("int4", 16))
@@ -32,24 +32,24 @@ def program() -> Program:
 TOKENS = inputs(24, 30)[0]
 
 
-def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple[RoundingPlan, Calibration]:
+def calibrated(program: Program, algorithm: str, scheme: Scheme = INT4) -> tuple[QuantizationPlan, Calibration]:
     plan = analyse(program, scheme)
     return plan, calibrate(program, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), input_group=input_group)
 
 
-def divergence(program: Program, plan: RoundingPlan, found: Calibration | None, tokens: Tensor) -> float:
-    """KL divergence of the rounded program from the program."""
-    rounded = program.copy()
+def divergence(program: Program, plan: QuantizationPlan, found: Calibration | None, tokens: Tensor) -> float:
+    """KL divergence of the quantized program from the program."""
+    quantized = program.copy()
     if found is not None:
-        MoveScales(found.scales)(rounded)
-    Quantize(plan, found.rounded if found else {})(rounded)
+        MoveScales(found.scales)(quantized)
+    Quantize(plan, found.quantized if found else {})(quantized)
     positions = torch.arange(tokens.shape[1]).repeat(len(tokens), 1)
-    own, other = (torch.log_softmax(p(tokens, positions), -1) for p in (program, rounded))
+    own, other = (torch.log_softmax(p(tokens, positions), -1) for p in (program, quantized))
     return float((own.exp() * (own - other)).sum(-1).mean())
 
 
 @pytest.mark.parametrize(("algorithm", "share"), [("gptq", 0.67), ("awq", 0.95)])
-def test_better_than_plain_rounding(program: Program, algorithm: str, share: float) -> None:
+def test_better_than_rounding_to_nearest(program: Program, algorithm: str, share: float) -> None:
     plan, found = calibrated(program, algorithm)
     other = inputs(9, 17)[0]
     for tokens in (TOKENS, other):
@@ -75,7 +75,7 @@ def test_only_what_the_plan_names(program: Program) -> None:
     names = [name for name in program.weights if "down_proj" in name]
     plan = analyse(program, INT4, [Override("*down_proj*", None)])
     found = calibrate(program, plan, ALGORITHMS["gptq"], TOKENS, new_cache(), input_group=input_group)
-    assert names and not set(names) & set(found.rounded) and len(found.rounded) > 2
+    assert names and not set(names) & set(found.quantized) and len(found.quantized) > 2
 
 
 def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +97,10 @@ def test_it_goes_on_where_it_was_interrupted(program: Program, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         again()
     found = again()
-    assert calls == 4 + len(whole.rounded) - 3  # three were there
-    for name, parts in whole.rounded.items():
-        assert torch.equal(found.rounded[name].codes.evaluate(), parts.codes.evaluate())
-        assert torch.equal(found.rounded[name].scales.evaluate(), parts.scales.evaluate())
+    assert calls == 4 + len(whole.quantized) - 3  # three were there
+    for name, parts in whole.quantized.items():
+        assert torch.equal(found.quantized[name].codes.evaluate(), parts.codes.evaluate())
+        assert torch.equal(found.quantized[name].scales.evaluate(), parts.scales.evaluate())
     assert set(found.scales) == set(whole.scales)
 
 
@@ -122,7 +122,7 @@ def test_progress(program: Program) -> None:
 def test_a_static_scale_of_inputs(program: Program) -> None:
     scheme = make_scheme("static", Grid("int8", activation="int8", static=True))
     _, found = calibrated(program, "smoothquant", scheme)
-    for parts in found.rounded.values():
+    for parts in found.quantized.values():
         assert parts.x_scale is not None and parts.x_scale.shape == () and float(parts.x_scale.evaluate()) > 0
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llmc.compiler.compress.channel_scales import AWQ, SMOOTHQUANT, Inputs, search_scales
-from llmc.passes.quantize.rounding_plan import Choice
+from llmc.passes.quantize.quantization_plan import Choice
 from llmc.passes.quantize.schemes import Grid
 
 INT8 = Choice(Grid("int8"), "linear", 64)

@@ -11,7 +11,7 @@ import llmc
 from llmc.compiler.compress.dequantized import describe_dequantized, why_dequantized_weights
 from llmc.ir.stages import Stage
 from llmc.ir.stored import OnlyNumbers
-from llmc.passes.quantize.rounding_plan import Choice
+from llmc.passes.quantize.quantization_plan import Choice
 from llmc.passes.quantize.schemes import Grid
 from llmc.runtimes.artifact.manifest import QuantizationSpec
 

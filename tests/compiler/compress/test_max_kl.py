@@ -17,7 +17,7 @@ from llmc.compiler.compress.max_kl import keep_under
 from llmc.compiler.compress.quantization import Quantization
 from llmc.compiler.trials import Trials
 from llmc.errors import LlmcError
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan
+from llmc.passes.quantize.quantization_plan import Choice, QuantizationPlan
 from llmc.passes.quantize.schemes import Grid
 from llmc.runtimes.artifact.manifest import MaxKlSpec
 
@@ -72,11 +72,11 @@ NAMES = [f"w{i}" for i in range(20)]
 def quantization() -> Quantization:
     """Weights in 4 bits that could have more, each with half the loss of the one before."""
     return Quantization(
-        RoundingPlan("int4", {name: Choice(Grid("int4", 16), "linear", 16) for name in NAMES}, (16,)),
+        QuantizationPlan("int4", {name: Choice(Grid("int4", 16), "linear", 16) for name in NAMES}, (16,)),
         "gptq",
         promoted=Grid("int8"),
         candidates=tuple(Candidate(name, 0.5**i, 10) for i, name in enumerate(NAMES)),
-        columns=dict.fromkeys(NAMES, 64),
+        input_channels=dict.fromkeys(NAMES, 64),
     )
 
 

@@ -21,8 +21,8 @@ from llmc.ir.program import Program
 from llmc.ir.weights import parameter
 from llmc.passes.quantize.move_scales import MoveScales
 from llmc.passes.quantize.prune import Prune
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize, round_to_nearest
-from llmc.passes.quantize.rounding_plan import analyse
 from llmc.passes.quantize.schemes import Grid
 
 HALF, TWO_OF_FOUR = Sparsity(0.5), Sparsity(0.5, 4)
@@ -36,7 +36,7 @@ def program() -> Program:
 
 def applied(program: Program, found: Pruned) -> Program:
     made = program.copy()
-    assert Prune(found.weights, found.whole)(made).matches == len(found.weights) > 6
+    assert Prune(found.weights, found.unpruned)(made).matches == len(found.weights) > 6
     return made
 
 
@@ -76,7 +76,7 @@ def test_exactly_half_of_all_but_the_head(program: Program, algorithm: str) -> N
         assert (weight.shape, weight.dtype) == (program.weights[name].shape, program.weights[name].dtype)
         assert ((value.unflatten(1, (-1, 4)) == 0).sum(2) == 2).all()
         assert not weight.is_constant
-    assert list(found.whole) == ["lm_head.weight"]
+    assert list(found.unpruned) == ["lm_head.weight"]
 
 
 def test_inputs_are_those_of_the_pruned_program(program: Program) -> None:
@@ -167,8 +167,8 @@ def test_rounding_keeps_zeros(program: Program, grid: Grid) -> None:
         found = calibrate(
             pruned, plan, ALGORITHMS[algorithm], TOKENS, new_cache(), input_group=input_group, keep_zeros=True
         )
-        assert found.rounded.keys() == gone.keys()
-        for name, parts in found.rounded.items():
+        assert found.quantized.keys() == gone.keys()
+        for name, parts in found.quantized.items():
             assert (parts.value(plan.weights[name])[gone[name]] == 0).all(), (algorithm, name)
 
 
@@ -180,6 +180,6 @@ def test_gptq_makes_good_what_it_may(program: Program) -> None:
     found = calibrate(pruned, plan, algorithm, TOKENS, new_cache(), input_group=input_group, keep_zeros=True)
     made, plainly = pruned.copy(), pruned.copy()
     MoveScales(found.scales)(made)
-    Quantize(plan, found.rounded)(made)
+    Quantize(plan, found.quantized)(made)
     Quantize(plan)(plainly)
     assert divergence(pruned, made, TOKENS) < 0.9 * divergence(pruned, plainly, TOKENS)

@@ -96,7 +96,7 @@ def test_a_wrong_artifact_is_seen_although_the_model_is_another(
 
 
 @pytest.mark.parametrize("algo", [None, "rtn"])
-def test_rounding_comes_behind_and_keeps_zeros(tmp_path: Path, algo: str | None) -> None:
+def test_quantization_follows_and_keeps_zeros(tmp_path: Path, algo: str | None) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     text = read_text(tmp_path / "text.txt")
     config = make_config(
@@ -113,10 +113,10 @@ def test_rounding_comes_behind_and_keeps_zeros(tmp_path: Path, algo: str | None)
     gone = {name: program.weights[name].evaluate() == 0 for name in found.pruned.weights}
     rounding = quantize(source, program, config, find_target("ort"), text, cache)
     assert rounding is not None and rounding.algorithm == (algo or "gptq")
-    assert set(rounding.calibration.rounded) == (set(gone) if algo is None else set())
+    assert set(rounding.calibration.quantized) == (set(gone) if algo is None else set())
     for name, zeros in gone.items():
         choice = rounding.plan.weights[name]
-        parts = rounding.calibration.rounded.get(name) or round_to_nearest(program.weights[name], choice)
+        parts = rounding.calibration.quantized.get(name) or round_to_nearest(program.weights[name], choice)
         assert (parts.value(choice)[zeros] == 0).all() and zeros.float().mean() == 0.5
 
 

@@ -85,7 +85,7 @@ class Exempting(OrtTarget):
 def test_sensitive_inputs_stay_exact_as_far_as_the_target_allows(tmp_path: Path) -> None:
     found = [decided(tmp_path, target=Exempting(share), quantize="int4", raise_share=0) for share in (0.0, 0.4, 1.0)]
     none, some, all_linears = (one.exact_inputs for one in found if one is not None)
-    assert not none and none < some < all_linears == set(found[0].calibration.rounded)  # type: ignore[union-attr]
+    assert not none and none < some < all_linears == set(found[0].calibration.quantized)  # type: ignore[union-attr]
     assert [one.spec().exact_inputs for one in found if one is not None] == [0, len(some), len(all_linears)]
 
 

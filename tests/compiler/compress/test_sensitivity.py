@@ -14,7 +14,7 @@ from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.ir.weights import parameter
 from llmc.kernels.ops import linear
-from llmc.kernels.ops.quantized import round_activation
+from llmc.kernels.ops.quantized import quantize_activation
 from llmc.passes.queries import is_op
 
 TOKENS = inputs(64, 30)[0]
@@ -53,7 +53,7 @@ def kld(exact: Tensor, changed: Tensor) -> float:
 
 
 def rounded(x: Tensor) -> Tensor:
-    codes, scale = round_activation(x, "int8")
+    codes, scale = quantize_activation(x, "int8")
     return codes * scale
 
 
@@ -81,7 +81,7 @@ def test_segments_do_not_change_the_result(program: Program) -> None:
         assert scores == pytest.approx(expected, rel=1e-4) and scores.keys() == errors.keys()
 
 
-def test_rounded_inputs_estimated_and_measured(program: Program) -> None:
+def test_quantized_inputs_estimated_and_measured(program: Program) -> None:
     none = {name: lambda shape=program.weights[name].shape: torch.zeros(shape) for name in noise(program, 0.0)}
     estimated = sensitivity(program, TOKENS, none)
     assert not any(estimated.weights.values())

@@ -12,7 +12,7 @@ from transformers import BloomConfig, Gemma2Config, GPT2Config, Qwen3MoeConfig
 
 import llmc
 from llmc.ir.stages import Stage
-from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.quantization_plan import analyse
 
 from .gguf_files import (
     LAYER,

@@ -27,12 +27,12 @@ from llmc.passes.cache.insert_kv_cache import InsertKvCache
 from llmc.passes.optimize.drop_layers import DropLayers
 from llmc.passes.optimize.unmerge_linears import UnmergeLinears
 from llmc.passes.pipeline import caching_passes, optimizing_passes
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
-from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.quantize_activations import QuantizeActivations, QuantizeInKernels
 from llmc.passes.queries import is_call, is_op
 from llmc.passes.runner import Runner
-from llmc.runtimes.measure.selfcheck import limits_row
+from llmc.runtimes.measure.selfcheck import limits_key
 
 TOKENS = inputs(2, 9)[0]
 
@@ -59,14 +59,14 @@ def captured() -> Program:
 
 
 def recipe(**options: Any) -> tuple[Recipe, str]:
-    """The passes of a compilation with these options, and the row of the gate's limits."""
+    """The passes of a compilation with these options, and the key of the gate's limits."""
     config = make_config(**options)
     scheme = TARGET.scheme(config)
     plan = None if scheme is None else analyse(program_at(Stage.OPTIMIZED), scheme)
     quantizing = [] if plan is None else [Quantize(plan)]
     common = [*optimizing_passes(), *quantizing, *caching_passes(cache_codes=config.cache_codes)]
-    row = limits_row(config.quantize or "fp32", False, config.cache_codes)
-    return Recipe(common, TARGET.finishing_passes(config, plan, ())), row
+    key = limits_key(config.quantize or "fp32", False, config.cache_codes)
+    return Recipe(common, TARGET.finishing_passes(config, plan, ())), key
 
 
 def found_in(made: tuple[Recipe, str]) -> FaultyPass | None:
@@ -138,9 +138,9 @@ def negate(program: Program, node: fx.Node) -> None:
 
 # Pass, options with which it has something to do, and the graph that it is for.
 FINISHING: dict[str, tuple[type[Pass], dict[str, Any], str]] = {
-    "RoundActivations": (RoundActivations, {"quantize": "int4"}, "prefill"),
+    "QuantizeActivations": (QuantizeActivations, {"quantize": "int4"}, "prefill"),
     "UnmergeLinears": (UnmergeLinears, {"quantize": "int4"}, "prefill"),
-    "RoundInKernels": (RoundInKernels, {"quantize": "w8a8"}, "step"),
+    "QuantizeInKernels": (QuantizeInKernels, {"quantize": "w8a8"}, "step"),
 }
 
 
@@ -170,11 +170,11 @@ def test_parts_of_a_linear_that_change_places(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("graph", ["step", "prefill"])
 def test_a_pass_that_is_faulty_in_one_of_two_graphs(graph: str) -> None:
-    made, row = recipe(quantize="int4")
+    made, key = recipe(quantize="int4")
     assert list(made.finishing) == ["step", "prefill"]
     passes = made.finishing[graph]
     broken = Recipe(made.common, {**made.finishing, graph: [*passes, Break()]})
-    assert_found((broken, row), "Break", graph)
+    assert_found((broken, key), "Break", graph)
 
 
 def test_the_first_graph_is_named_if_both_have_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,16 +190,16 @@ def test_the_first_graph_is_named_if_both_have_the_fault(monkeypatch: pytest.Mon
 
 
 def test_the_place_is_the_first_module_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, row = recipe()
-    found = assert_found((Recipe([*made.common, Break()], {}), row), "Break", "")
+    made, key = recipe()
+    found = assert_found((Recipe([*made.common, Break()], {}), key), "Break", "")
     assert found.place == "model.layers.0.mlp.down_proj"
     assert str(found).startswith("Break is the first pass to change the result (error ")
     assert str(found).endswith(", first in model.layers.0.mlp.down_proj")
 
 
 def test_numbers_that_are_not_finite_are_a_fault() -> None:
-    made, row = recipe(quantize="int4")
-    found = assert_found((Recipe([*made.common, Break(float("nan"))], {}), row), "Break", "")
+    made, key = recipe(quantize="int4")
+    found = assert_found((Recipe([*made.common, Break(float("nan"))], {}), key), "Break", "")
     assert found.error != found.error
 
 
@@ -261,8 +261,8 @@ def test_a_wrong_use_of_starts_in_a_pass_after_the_cache(monkeypatch: pytest.Mon
 
 
 def test_a_wrong_use_of_starts_in_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, RoundInKernels, double_starts)
-    assert_found(recipe(quantize="w8a8"), "RoundInKernels", "step")
+    plant(monkeypatch, QuantizeInKernels, double_starts)
+    assert_found(recipe(quantize="w8a8"), "QuantizeInKernels", "step")
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, kind: type[Pass], damage: Callable[[Program], None]) -> None:
@@ -290,8 +290,8 @@ def test_fuel_is_that_of_the_compilation(monkeypatch: pytest.MonkeyPatch) -> Non
             Runner(fuel=fuel).run(program.copy(), passes)
     Runner(fuel=fuel).run(program.copy(), made[0].finishing["prefill"][:1])
     spent = 100_000 - int(fuel.left)
-    monkeypatch.setattr(RoundActivations, "rewrite", then(negate)(RoundActivations.rewrite))
+    monkeypatch.setattr(QuantizeActivations, "rewrite", then(negate)(QuantizeActivations.rewrite))
     monkeypatch.setenv("LLMC_FUEL", str(spent))
     assert found_in(made) is None
     monkeypatch.setenv("LLMC_FUEL", str(spent + 10))
-    assert_found(made, "RoundActivations", "prefill")
+    assert_found(made, "QuantizeActivations", "prefill")

@@ -15,9 +15,9 @@ from zoo.tiny import tiny_model
 
 from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.gate.layer_outputs import artifact_layers, model_layers
-from llmc.compiler.targets.ort.layer_outputs import watch_layers
+from llmc.compiler.targets.ort.layer_outputs import add_layer_outputs
 from llmc.runtimes.artifact.open import read_manifest
-from llmc.runtimes.engines.ort.layers import WatchedEngine
+from llmc.runtimes.engines.ort.layers import LayerOutputEngine
 from llmc.runtimes.measure.layers import LayerErrors, LayerReference, measure_layers
 from llmc.runtimes.measure.windows import Window
 
@@ -28,22 +28,22 @@ WINDOWS = [Window(np.random.default_rng(n).integers(3, 70, n + 1), 1) for n in (
 @functools.cache
 def reference(model_type: str) -> LayerReference:
     model = str(speaking_model()) if model_type == "speaking" else find_source(tiny_model(model_type))
-    names = watched(artifact(model_type)).watched["model.onnx"].values
+    names = layer_engine(artifact(model_type)).graphs_with_outputs["model.onnx"].values
     return model_layers(model, names, WINDOWS)
 
 
-def watched(folder: Path) -> WatchedEngine:
+def layer_engine(folder: Path) -> LayerOutputEngine:
     manifest = read_manifest(folder)
-    return WatchedEngine(folder, manifest, watch_layers(folder, manifest), threads=1)
+    return LayerOutputEngine(folder, manifest, add_layer_outputs(folder, manifest), threads=1)
 
 
 def errors(folder: Path, model_type: str) -> LayerErrors:
-    return measure_layers(watched(folder), reference(model_type), WINDOWS)
+    return measure_layers(layer_engine(folder), reference(model_type), WINDOWS)
 
 
-# Norms of two kinds, before and behind, parallel blocks, sums with and without a norm behind, experts, biases.
+# Norms of two kinds, before and after, parallel blocks, sums with and without a norm after, experts, biases.
 @pytest.mark.parametrize("model_type", ["speaking", "gpt2", "gemma2", "olmo2", "falcon", "aria_text", "bart"])
-def test_an_artifact_that_rounds_nothing_is_its_model_at_every_layer(model_type: str) -> None:
+def test_an_unquantized_artifact_is_its_model_at_every_layer(model_type: str) -> None:
     found = errors(artifact(model_type), model_type)
     assert [layer.why for layer in found.layers] == [None, None]
     assert all(0 < layer.error < 3e-6 and 0 < layer.median < 3e-6 for layer in found.layers)  # type: ignore[operator]
@@ -58,10 +58,10 @@ def test_in_plain_onnx_as_well() -> None:
 
 def test_rounding_shows_in_both_graphs() -> None:
     folder = artifact("speaking", quantize="int4", algo="rtn")
-    assert set(watched(folder).watched) == {"model.onnx", "prefill.onnx"}
+    assert set(layer_engine(folder).graphs_with_outputs) == {"model.onnx", "prefill.onnx"}
     for i, window in enumerate(WINDOWS):
         one = LayerReference([reference("speaking").windows[i]])
-        found = measure_layers(watched(folder), one, [window])
+        found = measure_layers(layer_engine(folder), one, [window])
         assert all(1e-3 < layer.error < 0.5 for layer in found.layers)  # type: ignore[operator]
 
 
@@ -88,10 +88,10 @@ def test_a_damaged_weight_shows_first_at_its_layer(harmed: int, tmp_path: Path) 
 
 def test_an_artifact_as_the_reference() -> None:
     rounded, plain = artifact("speaking", quantize="int4", algo="rtn"), artifact("speaking")
-    against_itself = measure_layers(watched(rounded), artifact_layers(rounded, WINDOWS), WINDOWS)
+    against_itself = measure_layers(layer_engine(rounded), artifact_layers(rounded, WINDOWS), WINDOWS)
     assert [(layer.error, layer.median) for layer in against_itself.layers] == [(0, 0), (0, 0)]
     found, model = (
-        measure_layers(watched(rounded), artifact_layers(plain, WINDOWS), WINDOWS),
+        measure_layers(layer_engine(rounded), artifact_layers(plain, WINDOWS), WINDOWS),
         errors(rounded, "speaking"),
     )
     for one, other in zip(found.layers, model.layers, strict=True):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from llmc import LlmcError
 from llmc.compiler.frontend import eager
-from llmc.compiler.gate import reference_logits as ruler
+from llmc.compiler.gate import reference_logits
 from llmc.compiler.gate.reference_logits import StoredReference, reference_of
 from llmc.ir.weights import Leaf, constant
 from llmc.runtimes.engines.load import load
@@ -91,7 +91,7 @@ def test_perplexity_and_divergence_are_those_of_transformers(
     assert found.same_top1 and found.same_top1.value == pytest.approx(same)
 
 
-def test_an_artifact_that_rounds_nothing_is_at_the_floor_of_float16(windows: list[Window]) -> None:
+def test_an_unquantized_artifact_is_at_the_floor_of_float16(windows: list[Window]) -> None:
     found = evaluate(load(artifact("speaking")), windows, reference(windows))
     assert found.kld and found.kld.max < 1e-6
     assert found.ratio and abs(found.ratio.value - 1) < 1e-6
@@ -103,11 +103,11 @@ def test_what_float16_costs() -> None:
     random = np.random.default_rng(0)
     for spread in (0.5, 2, 5, 10):
         logits = random.normal(scale=spread, size=(64, 50_000)).astype(np.float32)
-        wide = ruler.log_softmax(logits)
-        kept = ruler.log_softmax((logits - logits.max(1, keepdims=True)).astype(np.float16))
+        wide = reference_logits.log_softmax(logits)
+        kept = reference_logits.log_softmax((logits - logits.max(1, keepdims=True)).astype(np.float16))
         assert (np.exp(wide) * (wide - kept)).sum(1).max() < 1e-6
         for distance in (0.01, 0.3):
-            other = ruler.log_softmax(logits + random.normal(scale=distance, size=logits.shape))
+            other = reference_logits.log_softmax(logits + random.normal(scale=distance, size=logits.shape))
             exact, got = ((np.exp(p) * (p - other)).sum(1).mean() for p in (wide, kept))
             assert abs(got - exact) < 1e-6 + 5e-4 * exact, (spread, distance)
 
@@ -175,7 +175,7 @@ def test_a_model_of_another_vocabulary(windows: list[Window], cache: Path) -> No
 
 
 def test_a_disk_without_room(windows: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ruler.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(reference_logits.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(LlmcError, match=r"REFERENCE_DISK.*LLMC_CACHE"):
         reference(windows)
     (tmp_path / "file").write_text("")
@@ -203,8 +203,8 @@ def test_weights_are_kept_as_far_as_there_is_room(
 
     if system:
         (tmp_path / "meminfo").write_text(f"MemTotal: 999999 kB\n{system}\n")
-    monkeypatch.setattr(ruler, "Path", {"/proc/meminfo": tmp_path / "meminfo"}.__getitem__)
-    kept = ruler.keep_in_memory({"w": Counted(weight.source)})
+    monkeypatch.setattr(reference_logits, "Path", {"/proc/meminfo": tmp_path / "meminfo"}.__getitem__)
+    kept = reference_logits.keep_in_memory({"w": Counted(weight.source)})
     values = [kept["w"].evaluate() for _ in range(2)]
     assert count == reads
     assert torch.equal(values[0], values[1]) and torch.equal(values[0], torch.arange(300.0))

@@ -39,7 +39,7 @@ def test_the_reference_is_the_model_on_english() -> None:
     assert str(reference.precision) == "fp32" and reference.rounded.shape == (0,)
 
 
-def test_rounded_weights_have_a_reference_of_their_own() -> None:
+def test_quantized_weights_have_a_second_reference() -> None:
     reference = GateReference.read(artifact("speaking", quantize="int4"))
     assert reference.rounded.shape == reference.logits.shape
     error = np.square(reference.rounded - reference.logits).mean() ** 0.5

@@ -14,8 +14,8 @@ from llmc.compiler.targets.ort.facts import FACTS
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.passes.pipeline import bring_to
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import analyse
 
 
 class Model(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmc.kernels.ops.quantized import FLOAT8, NF4, dequantize, pack_nibbles, round_activation, unpack_nibbles
+from llmc.kernels.ops.quantized import FLOAT8, NF4, dequantize, pack_nibbles, quantize_activation, unpack_nibbles
 
 
 def fp8_value(code: int) -> float:
@@ -88,7 +88,7 @@ def test_refusals():
         with pytest.raises(ValueError, match="no zero"):
             dequantize(weight, scales, scales, scheme, 8)
     with pytest.raises(ValueError, match="int4"):
-        round_activation(scales, "int4")
+        quantize_activation(scales, "int4")
 
 
 def nearest_even(value: float, grid: list[float]) -> float:
@@ -105,7 +105,7 @@ GRIDS = [("int8", INT8_GRID), ("fp8", FP8_GRID), ("fp8_e5m2", E5M2_GRID)]
 @pytest.mark.parametrize(("activation", "grid"), GRIDS)
 def test_the_scale_of_a_token_comes_from_its_largest_magnitude(activation: str, grid: list[float]):
     x = torch.randn(3, 40, dtype=torch.float64) * torch.tensor([[1.0], [100.0], [1e-4]])
-    codes, scale = round_activation(x, activation)
+    codes, scale = quantize_activation(x, activation)
     for token in range(3):
         expected = max(abs(value) for value in x[token].tolist()) / grid[-1]
         assert scale[token] == pytest.approx(expected, rel=1e-15)
@@ -118,13 +118,13 @@ def test_values_beyond_a_static_scale_saturate_and_ties_round_to_even(activation
     middles = [(low + high) / 2 for low, high in pairwise(grid)]
     values = [*grid, *middles, -1e6, 1e6, 449.0, 460.0, 464.0, 465.0, 61440.0, 1e9, float("inf"), -float("inf")]
     x, scale = torch.tensor(values) * 0.25, torch.tensor(0.25)
-    codes, _ = round_activation(x, activation, scale)
+    codes, _ = quantize_activation(x, activation, scale)
     assert codes.tolist() == [nearest_even(min(max(value, grid[0]), grid[-1]), grid) for value in values]
-    nan, _ = round_activation(torch.tensor([float("nan"), 1.0]), activation, scale)
+    nan, _ = quantize_activation(torch.tensor([float("nan"), 1.0]), activation, scale)
     assert nan.isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("activation", ["int8", "fp8", "fp8_e5m2"])
 def test_zeros_remain_zeros(activation: str):
-    codes, scale = round_activation(torch.zeros(2, 8), activation)
+    codes, scale = quantize_activation(torch.zeros(2, 8), activation)
     assert not codes.any() and (scale > 0).all()

@@ -13,7 +13,14 @@ import torch
 
 from llmc.kernels.ops import round_weight, rounding
 from llmc.kernels.ops.quantized import FLOAT8, NF4, dequantize, unpack_nibbles
-from llmc.kernels.ops.rounding import LARGEST_MULTIPLE, GridScales, codes_of, nearest, packed, plain_steps
+from llmc.kernels.ops.rounding import (
+    LARGEST_MULTIPLE,
+    QuantizationParameters,
+    codes_of,
+    default_parameters,
+    nearest,
+    packed,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Output channels of zeros, of one nonzero weight, of very different magnitudes, and with one huge weight.
@@ -181,7 +188,7 @@ def test_requantizing_dequantized_codes_returns_the_codes(scheme: str, symmetric
         assert grid.multiples is None or torch.equal(multiples, grid.multiples)
 
 
-def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[torch.Tensor, GridScales]:
+def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[torch.Tensor, QuantizationParameters]:
     """Return random unpacked codes [O, I] and scales.
 
     Every group contains the largest code, and every output channel the largest multiple.
@@ -195,11 +202,11 @@ def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[
         ends = torch.tensor([0x7E, 0xFE] if scheme == "fp8" else [0x7B, 0xFB])
         codes = allowed[torch.randint(len(allowed), shape)]
         codes[..., 0] = ends[torch.randint(2, shape[:2])]
-        return codes.to(torch.uint8).flatten(1).view(FLOAT8[scheme]), GridScales(scales)
+        return codes.to(torch.uint8).flatten(1).view(FLOAT8[scheme]), QuantizationParameters(scales)
     if scheme == "int8":
         codes = torch.randint(-127, 128, shape)
         codes[..., 0] = 127 * (2 * torch.randint(2, shape[:2]) - 1)
-        return codes.to(torch.int8).flatten(1), GridScales(scales)
+        return codes.to(torch.int8).flatten(1), QuantizationParameters(scales)
     codes = torch.randint(16, shape, dtype=torch.uint8)
     codes[..., 0] = 0  # the only code of the largest magnitude
     if scheme == "int4":
@@ -211,7 +218,7 @@ def on_grid(scheme: str, symmetric: bool, shape: tuple[int, int, int]) -> tuple[
         else:
             zeros = torch.randint(16, shape[:2], dtype=torch.uint8)
             codes[..., 1] = 15
-    return codes.flatten(1), GridScales(scales, zeros, multiples)
+    return codes.flatten(1), QuantizationParameters(scales, zeros, multiples)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +254,8 @@ def test_the_block_size_does_not_change_the_codes(
 def test_codes_for_given_scales_are_the_nearest(scheme: str, symmetric: bool) -> None:
     """No other code has a nearer value. Calibration relies on this."""
     weight, group = torch.randn(5, 32), 8
-    grid = plain_steps(weight, scheme, group, symmetric)
-    grid = GridScales(grid.scales * 0.9, *grid[1:])  # some weights are beyond the largest code
+    grid = default_parameters(weight, scheme, group, symmetric)
+    grid = QuantizationParameters(grid.scales * 0.9, *grid[1:])  # some weights are beyond the largest code
     codes = codes_of(weight, grid, scheme, group)
     assert codes.shape == weight.shape
     got = dequantize(packed(codes, scheme), grid.scales, grid.zeros, scheme, group, multiples=grid.multiples)

@@ -60,17 +60,17 @@ def test_the_last_layer_is_computed_for_selected_tokens(
 
 def test_logits_equal_those_of_all_tokens() -> None:
     result = program(ops_after_attention)
-    all_logits, *caches = result.run(*with_rows(result, range(5)))
+    all_logits, *caches = result.run(*with_wanted(result, range(5)))
     HoistLogitSelection()(result)
-    for rows in ([-1], [4, 0, 0], range(5)):
-        logits, *new_caches = result.run(*with_rows(result, rows))
-        torch.testing.assert_close(logits, all_logits[:, list(rows)])
+    for wanted in ([-1], [4, 0, 0], range(5)):
+        logits, *new_caches = result.run(*with_wanted(result, wanted))
+        torch.testing.assert_close(logits, all_logits[:, list(wanted)])
         assert all(map(torch.equal, new_caches, caches))
 
 
-def with_rows(result: Program, rows: object) -> list[Tensor]:
+def with_wanted(result: Program, wanted: object) -> list[Tensor]:
     tokens, starts, _, *caches = samples(result, 2, 5)
-    return [tokens, starts, torch.tensor(list(rows)), *caches]  # type: ignore[call-overload]
+    return [tokens, starts, torch.tensor(list(wanted)), *caches]  # type: ignore[call-overload]
 
 
 def test_nothing_is_done_without_fuel_or_a_selection() -> None:

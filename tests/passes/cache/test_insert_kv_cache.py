@@ -11,7 +11,7 @@ from attending import DIM, HEADS, KV_HEADS, MAX_SEQ_LEN, SCALE, VALUE_DIM, Atten
 from check_pass import VOCAB, check_rerun
 from torch import Tensor
 
-from llmc.compiler.gate.rounded_cache import with_rounded_keys
+from llmc.compiler.gate.quantized_cache import with_quantized_cache
 from llmc.errors import LlmcError
 from llmc.ir.caches import Cache
 from llmc.ir.program import Program
@@ -129,12 +129,12 @@ def test_a_few_tokens_at_a_time_equal_all_at_once(name: str) -> None:
 
 
 # Tolerances by codes: a sum in another order may round a number to a neighbouring code.
-ROUNDED = {"int8": 5e-3, "fp8": 3e-2}
+QUANTIZED = {"int8": 5e-3, "fp8": 3e-2}
 
 
-@pytest.mark.parametrize("codes", ROUNDED)
+@pytest.mark.parametrize("codes", QUANTIZED)
 @pytest.mark.parametrize("name", ["plain", "rings", "all of it in rings", "shared, a window in one layer"])
-def test_a_quantized_cache_equals_attention_over_rounded_keys_and_values(name: str, codes: str) -> None:
+def test_a_quantized_cache_equals_attention_over_quantized_keys_and_values(name: str, codes: str) -> None:
     attend, caches = VARIANTS[name]
     before = optimized(attend)
     program = before.copy()
@@ -151,9 +151,9 @@ def test_a_quantized_cache_equals_attention_over_rounded_keys_and_values(name: s
 
     tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     got, positions = run_in_chunks(program, tokens), torch.arange(LENGTH).repeat(2, 1)
-    want, unrounded = with_rounded_keys(before, codes)(tokens, positions), before(tokens, positions)
+    want, unrounded = with_quantized_cache(before, codes)(tokens, positions), before(tokens, positions)
     for i, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
-        torch.testing.assert_close(got[i, start:end], want[i, start:end], atol=ROUNDED[codes], rtol=0)
+        torch.testing.assert_close(got[i, start:end], want[i, start:end], atol=QUANTIZED[codes], rtol=0)
         assert (got[i, start:end] - unrounded[i, start:end]).abs().max() > 2e-4, "nothing was rounded"
     check_rerun(program)
 

@@ -18,8 +18,8 @@ from llmc.kernels.ops import attention, embedding, linear
 from llmc.passes.base import Fuel, PassResult
 from llmc.passes.cache.select_logits import SelectLogits
 from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import analyse
 
 aten = torch.ops.aten
 WIDTH = 8
@@ -90,8 +90,8 @@ def test_the_caller_chooses_the_number_of_tokens() -> None:
     batch, length = map(str, program.inputs[0].meta["val"].shape)
     assert str(program.output.meta["val"].shape[1]) not in (batch, length, "1")
     tokens, starts, _ = samples(program, 2, 5)
-    for rows in ([-1], [0, 1, 2, 3, 4], [2, 2], [0, 1, 2, 3, 4, -1, -2]):
-        torch.testing.assert_close(program(tokens, starts, torch.tensor(rows)), all_logits[:, rows])
+    for wanted in ([-1], [0, 1, 2, 3, 4], [2, 2], [0, 1, 2, 3, 4, -1, -2]):
+        torch.testing.assert_close(program(tokens, starts, torch.tensor(wanted)), all_logits[:, wanted])
 
 
 def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from check_pass import VOCAB, capture
 from torch import Tensor, fx, nn
 
 from llmc.ir.program import Program
-from llmc.passes.match.token_independent import Statics, Unknown
+from llmc.passes.match.token_independent import TokenIndependentValues, Unknown
 from llmc.passes.queries import is_call
 
 
@@ -40,7 +40,7 @@ def the(program: Program, *ops: str) -> fx.Node:
 
 
 def test_finds_token_independent_nodes(program: Program) -> None:
-    values = Statics(program)
+    values = TokenIndependentValues(program)
     assert the(program, "cumsum") in values
     assert the(program, "sin") in values
     assert the(program, "cos") in values
@@ -51,7 +51,7 @@ def test_finds_token_independent_nodes(program: Program) -> None:
 
 @pytest.mark.parametrize(("batch", "length"), [(2, 5), (1, 32)])
 def test_values_at_a_size(program: Program, batch: int, length: int) -> None:
-    at = Statics(program).at(batch, length)
+    at = TokenIndependentValues(program).at(batch, length)
     assert torch.equal(at(the(program, "cumsum")), torch.ones(batch, length, 4).cumsum(1))
     grid = program.weights["grid"].evaluate()
     assert torch.equal(at(the(program, "sin")), grid[:length, :length].sin())
@@ -60,7 +60,7 @@ def test_values_at_a_size(program: Program, batch: int, length: int) -> None:
 
 
 def test_a_number_must_be_the_same_at_every_size(program: Program) -> None:
-    values = Statics(program)
+    values = TokenIndependentValues(program)
     assert values.number(2) == 2.0
     assert values.number(the(program, "mean")) is None
     assert values.number(the(program, "exp")) is None
@@ -72,9 +72,9 @@ def test_a_random_value_is_not_token_independent() -> None:
             return super().forward(tokens, positions) + torch.rand(tokens.shape[1], 1).tanh()
 
     program = capture(Random())
-    assert the(program, "tanh") not in Statics(program)
+    assert the(program, "tanh") not in TokenIndependentValues(program)
 
 
 def test_a_value_that_is_too_large_is_refused(program: Program) -> None:
     with pytest.raises(Unknown, match="too large to evaluate"):
-        Statics(program).at(1 << 26, 1)(the(program, "cumsum"))
+        TokenIndependentValues(program).at(1 << 26, 1)(the(program, "cumsum"))

@@ -15,9 +15,9 @@ from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.match.unify_op_names import UnifyOpNames
 from llmc.passes.optimize.unmerge_linears import UnmergeLinears
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations
-from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.quantize_activations import QuantizeActivations
 from llmc.passes.quantize.schemes import Grid
 
 HIDDEN, WIDE = 32, 24
@@ -58,7 +58,7 @@ def quantized(join: Callable[[Tensor], Tensor], name: str, bias: bool = False) -
     program = capture(Merged(join, bias), first=[UnifyOpNames()], stage=Stage.OPTIMIZED)
     Quantize(analyse(program, make_scheme(name, GRIDS[name])))(program)
     program.stage = Stage.CACHED
-    RoundActivations()(program)
+    QuantizeActivations()(program)
     return program
 
 

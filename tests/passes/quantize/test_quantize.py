@@ -21,8 +21,8 @@ from llmc.kernels.ops import embedding, linear, moe, quant_embedding, quant_line
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.quantize.quantization_plan import Choice, QuantizationPlan, analyse
 from llmc.passes.quantize.quantize import Quantize, QuantizedWeight
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
 from llmc.passes.quantize.schemes import Grid, Scheme
 from llmc.passes.queries import is_op
 
@@ -108,7 +108,7 @@ def quant_calls(program: Program) -> list[dict[str, Any]]:
 
 
 LINEARS = {"llmc.linear", "llmc.embedding"}
-ROUNDED = {"llmc.quant_linear", "llmc.quant_embedding"}
+QUANTIZED = {"llmc.quant_linear", "llmc.quant_embedding"}
 
 
 def quantize(program: Program, chosen: Scheme) -> Quantize:
@@ -139,7 +139,7 @@ PARTS: dict[str, dict[str, tuple[torch.dtype, tuple[int, int]]]] = {
 @pytest.mark.parametrize("name", GRIDS)
 def test_weights_become_codes(name: str) -> None:
     before = model(name)
-    program = check_pass(quantize(before, scheme(name)), before, matches=6, gone=LINEARS, there=ROUNDED)
+    program = check_pass(quantize(before, scheme(name)), before, matches=6, gone=LINEARS, there=QUANTIZED)
     assert program.stage is Stage.QUANTIZED
     *layers, head = quant_calls(program)
     is_grouped = isinstance(GRIDS[name].group, int)
@@ -162,7 +162,7 @@ def test_groups_divide_the_inputs(wanted: int, groups: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_a_shared_weight_is_quantized_once(name: str) -> None:
     before = model(name, True)
-    program = check_pass(quantize(before, scheme(name)), before, matches=6, gone=LINEARS, there=ROUNDED)
+    program = check_pass(quantize(before, scheme(name)), before, matches=6, gone=LINEARS, there=QUANTIZED)
     (lookup,) = [n for n in program.nodes if is_op(n, quant_embedding)]
     head = quant_calls(program)[-1]
     assert (head["weight"], head["scales"]) == tuple(lookup.args[1:3])
@@ -172,20 +172,20 @@ def test_an_int4_embedding_has_multiples() -> None:
     torch.manual_seed(0)
     before = model("int4", True, None)
     before.weights["embed"] = constant(on_grid(even(VOCAB, WIDTH), GRIDS["int4 with zeros"]), "embed")
-    plan = RoundingPlan("one", {"embed": Choice(GRIDS["int4 with zeros"], "a test", 16, True)})
-    program = check_pass(Quantize(plan), before, matches=2, gone={"llmc.embedding"}, there=ROUNDED)
+    plan = QuantizationPlan("one", {"embed": Choice(GRIDS["int4 with zeros"], "a test", 16, True)})
+    program = check_pass(Quantize(plan), before, matches=2, gone={"llmc.embedding"}, there=QUANTIZED)
     (lookup,) = [n for n in program.nodes if is_op(n, quant_embedding)]
     call = quant_embedding.bind(lookup.args, dict(lookup.kwargs))
     assert [str(call[part]) for part in ("zeros", "multiples")] == ["embed_zeros", "embed_multiples"]
 
 
-def test_w8a8_rounds_the_channels_linears_but_not_of_the_head() -> None:
+def test_w8a8_quantizes_inputs_of_linears_but_not_of_the_head() -> None:
     """The embeddings are on an int8 grid, so rounding them again changes nothing."""
     before = model("int8 per channel", False, lambda m, x, p: linear(linear(x, m.layers[0].up)[..., :WIDTH], m.head))
     for name in ("embed", "head"):
         before.weights[name] = parameter(on_grid(before.weights[name].evaluate(), Grid("int8")), name)
     plan = analyse(before, make_scheme("one", Grid("int8", activation="int8"), Grid("int8")))
-    program = check_pass(Quantize(plan), before, matches=3, gone=LINEARS, there=ROUNDED)
+    program = check_pass(Quantize(plan), before, matches=3, gone=LINEARS, there=QUANTIZED)
     assert [call["activation"] for call in quant_calls(program)] == ["int8", "none"]
 
 
@@ -200,7 +200,7 @@ def test_calibrated_weights_are_used() -> None:
     }
     rounded = QuantizedWeight(**{name: constant(value, name) for name, value in parts.items()})
     grid = Grid("int4", 16, symmetric=False, activation="int8", static=True)
-    plan = RoundingPlan("one", {"layers.0.up": Choice(grid, "a test", 16)})
+    plan = QuantizationPlan("one", {"layers.0.up": Choice(grid, "a test", 16)})
     assert Quantize(plan, {"layers.0.up": rounded})(program).matches == 1
     (call,) = quant_calls(program)
     assert (call["activation"], str(call["x_scale"])) == ("int8", "layers_0_up_x_scale")

@@ -65,7 +65,7 @@ def test_a_caches_bytes() -> None:
     assert rounded.nbytes == 3 * (64 + 32 + 2 * 4) * 128 == replace(rounded, dtype="fp8").nbytes
 
 
-def test_rounded_caches_there_and_back() -> None:
+def test_quantized_caches_round_trip() -> None:
     cache = replace(WHOLE.caches[0], dtype="fp8")
     rounded = replace(WHOLE, caches=[cache])
     assert Manifest.from_json(rounded.to_json()) == rounded

@@ -18,7 +18,7 @@ from compiled import artifact
 import llmc
 from llmc import LlmcError
 from llmc.runtimes.engines.base import Engine
-from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, GateReference, check, limits_row
+from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, GateReference, check, limits_key
 
 Arguments = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -51,7 +51,7 @@ def forgets_the_last(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) 
     return tokens, np.where(tokens.shape[1] == 1, np.maximum(starts - 1, 0), starts), slots
 
 
-def mixes_up_rows_of_a_step(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
+def mixes_up_sequences_of_a_step(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
     return tokens, starts, slots if tokens.shape[1] > 1 else slots[::-1]
 
 
@@ -75,7 +75,7 @@ FAULTS = {
     "a number more on all logits": (same, lambda logits: logits + 3, ()),
     "positions shifted": (later, same, (0, 1, 2)),
     "a token forgotten": (forgets_the_last, same, (1,)),
-    "rows mixed up": (mixes_up_rows_of_a_step, same, (1,)),
+    "sequences mixed up": (mixes_up_sequences_of_a_step, same, (1,)),
     "a piece begins anew": (forgets_what_came_before_a_piece, same, (2,)),
     "vocabulary permuted": (same, lambda logits: np.roll(logits, 1, -1), (0, 1, 2)),
     "logits scaled": (same, lambda logits: logits * 1.01, (0, 1, 2)),
@@ -114,7 +114,7 @@ def test_what_is_measured(engine: Engine, reference: GateReference) -> None:
     assert [c.measured for c in scaled.checks] == [pytest.approx(0.01, rel=0.01)] * 3
 
 
-def test_rounded_weights_are_held_to_both() -> None:
+def test_quantized_weights_are_checked_against_both() -> None:
     folder = artifact("speaking", quantize="int4")
     reference = GateReference.read(folder)
     engine = llmc.load(folder, threads=1)
@@ -129,7 +129,7 @@ def test_rounded_weights_are_held_to_both() -> None:
 
 
 @pytest.mark.parametrize("codes", CACHE_LIMITS)
-def test_a_rounded_cache_is_held_to_rounded_keys_and_values(codes: str) -> None:
+def test_a_quantized_cache_is_checked_against_quantized_keys_and_values(codes: str) -> None:
     folder = artifact("speaking", kv_cache_dtype=codes)
     reference, engine = GateReference.read(folder), llmc.load(folder, threads=1)
     report = check(engine, reference)
@@ -137,15 +137,15 @@ def test_a_rounded_cache_is_held_to_rounded_keys_and_values(codes: str) -> None:
     model, alike = report.checks[0], report.checks[1]
     assert (model.limit, alike.limit) == (CACHE_LIMITS[codes].model, CACHE_LIMITS[codes].rounded)
     assert alike.measured < model.measured / 5
-    for call in (later, forgets_the_last, mixes_up_rows_of_a_step, forgets_what_came_before_a_piece):
+    for call in (later, forgets_the_last, mixes_up_sequences_of_a_step, forgets_what_came_before_a_piece):
         assert not check(Wrong(engine, call, same), reference).passed
 
 
-def test_limits_of_rounded_caches_are_the_wider_of_both() -> None:
-    assert LIMITS[limits_row("fp32", False, "int8")] == CACHE_LIMITS["int8"]
-    assert LIMITS[limits_row("int4", False, "fp8")] == LIMITS["int4"]
-    assert LIMITS[limits_row("fp32", True, "fp8")] == replace(CACHE_LIMITS["fp8"], model=2.0)
-    assert limits_row("int4", False) == "int4" and limits_row("int4", True) == "pruned int4"
+def test_limits_of_quantized_caches_are_the_wider_of_both() -> None:
+    assert LIMITS[limits_key("fp32", False, "int8")] == CACHE_LIMITS["int8"]
+    assert LIMITS[limits_key("int4", False, "fp8")] == LIMITS["int4"]
+    assert LIMITS[limits_key("fp32", True, "fp8")] == replace(CACHE_LIMITS["fp8"], model=2.0)
+    assert limits_key("int4", False) == "int4" and limits_key("int4", True) == "pruned int4"
 
 
 def test_a_reference_as_it_was_saved(reference: GateReference, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from llmc.compiler.targets.onnx.external import LINE, PAGE, ExternalData
-from llmc.ir.weights import constant, record, recorded, rows, transpose
+from llmc.ir.weights import constant, record, recorded, slice_dim0, transpose
 
 
 def test_small_tensors_are_aligned_to_lines_and_large_ones_to_pages(tmp_path: Path) -> None:
@@ -33,22 +33,22 @@ def test_slices_of_output_channels_are_located_in_the_whole(tmp_path: Path) -> N
     tensor = torch.arange(24.0).view(6, 4)
     whole = constant(tensor, "w")
     parts = {
-        "rows": rows(whole, 2, 5),
+        "output channels": slice_dim0(whole, 2, 5),
         "negative start": recorded(record(whole)[-2:]),
-        "columns": recorded(record(whole)[:, 1:3]),
+        "input channels": recorded(record(whole)[:, 1:3]),
     }
     with ExternalData(tmp_path / "data") as data:
         locations = {name: data.add(name, part) for name, part in parts.items()}
         first = data.add("w", whole)
     stored = (tmp_path / "data").read_bytes()
     for name, expected in {
-        "rows": tensor[2:5],
+        "output channels": tensor[2:5],
         "negative start": tensor[-2:],
-        "columns": tensor[:, 1:3].contiguous(),
+        "input channels": tensor[:, 1:3].contiguous(),
     }.items():
         location = locations[name]
         assert stored[location.offset : location.offset + location.length] == expected.numpy().tobytes(), name
-    assert locations["rows"].offset == first.offset + 2 * 16
+    assert locations["output channels"].offset == first.offset + 2 * 16
 
 
 def test_equal_bytes_are_written_once(tmp_path: Path) -> None:

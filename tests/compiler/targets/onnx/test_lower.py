@@ -67,7 +67,7 @@ def test_inputs_and_outputs(program: Program, tmp_path: Path) -> None:
     ]
 
 
-def test_rows_are_optional(program: Program, tmp_path: Path) -> None:
+def test_the_selection_of_logits_is_optional(program: Program, tmp_path: Path) -> None:
     chosen = program.copy()
     assert SelectLogits()(chosen).matches == 1
     model = lowered(chosen, tmp_path)
@@ -90,8 +90,8 @@ def test_rows_are_optional(program: Program, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(last), want[:, -1:], rtol=0, atol=1e-5)
 
 
-def test_the_start_of_a_row_is_read_off_the_mask(program: Program, tmp_path: Path) -> None:
-    """Rows of one call hold unlike many positions, and how long the mask is does not matter."""
+def test_starts_follow_from_the_attention_mask(program: Program, tmp_path: Path) -> None:
+    """Sequences of one call hold different numbers of positions; the length of the mask does not matter."""
     lowered(program, tmp_path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

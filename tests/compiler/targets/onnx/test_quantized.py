@@ -6,7 +6,7 @@ import pytest
 import torch
 from calling import SIZES, calling, check_call, random, run_in_onnx
 from check_pass import inputs
-from rounding_kinds import KINDS, OUTPUTS, lookup, product, rounded, scheme_of
+from quantization_kinds import KINDS, OUTPUTS, lookup, product, quantized_parts, scheme_of
 from torch import Tensor
 
 from llmc.compiler.targets.onnx.standard import STANDARD
@@ -26,7 +26,7 @@ CASES = [
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("kind", "group", "width"), CASES)
 def test_quantized_weights_in_standard_ops(kind: str, group: int, width: int, bias: bool) -> None:
-    parts = rounded(kind, group, width)
+    parts = quantized_parts(kind, group, width)
     call = product(kind, group, bias=bias, parts=parts)
     check_call(call, STANDARD, width, tolerance=1e-4, as_written=True, **parts, bias=random(OUTPUTS, seed=2))
 
@@ -35,7 +35,7 @@ def test_quantized_weights_in_standard_ops(kind: str, group: int, width: int, bi
 @pytest.mark.parametrize(("kind", "group", "width"), CASES)
 def test_quantized_weights_in_contrib_ops(kind: str, group: int, width: int, bias: bool) -> None:
     """Integer kernels quantize inputs to int8 per block: 0.3% error of the maximum."""
-    parts = rounded(kind, group, width)
+    parts = quantized_parts(kind, group, width)
     call = product(kind, group, bias=bias, parts=parts)
     program = calling(call, width, **parts, bias=random(OUTPUTS, seed=2) * 10)
     run = run_in_onnx(program, CONTRIB)
@@ -61,7 +61,7 @@ QUANTIZED_INPUTS = [
 @pytest.mark.parametrize(("kind", "group", "activation"), QUANTIZED_INPUTS)
 def test_quantized_inputs_are_exact(kind: str, group: int, activation: str, table: str, static: bool) -> None:
     """Input and weight are codes, so only the final float operations may differ."""
-    parts = rounded(kind, group, 96)
+    parts = quantized_parts(kind, group, 96)
     # Inputs range up to 3, so with this scale some of them saturate.
     tensors = {"bias": random(OUTPUTS, seed=2), "x_scale": torch.tensor(2.2 / (127 if activation == "int8" else 448))}
     call = product(kind, group, activation, bias=True, static=static, parts=parts)
@@ -71,7 +71,7 @@ def test_quantized_inputs_are_exact(kind: str, group: int, activation: str, tabl
 @pytest.mark.parametrize("activation", ["int8", "fp8", "fp8_e5m2"])
 @pytest.mark.parametrize("table", TABLES)
 def test_tokens_of_zeros_and_of_huge_numbers(table: str, activation: str) -> None:
-    parts = rounded("int8", 96, 96)
+    parts = quantized_parts("int8", 96, 96)
 
     def call(m: object, x: Tensor, positions: Tensor) -> Tensor:
         scaled = x * torch.where(positions % 3 == 0, 0.0, torch.where(positions % 3 == 1, 1e6, 1.0)).unsqueeze(-1)
@@ -85,5 +85,5 @@ def test_tokens_of_zeros_and_of_huge_numbers(table: str, activation: str) -> Non
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize(("kind", "group", "width"), CASES)
 def test_quantized_embeddings(kind: str, group: int, width: int, table: str) -> None:
-    parts = rounded(kind, group, width)
+    parts = quantized_parts(kind, group, width)
     check_call(lookup(kind, group, parts), TABLES[table], width, **parts)

@@ -9,22 +9,22 @@ import pytest
 from compiled import artifact
 
 from llmc import LlmcError
-from llmc.compiler.targets.ort.layer_outputs import Borders, find_borders, watch_layers
+from llmc.compiler.targets.ort.layer_outputs import LayerOutputs, add_layer_outputs, find_layer_outputs
 from llmc.runtimes.artifact.open import read_manifest
 
 
-def borders(*nodes: tuple[str, str, str, str], outputs: tuple[str, ...] = ("logits",)) -> Borders:
+def find(*nodes: tuple[str, str, str, str], outputs: tuple[str, ...] = ("logits",)) -> LayerOutputs:
     """Of nodes (op, name, inputs, outputs)."""
     made = [onnx.helper.make_node(op, i.split(), o.split(), name=name) for op, name, i, o in nodes]
     given = [onnx.ValueInfoProto(name=name) for name in outputs]
-    return find_borders(onnx.helper.make_graph(made, "graph", [], given))
+    return find_layer_outputs(onnx.helper.make_graph(made, "graph", [], given))
 
 
 EMBED = ("Gather", "m.embed/Gather", "table input_ids", "h")
 
 
 def test_one_value_leaves() -> None:
-    found = borders(
+    found = find(
         EMBED,
         ("Relu", "m.layers.0.mlp/Relu", "h", "a"),
         ("Add", "m.layers.0/Add", "h a", "b"),
@@ -32,17 +32,19 @@ def test_one_value_leaves() -> None:
         ("Add", "m.layers.1/Add", "b c", "d"),
         ("MatMul", "head/MatMul", "d w", "logits"),
     )
-    assert found == Borders({"m.layers.0": "b", "m.layers.1": "d"}, {"m.layers.1": "m.layers.0", "": "m.layers.1"}, {})
+    assert found == LayerOutputs(
+        {"m.layers.0": "b", "m.layers.1": "d"}, {"m.layers.1": "m.layers.0", "": "m.layers.1"}, {}
+    )
 
 
-def test_a_sum_that_moved_into_the_norm_behind_it() -> None:
+def test_a_sum_that_is_fused_with_the_norm_after_it() -> None:
     norm = ("SkipSimplifiedLayerNormalization", "m.layers.1.norm/Skip_0", "h a g", "n x y s")
-    for behind, total in ((norm, "s"), (("Add", "m.layers.1.norm/Add", "h1 a", "s"), "s")):
-        found = borders(
+    for after, total in ((norm, "s"), (("Add", "m.layers.1.norm/Add", "h1 a", "s"), "s")):
+        found = find(
             EMBED,
             ("Relu", "m.layers.0/Relu", "h", "h1"),
             ("Relu", "m.layers.0/Relu_2", "h1", "a"),
-            (behind[0], behind[1], behind[2].replace("h ", "h1 "), behind[3]),
+            (after[0], after[1], after[2].replace("h ", "h1 "), after[3]),
             ("Relu", "m.layers.1/Relu", "s", "z"),
             ("MatMul", "head/MatMul", "z w", "logits"),
         )
@@ -51,7 +53,7 @@ def test_a_sum_that_moved_into_the_norm_behind_it() -> None:
 
 
 def test_two_values_that_are_no_sum_are_said() -> None:
-    product = borders(
+    product = find(
         EMBED,
         ("Relu", "m.layers.0/Relu", "h", "a"),
         ("Tanh", "m.layers.0/Tanh", "h", "b"),
@@ -59,7 +61,7 @@ def test_two_values_that_are_no_sum_are_said() -> None:
         ("MatMul", "head/MatMul", "c w", "logits"),
     )
     assert product.unclear == {"m.layers.0": "2 values leave it, not one"}
-    sum_and_more = borders(
+    sum_and_more = find(
         EMBED,
         ("Relu", "m.layers.0/Relu", "h", "a"),
         ("Tanh", "m.layers.0/Tanh", "h", "b"),
@@ -71,7 +73,7 @@ def test_two_values_that_are_no_sum_are_said() -> None:
 
 
 def test_what_hangs_on_sizes_or_is_kept_does_not_leave() -> None:
-    found = borders(
+    found = find(
         EMBED,
         ("Shape", "m.layers.0/Shape", "h", "length"),
         ("Attention", "m.layers.0/Attention", "h h h", "a present.0.key"),
@@ -85,8 +87,8 @@ def test_what_hangs_on_sizes_or_is_kept_does_not_leave() -> None:
     assert found.values == {"m.layers.0": "a", "m.layers.1": "c"}
 
 
-def test_rows_that_are_taken_outside_are_the_layers() -> None:
-    found = borders(
+def test_tokens_selected_outside_of_a_layer_are_its_output() -> None:
+    found = find(
         EMBED,
         ("Relu", "m.layers.0/Relu", "h", "a"),
         ("Gather", "m.layers.0/Gather", "a rows", "b"),
@@ -107,7 +109,7 @@ def test_a_loop_reads_what_its_body_reads() -> None:
         onnx.helper.make_node("MatMul", ["b", "w"], ["logits"], name="head/MatMul"),
     ]
     graph = onnx.helper.make_graph(nodes, "graph", [], [onnx.ValueInfoProto(name="logits")])
-    assert find_borders(graph).values == {"m.layers.0": "a", "m.layers.1": "b"}
+    assert find_layer_outputs(graph).values == {"m.layers.0": "a", "m.layers.1": "b"}
 
 
 def test_a_graph_without_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,4 +119,4 @@ def test_a_graph_without_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         node.name = node.name.replace(".layers.", ".layers_")
     monkeypatch.setattr(onnx, "load", lambda *a, **k: model)
     with pytest.raises(LlmcError, match=r"NO_LAYER_BORDERS.*none of its modules has a number"):
-        watch_layers(folder, read_manifest(folder))
+        add_layer_outputs(folder, read_manifest(folder))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from calling import calling, random
 from check_lowering import lowered
-from rounding_kinds import OUTPUTS, lookup, product, rounded
+from quantization_kinds import OUTPUTS, lookup, product, quantized_parts
 from torch import Tensor
 
 from llmc.compiler.targets.onnx.standard import STANDARD
@@ -55,7 +55,7 @@ KERNELS: list[tuple[str, int, int, str, tuple[str, int | None]]] = [
 def test_the_kernel_of_a_linear(
     tmp_path: Path, kind: str, group: int, width: int, activation: str, kernel: tuple[str, int | None]
 ) -> None:
-    parts = rounded(kind, group, width)
+    parts = quantized_parts(kind, group, width)
     model = lowered(calling(product(kind, group, activation, parts=parts), width, **parts), CONTRIB, tmp_path)
     assert kernels(model) == [kernel]
 
@@ -63,7 +63,7 @@ def test_the_kernel_of_a_linear(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_kernel_of_an_embedding(tmp_path: Path, bits: int) -> None:
     for group, kernel in ((32, ("GatherBlockQuantized", 32)), (24, None)):
-        parts = rounded(f"int{bits}", group, 96)
+        parts = quantized_parts(f"int{bits}", group, 96)
         model = lowered(calling(lookup(f"int{bits}", group, parts), 96, **parts), CONTRIB, tmp_path)
         assert kernels(model) == ([kernel] if kernel else [])
 
@@ -78,7 +78,7 @@ def locations(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("kind", ["int8", "int8 with zeros", "int4", "int4 with zeros"])
 def test_a_tied_lm_head_and_embedding_share_their_codes(kind: str, table: str, tmp_path: Path) -> None:
-    parts = rounded(kind, 32, 96)
+    parts = quantized_parts(kind, 32, 96)
 
     def tied(m: Any, x: Tensor, positions: Tensor) -> Tensor:
         return product(kind, 32, parts=parts)(m, lookup(kind, 32, parts)(m, x, positions), positions)
@@ -96,14 +96,14 @@ EXTRA_BYTES = {"int8": 12, "int8 with zeros": 15, "int4": 4 + 3, "int4 with zero
 
 @pytest.mark.parametrize("kind", EXTRA_BYTES)
 def test_the_stored_bytes(kind: str, tmp_path: Path) -> None:
-    parts = rounded(kind, 32, 96)
+    parts = quantized_parts(kind, 32, 96)
     model = lowered(calling(product(kind, 32, parts=parts), 96, **parts), CONTRIB, tmp_path)
     stored = {location for name, location in locations(model).items() if "table" not in name}
     assert sum(length for _, length in stored) == parts["codes"].numel() + OUTPUTS * EXTRA_BYTES[kind]
 
 
 def test_scales_per_output_channel_are_stored_once_for_all_kernels(tmp_path: Path) -> None:
-    parts = rounded("int8", 96, 96)
+    parts = quantized_parts("int8", 96, 96)
 
     def both(m: Any, x: Tensor, positions: Tensor) -> Tensor:
         return product("int8", 96, parts=parts)(m, x, positions) + product("int8", 96, "int8", parts=parts)(
@@ -128,7 +128,7 @@ def optimized(folder: Path) -> onnx.ModelProto:
 @pytest.mark.parametrize("group", [32, 96])
 def test_scales_are_computed_when_a_graph_is_opened(kind: str, group: int, tmp_path: Path) -> None:
     """Kernels pack weights with their scales in advance if those are constants."""
-    parts = rounded(kind, group, 96)
+    parts = quantized_parts(kind, group, 96)
     lowered(calling(product(kind, group, parts=parts), 96, **parts), CONTRIB, tmp_path)
     model = optimized(tmp_path)
     (kernel,) = [node for node in model.graph.node if node.op_type in ("MatMulNBits", "MatMulBnb4")]
@@ -139,7 +139,7 @@ def test_scales_are_computed_when_a_graph_is_opened(kind: str, group: int, tmp_p
 @pytest.mark.parametrize("kind", ["fp8", "fp8_e5m2"])
 @pytest.mark.parametrize("group", [256, 128])
 def test_float8_codes_are_not_expanded_in_memory(kind: str, group: int, tmp_path: Path) -> None:
-    parts = rounded(kind, group, 256)
+    parts = quantized_parts(kind, group, 256)
     lowered(calling(product(kind, group, parts=parts), 256, **parts), CONTRIB, tmp_path)
     large = [t.data_type for t in optimized(tmp_path).graph.initializer if list(t.dims) == [OUTPUTS, 256]
              or list(t.dims) == [256, OUTPUTS]]  # fmt: skip
@@ -150,7 +150,7 @@ def test_float8_codes_are_not_expanded_in_memory(kind: str, group: int, tmp_path
 @pytest.mark.parametrize("static", [False, True])
 def test_a_shared_input_is_quantized_once(tmp_path: Path, activation: str, static: bool) -> None:
     kind = "int8" if activation == "int8" else "fp8"
-    parts = rounded(kind, 96, 96)
+    parts = quantized_parts(kind, 96, 96)
     call = product(kind, 96, activation, static=static, parts=parts)
 
     def two(m: Any, x: Tensor, positions: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def test_a_shared_input_is_quantized_once(tmp_path: Path, activation: str, stati
 
 
 def test_an_input_is_quantized_once_per_static_scale(tmp_path: Path) -> None:
-    parts = rounded("int8", 96, 96)
+    parts = quantized_parts("int8", 96, 96)
 
     def two(m: Any, x: Tensor, positions: Tensor) -> Tensor:
         first = product("int8", 96, "int8", static=True, parts=parts)(m, x, positions)
@@ -177,7 +177,7 @@ def test_an_input_is_quantized_once_per_static_scale(tmp_path: Path) -> None:
 
 
 def test_a_bias_is_fused_into_kernels_that_support_one(tmp_path: Path) -> None:
-    parts = rounded("int4", 32, 96)
+    parts = quantized_parts("int4", 32, 96)
     call = product("int4", 32, bias=True, parts=parts)
     model = lowered(calling(call, 96, **parts, bias=random(OUTPUTS)), CONTRIB, tmp_path)
     assert "Add" not in {node.op_type for node in model.graph.node}

@@ -30,8 +30,8 @@ from llmc.kernels.ops.quantized import decode
 from llmc.passes.base import Pass
 from llmc.passes.cache.fuse_attention import FuseAttention
 from llmc.passes.pipeline import caching_passes
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.rounding_plan import analyse
 from llmc.passes.quantize.schemes import Grid, Override
 from llmc.passes.runner import Runner
 from llmc.runtimes.artifact.manifest import Phase
@@ -94,8 +94,8 @@ def test_the_graphs_hold_the_same_integers(optimized: Program, tmp_path: Path, n
     negative = False
     for spec in graphs["prefill"].derived:
         codes = spec.name.removesuffix(".columns")
-        before, _, behind = codes.rpartition("codes")
-        parts = [f"{before}{part}{behind}" for part in ("codes", "scales", "zeros", "multiples")]
+        before, _, after = codes.rpartition("codes")
+        parts = [f"{before}{part}{after}" for part in ("codes", "scales", "zeros", "multiples")]
         packed, scales, zeros, multiples = (many.weights[n].evaluate() if n in many.weights else None for n in parts)
         assert packed is not None and scales is not None
         whole = decode(packed, zeros, scheme, spec.group_size, torch.float64, multiples).flatten(1)
@@ -124,7 +124,7 @@ def read(folder: Path, tensor: onnx.TensorProto, dtype: Any) -> np.ndarray:
 
 
 def step_weight(folder: Path, step: dict[str, onnx.TensorProto], spec: DerivedSpec) -> np.ndarray:
-    """The rows that the step graph makes of the codes that a derived matrix is made of."""
+    """Return the output channels that the step graph computes from the codes of a derived matrix."""
     name, first = next(
         (name, spec.codes_offset - at)
         for name, at, length in spans(step)
@@ -176,11 +176,11 @@ def test_the_graph_of_many_tokens_computes_what_its_program_does(optimized: Prog
         past_name(i, part.role): np.zeros((1, cache.heads, 0, part.width), np.float32)
         for i, cache in enumerate(many.caches) for part in cache.tensors
     }  # fmt: skip
-    rows = np.arange(PREFILL_TOKENS)
-    feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "rows": rows, **caches}
+    wanted = np.arange(PREFILL_TOKENS)
+    feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "rows": wanted, **caches}
     got = session.run(["logits"], feeds)[0][0]
     given = {"tokens": torch.from_numpy(tokens), "starts": torch.zeros(1, dtype=torch.int64)}
-    arguments = many.arguments(given | {"wanted": torch.from_numpy(rows)}, many.empty_caches(1))
+    arguments = many.arguments(given | {"wanted": torch.from_numpy(wanted)}, many.empty_caches(1))
     want = many.run(*arguments)[0][0].detach().numpy()
     assert np.sqrt(np.square(got - want).mean() / np.square(want).mean()) < 0.02
     del session, held

@@ -76,21 +76,21 @@ def test_a_prompt_in_pieces(engine: Engine, tokens: np.ndarray, whole: np.ndarra
 
 
 @pytest.mark.parametrize("slots", [(0, 1, 2), (2, 0, 1), (5, 1, 3), (3, 4, 0)])
-def test_rows_at_different_starts_in_any_slots(
+def test_sequences_at_different_starts_in_any_slots(
     engine: Engine, tokens: np.ndarray, whole: np.ndarray, slots: Sequence[int]
 ) -> None:
     engine.open_slots(6)
     held = np.array([7, 19, 2])
-    for row, (slot, start) in enumerate(zip(slots, held, strict=True)):
-        run(engine, tokens[row, :start], 0, slot)
+    for i, (slot, start) in enumerate(zip(slots, held, strict=True)):
+        run(engine, tokens[i, :start], 0, slot)
     for _ in range(15):
         logits = engine.forward(tokens[[0, 1, 2], held][:, None], held, np.array(slots), last_only=True)
         assert logits.shape == (3, 1, 96)
         close(engine, logits[:, 0], whole[[0, 1, 2], held])
         held += 1
-    several = np.stack([tokens[row, start : start + 3] for row, start in enumerate(held)])
+    several = np.stack([tokens[i, start : start + 3] for i, start in enumerate(held)])
     logits = engine.forward(several, held, np.array(slots))
-    close(engine, logits, np.stack([whole[row, start : start + 3] for row, start in enumerate(held)]))
+    close(engine, logits, np.stack([whole[i, start : start + 3] for i, start in enumerate(held)]))
 
 
 def test_slots_are_the_first_ones_if_none_are_named(engine: Engine, tokens: np.ndarray, whole: np.ndarray) -> None:
@@ -117,7 +117,7 @@ def test_opening_slots_anew(engine: Engine, tokens: np.ndarray, whole: np.ndarra
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 33])
-def test_the_last_row_only(engine: Engine, tokens: np.ndarray, whole: np.ndarray, length: int) -> None:
+def test_the_last_token_only(engine: Engine, tokens: np.ndarray, whole: np.ndarray, length: int) -> None:
     engine.open_slots(2)
     for last_only, count in ((True, 1), (False, length), (True, 1)):
         logits = engine.forward(tokens[:2, :length], np.zeros(2, np.int64), last_only=last_only)
@@ -131,11 +131,11 @@ def test_long_calls_go_in_pieces(
     monkeypatch.setattr(ort, "PIECE", 8)
     engine.open_slots(3)
     starts, slots = np.array([3, 0, 5]), np.array([2, 0, 1])
-    given = np.stack([tokens[row, start : start + 19] for row, start in enumerate(starts)])
-    wanted = np.stack([whole[row, start : start + 19] for row, start in enumerate(starts)])
+    given = np.stack([tokens[i, start : start + 19] for i, start in enumerate(starts)])
+    wanted = np.stack([whole[i, start : start + 19] for i, start in enumerate(starts)])
     for last_only, want in ((False, wanted), (True, wanted[:, -1:])):
-        for row in (0, 2):
-            run(engine, tokens[row, : starts[row]], 0, slots[row])
+        for i in (0, 2):
+            run(engine, tokens[i, : starts[i]], 0, slots[i])
         logits = engine.forward(given, starts, slots, last_only)
         assert logits.shape == want.shape
         close(engine, logits, want)
@@ -182,8 +182,8 @@ def test_many_tokens_take_their_own_graph(tmp_path: Path) -> None:
     assert caught.value.code == "GRAPH_REFUSED" and "prefill.onnx" in caught.value.what
 
 
-def test_the_last_row_of_a_graph_that_gives_all(tmp_path: Path) -> None:
-    """A model whose head is no linear has no choice of rows."""
+def test_the_last_token_of_a_graph_that_returns_all(tmp_path: Path) -> None:
+    """If the LM head is not a linear, the graph cannot select logits."""
 
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
         return join(attention(*qkv(m, place, x), SCALE))

@@ -11,10 +11,10 @@ import pytest
 from compiled import artifact
 
 import llmc
-from llmc.compiler.targets.ort.layer_outputs import watch_layers
+from llmc.compiler.targets.ort.layer_outputs import add_layer_outputs
 from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.engines.ort import engine as ort
-from llmc.runtimes.engines.ort.layers import WatchedEngine, WatchedGraph
+from llmc.runtimes.engines.ort.layers import GraphWithLayerOutputs, LayerOutputEngine
 
 TOKENS = np.random.default_rng(0).integers(3, 70, 128)
 
@@ -31,20 +31,20 @@ def folder() -> Path:
 
 
 @pytest.fixture
-def engine(folder: Path) -> WatchedEngine:
+def engine(folder: Path) -> LayerOutputEngine:
     manifest = read_manifest(folder)
-    return WatchedEngine(folder, manifest, watch_layers(folder, manifest), threads=1)
+    return LayerOutputEngine(folder, manifest, add_layer_outputs(folder, manifest), threads=1)
 
 
-def test_logits_are_those_of_the_artifact(engine: WatchedEngine) -> None:
+def test_logits_are_those_of_the_artifact(engine: LayerOutputEngine) -> None:
     plain = llmc.load(engine.folder, threads=1)
     for length in (1, 20, 64, 107, 2, 100):
         tokens, starts = TOKENS[None, :length], np.zeros(1, np.int64)
         assert np.array_equal(engine.forward(tokens, starts), plain.forward(tokens, starts))
 
 
-def test_values_are_rows_for_all_tokens_also_where_they_run_in_pieces(
-    engine: WatchedEngine, monkeypatch: pytest.MonkeyPatch
+def test_values_are_vectors_of_all_tokens_even_if_run_in_pieces(
+    engine: LayerOutputEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files: list[str] = []
     monkeypatch.setattr(ort.GraphSession, "run", recorded(files))
@@ -68,14 +68,14 @@ def recorded(files: list[str]) -> object:
     return run
 
 
-def test_a_sequence_is_a_new_one_each_time(engine: WatchedEngine) -> None:
+def test_a_sequence_is_a_new_one_each_time(engine: LayerOutputEngine) -> None:
     first = {layer: value.copy() for layer, value in engine.values(TOKENS[:20]).items()}
     engine.values(TOKENS[20:60])
     again = engine.values(TOKENS[:20])
     assert all(np.array_equal(value, again[layer]) for layer, value in first.items())
 
 
-def test_what_is_read_from(engine: WatchedEngine) -> None:
+def test_what_is_read_from(engine: LayerOutputEngine) -> None:
     assert engine.before["model.layers.1"] == "model.layers.0"
     assert engine.unclear == {}
 
@@ -83,15 +83,15 @@ def test_what_is_read_from(engine: WatchedEngine) -> None:
 def test_what_has_no_value_for_each_token(folder: Path) -> None:
     """Of the second layer the step graph gives how many positions each sequence holds, which is [B]."""
     manifest = read_manifest(folder)
-    watched = watch_layers(folder, manifest)
-    engine = WatchedEngine(folder, manifest, {**watched, "model.onnx": wrong(watched["model.onnx"])}, threads=1)
+    graphs = add_layer_outputs(folder, manifest)
+    engine = LayerOutputEngine(folder, manifest, {**graphs, "model.onnx": wrong(graphs["model.onnx"])}, threads=1)
     assert engine.unclear == {}
     assert list(engine.values(TOKENS[:20])) == ["model.layers.0"]
     assert "has the shape [1]" in engine.unclear["model.layers.1"]
     assert list(engine.values(TOKENS[:107])) == ["model.layers.0"], "its second piece is for the step graph"
 
 
-def wrong(graph: WatchedGraph) -> WatchedGraph:
+def wrong(graph: GraphWithLayerOutputs) -> GraphWithLayerOutputs:
     model = onnx.load_from_string(graph.model)
     (held,) = (node.output[0] for node in model.graph.node if node.op_type == "ReduceSum")
     (output,) = (o for o in model.graph.output if o.name == graph.values["model.layers.1"])

@@ -12,7 +12,7 @@ from .lower import Lowering
 _ELEMENTS = {"fp8": TensorProto.FLOAT8E4M3FN, "fp8_e5m2": TensorProto.FLOAT8E5M2}
 
 
-def rounded_input(g: Lowering, x: Value, activation: str, x_scale: Value | None) -> tuple[Value, Value]:
+def quantized_input(g: Lowering, x: Value, activation: str, x_scale: Value | None) -> tuple[Value, Value]:
     """Quantize an input to "int8", "fp8" or "fp8_e5m2".
 
     Returns the codes, in the input's dtype, and their scale.
@@ -26,7 +26,7 @@ def rounded_input(g: Lowering, x: Value, activation: str, x_scale: Value | None)
     key = (activation, str(x), str(x_scale))
     if key not in g.memo:
         largest = torch.finfo(FLOAT8[activation]).max
-        scale = row_scale(g, x, largest) if x_scale is None else x_scale
+        scale = token_scale(g, x, largest) if x_scale is None else x_scale
         limits = g.constant(-largest, x.dtype), g.constant(largest, x.dtype)
         clipped = g.op("Clip", g.op("Div", x, scale), *limits)
         codes = Value(g.op("Cast", clipped, to=_ELEMENTS[activation]), FLOAT8[activation], x.shape)
@@ -42,7 +42,7 @@ def integer_input(g: Lowering, x: Value, x_scale: Value | None) -> tuple[Value, 
     key = ("int8", str(x), str(x_scale))
     if key not in g.memo:
         if x_scale is None:
-            scale, one = row_scale(g, x, 127.0), g.constant(1.0, x.dtype)
+            scale, one = token_scale(g, x, 127.0), g.constant(1.0, x.dtype)
             codes = g.op("QuantizeLinear", g.op("Div", x, scale), one, g.constant(128, torch.uint8))
         else:
             scale = x_scale
@@ -51,7 +51,7 @@ def integer_input(g: Lowering, x: Value, x_scale: Value | None) -> tuple[Value, 
     return g.memo[key]
 
 
-def row_scale(g: Lowering, x: Value, largest: float) -> Value:
+def token_scale(g: Lowering, x: Value, largest: float) -> Value:
     """Return the scale that maps the largest magnitude of each token to `largest`."""
     farthest = g.op("ReduceMax", g.op("Abs", x), g.constant([-1]), keepdims=1)
     above_zero = g.op("Max", farthest, g.constant(SMALLEST_ABSMAX, x.dtype))

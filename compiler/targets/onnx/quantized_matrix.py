@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from onnx import TensorProto
 
-from ....ir.weights import Call, Weight, rows, rows_of
+from ....ir.weights import Call, Weight, dim0_slice_of, slice_dim0
 from .graph import Value
 from .lower import Lowering, WeightValue
 
@@ -29,7 +29,7 @@ _ELEMENTS = {
 
 
 @dataclass(frozen=True)
-class RoundedMatrix:
+class QuantizedMatrix:
     """A weight [O, I] as the arguments of `quant_linear` and `quant_embedding`."""
 
     codes: WeightValue
@@ -40,7 +40,7 @@ class RoundedMatrix:
     group_size: int
 
     @property
-    def rows(self) -> int:
+    def output_channels(self) -> int:
         return int(self.codes.shape[0])
 
     @property
@@ -49,11 +49,11 @@ class RoundedMatrix:
         return self.scheme in ("int4", "nf4")
 
     @property
-    def columns(self) -> int:
+    def input_channels(self) -> int:
         return int(self.codes.shape[1]) * (2 if self.is_packed else 1)
 
     @property
-    def has_one_step(self) -> bool:
+    def is_per_channel(self) -> bool:
         """True if each output channel has one scale and one zero point."""
         has_one_zero = self.zeros is None or self.zeros.shape[1] == 1
         return self.scales.shape[1] == 1 and self.multiples is None and has_one_zero
@@ -66,9 +66,9 @@ class RoundedMatrix:
         Args:
             groups: the group sizes that the kernels support, fastest first.
         """
-        if self.group_size in groups and not self.has_one_step:
+        if self.group_size in groups and not self.is_per_channel:
             return self.group_size
-        inputs = self.columns if self.has_one_step else self.group_size
+        inputs = self.input_channels if self.is_per_channel else self.group_size
         return next((group for group in groups if inputs % group == 0), None)
 
     def spacing(self, g: Lowering, group: int) -> Value:
@@ -83,19 +83,19 @@ class RoundedMatrix:
         if self.multiples is not None:
             multiples = g.op("Cast", self.multiples, to=TensorProto.FLOAT)
             scales = Value(g.op("Mul", self.scales, multiples), scales.dtype, self.multiples.shape)
-        own_groups, groups = int(scales.shape[1]), self.columns // group
+        own_groups, groups = int(scales.shape[1]), self.input_channels // group
         if own_groups == groups:
             return scales
         expanded = g.op("Unsqueeze", scales, g.constant([2]))
         repeated = g.op("Expand", expanded, g.constant([1, 1, groups // own_groups]))
-        shape = (self.rows, groups)
+        shape = (self.output_channels, groups)
         return Value(g.op("Reshape", repeated, g.constant(list(shape))), scales.dtype, shape)
 
-    def row_scales(self, g: Lowering) -> Value:
+    def output_scales(self, g: Lowering) -> Value:
         """Return the scale of each output channel, [O]."""
         return _flat(g, self.scales)
 
-    def row_zeros(self, g: Lowering) -> Value | None:
+    def output_zeros(self, g: Lowering) -> Value | None:
         """Return the zero point of each output channel, [O]; None: symmetric."""
         return None if self.zeros is None else _flat(g, self.zeros)
 
@@ -105,7 +105,7 @@ class RoundedMatrix:
         """Return the codes [O, I] in their ONNX element type."""
         kind = _ELEMENTS[self.scheme]
         name = f"{self.codes}.{TensorProto.DataType.Name(kind).lower()}"
-        return g.weight(name, self.codes.weight, dtype=kind, shape=(self.rows, self.columns))
+        return g.weight(name, self.codes.weight, dtype=kind, shape=(self.output_channels, self.input_channels))
 
     def element_zeros(self, g: Lowering, shape: Sequence[int]) -> Value | None:
         """Return zero points in the element type of the codes; None: not needed.
@@ -143,7 +143,7 @@ class RoundedMatrix:
 
     def unsigned_zeros_weight(self, block: int) -> Weight:
         assert self.zeros is not None
-        blocks, is_packed = self.columns // block, self.is_packed
+        blocks, is_packed = self.input_channels // block, self.is_packed
 
         def make(zeros: Weight) -> Weight:
             repeated = _repeated(zeros, blocks)
@@ -158,11 +158,11 @@ class RoundedMatrix:
             return _nibbles(_shifted(codes, 4), Call(aten.bitwise_and.Scalar, (codes, 15)))
 
         swapped = _before_slicing(make, self.codes.weight)
-        return g.weight(f"{self.codes}.high_first", swapped, shape=(self.rows * self.columns // 2,))
+        return g.weight(f"{self.codes}.high_first", swapped, shape=(self.output_channels * self.input_channels // 2,))
 
 
-def _flat(g: Lowering, column: WeightValue) -> Value:
-    return g.weight(f"{column}.flat", column.weight, shape=(int(column.shape[0]),))
+def _flat(g: Lowering, value: WeightValue) -> Value:
+    return g.weight(f"{value}.flat", value.weight, shape=(int(value.shape[0]),))
 
 
 def _unsigned(codes: Weight) -> Weight:
@@ -205,7 +205,7 @@ def _before_slicing(make: Callable[[Weight], Weight], weight: Weight) -> Weight:
 
     Of a slice of output channels, convert the whole weight and then slice: only the whole is stored.
     """
-    if part := rows_of(weight):
+    if part := dim0_slice_of(weight):
         whole, start = part
-        return rows(make(whole), start, start + weight.shape[0])
+        return slice_dim0(make(whole), start, start + weight.shape[0])
     return make(weight)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ...ir.program import Program
 from ...kernels.ops import attention, op_of
-from ...kernels.ops.quantized import CACHE_CODES, round_rows, rows_of
+from ...kernels.ops.quantized import CACHE_CODES, dequantize_cached, quantize_cached
 
 
-def with_rounded_keys(program: Program, codes: str) -> Program:
+def with_quantized_cache(program: Program, codes: str) -> Program:
     """Return a copy whose attentions use quantized and dequantized keys and values.
 
     It serves as a reference and can't be compiled. It has no slots, starts or cache masks, so a comparison reveals
@@ -26,10 +26,10 @@ def with_rounded_keys(program: Program, codes: str) -> Program:
         call = attention.bind(node.args, dict(node.kwargs))
         with copy.graph.inserting_before(node):
             for name in ("k", "v"):
-                call[name] = copy.graph.call_function(_rounded, (call[name], CACHE_CODES[codes]))
+                call[name] = copy.graph.call_function(_quantized, (call[name], CACHE_CODES[codes]))
         node.args, node.kwargs = (), call
     return copy
 
 
-def _rounded(x: Tensor, codes: torch.dtype) -> Tensor:
-    return rows_of(*round_rows(x, codes)).to(x.dtype)
+def _quantized(x: Tensor, codes: torch.dtype) -> Tensor:
+    return dequantize_cached(*quantize_cached(x, codes)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Choose how inputs of integer linears are rounded, for many tokens and for few."""
+"""Choose how inputs of integer linears are quantized, for many tokens and for few."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ...ir.stages import Stage
 from ...kernels.ops import quant_linear
 from ..base import Numerics, Rewrite, miss
 from ..queries import is_op
+from .quantization_plan import is_head
 from .quantize import Quantize
-from .rounding_plan import is_head
 
 
-class RoundActivations(Rewrite):
-    """Round the inputs of integer linears to int8, with one scale per token.
+class QuantizeActivations(Rewrite):
+    """Quantize the inputs of integer linears to int8, with one scale per token.
 
     Example:  y = quant_linear(x, codes, scales, scheme="int4", activation="none")
     Becomes:  y = quant_linear(x, codes, scales, scheme="int4", activation="int8")
@@ -25,11 +25,11 @@ class RoundActivations(Rewrite):
     Integer kernels are the fastest for many tokens.
 
     Left alone: 1. the LM head, which runs on one token per sequence; 2. weights with a scale per group, which are no
-    integer matrix times one scale per output channel; 3. linears in `exact`; 4. inputs that are rounded already, and
+    integer matrix times one scale per output channel; 3. linears in `exact`; 4. inputs that are quantized already, and
     other schemes than int8 and int4.
 
     Args:
-        exact: weights whose inputs are not rounded, by their names before quantization.
+        exact: weights whose inputs are not quantized, by their names before quantization.
     """
 
     needs = Stage.CACHED
@@ -53,13 +53,13 @@ class RoundActivations(Rewrite):
         return True
 
 
-class RoundInKernels(Rewrite):
-    """Leave the rounding of inputs to the kernels that dequantize weights.
+class QuantizeInKernels(Rewrite):
+    """Leave the quantization of inputs to the kernels that dequantize weights.
 
     Example:  y = quant_linear(x, codes, scales, scheme="int8", activation="int8")
     Becomes:  y = quant_linear(x, codes, scales, scheme="int8", activation="none")
 
-    A decode step reads each weight for one token, and these kernels read weights the fastest. They also round inputs
+    A decode step reads each weight for one token, and these kernels read weights the fastest. They also quantize inputs
     more finely: with a scale per group instead of one per token.
 
     Left alone: 1. inputs with a scale from calibration, which determines the results; 2. 8-bit floats.

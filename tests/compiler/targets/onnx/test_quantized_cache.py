@@ -17,7 +17,7 @@ from check_lowering import run_in_onnx, traced
 from stepping import CALLS, Stepping, check_steps, engine_of
 from torch import Tensor
 
-from llmc.compiler.targets.onnx import rounded_cache
+from llmc.compiler.targets.onnx import quantized_cache
 from llmc.compiler.targets.onnx.graph import Value
 from llmc.compiler.targets.onnx.lower import Lowering
 from llmc.compiler.targets.onnx.standard import STANDARD
@@ -90,7 +90,7 @@ def test_caches_hold_the_same_codes_and_scales_as_the_program(tmp_path: Path, co
 
 
 def _bytes_of(g: Lowering, input: Value) -> str:
-    return g.op("Cast", rounded_cache.e4m3_bytes(g, input), to=onnx.TensorProto.FLOAT)
+    return g.op("Cast", quantized_cache.e4m3_bytes(g, input), to=onnx.TensorProto.FLOAT)
 
 
 def test_e4m3_bytes() -> None:
@@ -143,7 +143,7 @@ def off_by_one(g: Lowering, k_scales: Value, v_scales: Value, **arguments: Any) 
         first = g.op("Slice", scales, g.constant([0]), g.constant([1]), g.constant([2]))
         rest = g.op("Slice", scales, g.constant([0]), g.constant([-1]), g.constant([2]))
         shifted.append(Value(g.op("Concat", first, rest, axis=2), scales.dtype, scales.shape))
-    return rounded_cache.attend(g, k_scales=shifted[0], v_scales=shifted[1], **arguments)
+    return quantized_cache.attend(g, k_scales=shifted[0], v_scales=shifted[1], **arguments)
 
 
 @pytest.mark.parametrize("codes", CACHE_CODES)

@@ -13,8 +13,8 @@ import torch
 from ....kernels.ops.quantized import CACHE_CODES
 from .graph import Value, element
 from .lower import Lowering
-from .rounded_inputs import row_scale
-from .scores import key_positions, ring_slots, weigh, written_round
+from .quantized_inputs import token_scale
+from .scores import key_positions, ring_slots, weigh, written_to_ring
 
 
 def attend(
@@ -76,7 +76,7 @@ def _update_ring(g: Lowering, *parts: _Part) -> _Updated:
         new_codes.append((cache, codes))
         new_scales.append((old_scales, scales))
     slots = ring_slots(g, int(parts[0][0].shape[2]), *attended)
-    written = [written_round(g, old, new, slots) for old, new in (*new_codes, *new_scales)]
+    written = [written_to_ring(g, old, new, slots) for old, new in (*new_codes, *new_scales)]
     return (attended[0], attended[1]), tuple(written)  # type: ignore[return-value]
 
 
@@ -92,10 +92,10 @@ def _quantized(g: Lowering, x: Value, dtype: torch.dtype) -> tuple[Value, Value]
     """Return codes of `dtype` and a scale per token and head."""
     wide = g.cast(x, torch.float32)
     if dtype == torch.int8:
-        scale = row_scale(g, wide, 127.0)
+        scale = token_scale(g, wide, 127.0)
         codes = g.op("QuantizeLinear", wide, scale, axis=3, block_size=int(x.shape[3]), output_dtype=element(dtype))
         return Value(codes, dtype, x.shape), scale
-    scale = row_scale(g, wide, torch.finfo(dtype).max)
+    scale = token_scale(g, wide, torch.finfo(dtype).max)
     return e4m3_bytes(g, Value(g.op("Div", wide, scale), torch.float32, x.shape)), scale
 
 

@@ -32,7 +32,7 @@ def scheme_of(kind: str) -> str:
     return KINDS[kind][0]
 
 
-def rounded(kind: str, group: int, inputs: int) -> Parts:
+def quantized_parts(kind: str, group: int, inputs: int) -> Parts:
     """Quantize a weight whose groups differ in scale and in the sign of their largest number."""
     scheme, zeros, multiples = KINDS[kind]
     if scheme in ("int8", "int4") and not multiples and (zeros or scheme == "int4"):

@@ -1,4 +1,4 @@
-"""RoundActivations rounds inputs per token; RoundInKernels leaves it to kernels."""
+"""QuantizeActivations quantizes inputs per token; QuantizeInKernels leaves it to kernels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from llmc.kernels.ops import embedding, linear, quant_linear, round_weight
 from llmc.kernels.ops.quantized import dequantize
 from llmc.passes.base import Fuel
 from llmc.passes.match.remove_no_ops import RemoveNoOps
+from llmc.passes.quantize.quantization_plan import analyse
 from llmc.passes.quantize.quantize import Quantize
-from llmc.passes.quantize.round_activations import RoundActivations, RoundInKernels
-from llmc.passes.quantize.rounding_plan import analyse
+from llmc.passes.quantize.quantize_activations import QuantizeActivations, QuantizeInKernels
 from llmc.passes.quantize.schemes import Grid
 from llmc.passes.queries import is_op
 
@@ -56,9 +56,9 @@ def one_layer(grid: Grid) -> Program:
 
 
 @pytest.mark.parametrize("grid", [Grid("int8"), Grid("int4", 16), Grid("int4", 16, symmetric=False)])
-def test_inputs_of_linears_are_rounded(grid: Grid) -> None:
+def test_inputs_of_linears_are_quantized(grid: Grid) -> None:
     before = one_layer(grid)
-    program = check_pass(RoundActivations(), before, matches=1, atol=1e-4)
+    program = check_pass(QuantizeActivations(), before, matches=1, atol=1e-4)
     (old, _), (layer, head) = calls(before), calls(program)
     assert (layer["activation"], head["activation"]) == ("int8", "none"), "the LM head runs on one token"
     same = [name for name in layer if name not in ("activation", "x")]
@@ -76,26 +76,26 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 def test_other_linears_are_left_alone(name: str) -> None:
     grid, reason = LEFT[name]
-    check_pass(RoundActivations(), one_layer(grid), matches=0, miss=reason)
+    check_pass(QuantizeActivations(), one_layer(grid), matches=0, miss=reason)
 
 
 def test_3_exact_inputs_are_left_alone() -> None:
     program = one_layer(Grid("int8"))
-    check_pass(RoundActivations(["layers.0.weight"]), program, matches=0, miss="to stay exact")
-    assert RoundActivations(["layers.0"])(program).matches == 1
+    check_pass(QuantizeActivations(["layers.0.weight"]), program, matches=0, miss="to stay exact")
+    assert QuantizeActivations(["layers.0"])(program).matches == 1
 
 
 def test_fuel() -> None:
-    assert RoundActivations()(one_layer(Grid("int8")), Fuel(0)).matches == 0
+    assert QuantizeActivations()(one_layer(Grid("int8")), Fuel(0)).matches == 0
 
 
-ROUNDED = {"int8": Grid("int8", activation="int8"), "int4": Grid("int4", 16, activation="int8")}
+QUANTIZED = {"int8": Grid("int8", activation="int8"), "int4": Grid("int4", 16, activation="int8")}
 
 
-@pytest.mark.parametrize("name", ROUNDED)
-def test_kernels_round_inputs(name: str) -> None:
-    before = one_layer(ROUNDED[name])
-    program = check_pass(RoundInKernels(), before, matches=1, atol=0.02)
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_kernels_quantize_inputs(name: str) -> None:
+    before = one_layer(QUANTIZED[name])
+    program = check_pass(QuantizeInKernels(), before, matches=1, atol=0.02)
     (old, _), (layer, _) = calls(before), calls(program)
     assert (old["activation"], layer["activation"]) == ("int8", "none")
     same = [part for part in layer if part not in ("activation", "x")]
@@ -111,7 +111,7 @@ NOT_FOR_KERNELS = {
 @pytest.mark.parametrize("name", NOT_FOR_KERNELS)
 def test_other_inputs_are_left_alone(name: str) -> None:
     grid, reason = NOT_FOR_KERNELS[name]
-    check_pass(RoundInKernels(), one_layer(grid), matches=0, miss=reason)
+    check_pass(QuantizeInKernels(), one_layer(grid), matches=0, miss=reason)
 
 
 def test_1_a_scale_from_calibration_is_left_alone() -> None:
@@ -120,4 +120,4 @@ def test_1_a_scale_from_calibration_is_left_alone() -> None:
     call = quant_linear.bind(node.args, dict(node.kwargs))
     scale = program.add_weight("x_scale", constant(torch.tensor(0.02), "x_scale"), like=node)
     program.replace_with(node, quant_linear, *(call | {"x_scale": scale}).values())
-    check_pass(RoundInKernels(), program, matches=0, miss="a scale from calibration")
+    check_pass(QuantizeInKernels(), program, matches=0, miss="a scale from calibration")

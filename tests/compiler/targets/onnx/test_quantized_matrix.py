@@ -13,9 +13,9 @@ from torch import Tensor
 from llmc.compiler.targets.onnx.external import ExternalData
 from llmc.compiler.targets.onnx.graph import OnnxGraph
 from llmc.compiler.targets.onnx.lower import WeightValue
-from llmc.compiler.targets.onnx.rounded_matrix import RoundedMatrix
+from llmc.compiler.targets.onnx.quantized_matrix import QuantizedMatrix
 from llmc.compiler.targets.ort.facts import FASTEST_GROUPS
-from llmc.ir.weights import Weight, constant, rows
+from llmc.ir.weights import Weight, constant, slice_dim0
 from llmc.kernels.ops.quantized import pack_nibbles, unpack_nibbles
 
 
@@ -40,7 +40,7 @@ def written(tmp_path: Path) -> Iterator[Written]:
         yield written
 
 
-def matrix(codes: Weight, zeros: Weight | None, scheme: str, group: int) -> RoundedMatrix:
+def matrix(codes: Weight, zeros: Weight | None, scheme: str, group: int) -> QuantizedMatrix:
     scales = constant(torch.ones(codes.shape[0], 1), "scales")
     values = (
         WeightValue.of(n, w) if w is not None else None
@@ -48,7 +48,7 @@ def matrix(codes: Weight, zeros: Weight | None, scheme: str, group: int) -> Roun
     )
     codes_, scales_, zeros_ = values
     assert codes_ is not None and scales_ is not None
-    return RoundedMatrix(codes_, scales_, zeros_, None, scheme, group)
+    return QuantizedMatrix(codes_, scales_, zeros_, None, scheme, group)
 
 
 def shapes() -> Iterator[tuple[int, int, int]]:
@@ -72,7 +72,7 @@ def test_4_bit_codes(written: Written, shape: tuple[int, int, int]) -> None:
     channels, groups, group = shape
     codes = any_codes(channels, groups * group)
     weight = matrix(constant(pack_nibbles(codes), "codes"), None, "int4", group)
-    assert (weight.rows, weight.columns) == codes.shape
+    assert (weight.output_channels, weight.input_channels) == codes.shape
     value = weight.unsigned(written.graph, (channels, groups, group // 2))  # type: ignore[arg-type]
     assert torch.equal(nibbles(written.read(value)), codes.flatten())
     high = written.read(weight.high_nibble_first(written.graph))  # type: ignore[arg-type]
@@ -131,14 +131,14 @@ def test_slices_of_output_channels_are_located_in_the_whole(written: Written, sc
 
     def layouts(codes: Weight, zeros: Weight, graph: OnnxGraph) -> list[str]:
         weight = matrix(codes, zeros, scheme, 32 if scheme == "int8" else 64)
-        shape = ((weight.rows, 32),) if layout == "unsigned" else ()
+        shape = ((weight.output_channels, 32),) if layout == "unsigned" else ()
         names = [getattr(weight, layout)(graph, *shape)]
         return names if scheme == "nf4" else [*names, weight.unsigned_zeros(graph, 16)]  # type: ignore[arg-type, list-item]
 
     expected = [written.read(name).reshape(6, -1)[2:5].ravel() for name in layouts(whole, whole_zeros, written.graph)]
     size = written.file.stat().st_size
     written.graph = OnnxGraph(written.data)
-    names = layouts(rows(whole, 2, 5), rows(whole_zeros, 2, 5), written.graph)
+    names = layouts(slice_dim0(whole, 2, 5), slice_dim0(whole_zeros, 2, 5), written.graph)
     for name, stored in zip(names, expected, strict=True):
         assert np.array_equal(written.read(name), stored)
     assert written.file.stat().st_size == size

@@ -36,7 +36,7 @@ _EVALUATION_SOURCES = [
 ]
 
 
-class Ruler:
+class ReferenceLogits:
     """Windows of a text, with the model's reference logits.
 
     Attributes:
@@ -57,7 +57,7 @@ class Ruler:
         self.capacity = max(len(window.tokens) for window in self.windows)
 
     @cached_property
-    def reference(self) -> ReferencePredictions:
+    def predictions(self) -> ReferencePredictions:
         """Reference logits of all windows, computed on first use."""
         from llmc.compiler.gate.reference_logits import reference_of  # imports torch, so only if needed
 
@@ -77,11 +77,11 @@ class Ruler:
         """
         path = results / f"{name}-{self._key(fingerprint)}.json"
         if not path.exists():
-            reference = self.reference
+            predictions = self.predictions
             with PipedEngine([*command, f"--capacity={self.capacity}"], self.capacity) as engine:
-                measured = evaluate(engine, self.windows, reference, progress(name)).as_dict()
+                measured = evaluate(engine, self.windows, predictions, progress(name)).as_dict()
                 document = measured | {"version": engine.version, "date": datetime.date.today().isoformat()}
-            write_whole(path, json.dumps(document, indent=2))
+            write_atomically(path, json.dumps(document, indent=2))
         return json.loads(path.read_text())
 
     def _key(self, fingerprint: str) -> str:
@@ -120,7 +120,7 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps([names, list(sha256_all(paths))]).encode()).hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a file under a temporary name and rename it.
 
     An existing file is therefore always complete.

@@ -1,4 +1,4 @@
-"""The grid that each weight of a model is quantized to, decided as data before anything is rounded."""
+"""The grid that each weight of a model is quantized to, decided as data before any weight is quantized."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class RoundingPlan:
+class QuantizationPlan:
     """The decisions about all weights that a linear or an embedding reads, by name."""
 
     scheme: str
@@ -61,21 +61,24 @@ class RoundingPlan:
         grids = (choice.grid for choice in self.weights.values())
         return any(grid.activation == "int8" and not grid.static for grid in grids if grid)
 
-    def with_grid(self, names: Iterable[str], grid: Grid, columns: Mapping[str, int], why: str) -> RoundingPlan:
+    def with_grid(
+        self, names: Iterable[str], grid: Grid, input_channels: Mapping[str, int], why: str
+    ) -> QuantizationPlan:
         """Return a copy of the plan with another grid for some weights.
 
         Args:
-            columns: the number of input channels of each of these weights.
+            input_channels: the number of input channels of each of these weights.
         """
         changed = {
-            name: _chosen(grid, why, columns[name], self.weights[name].is_wide, self.group_sizes) for name in names
+            name: _chosen(grid, why, input_channels[name], self.weights[name].is_wide, self.group_sizes)
+            for name in names
         }
         return replace(self, weights={**self.weights, **changed})
 
 
 def analyse(
     program: Program, scheme: Scheme, overrides: Iterable[Override] = (), *, exact: bool = False
-) -> RoundingPlan:
+) -> QuantizationPlan:
     """Choose the grid of each weight. If several overrides match a name, the last one counts.
 
     Args:
@@ -107,7 +110,7 @@ def analyse(
         # Weights of other ops are not quantized. The plan records those that are codes in the checkpoint.
         if name not in weights and (lost := _why_not_as_stored(weight, _OTHER_OP)):
             weights[name] = Choice(None, _OTHER_OP, not_as_stored=lost)
-    return RoundingPlan(scheme.name, weights, scheme.group_sizes)
+    return QuantizationPlan(scheme.name, weights, scheme.group_sizes)
 
 
 def _choose(program: Program, node: fx.Node, scheme: Scheme, overrides: list[Override]) -> Choice:

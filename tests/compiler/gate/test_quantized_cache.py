@@ -8,9 +8,9 @@ from attending import SCALE, Attending, join, optimized, qkv
 from check_pass import inputs
 from torch import Tensor
 
-from llmc.compiler.gate.rounded_cache import with_rounded_keys
+from llmc.compiler.gate.quantized_cache import with_quantized_cache
 from llmc.kernels.ops import attention
-from llmc.kernels.ops.quantized import CACHE_CODES, round_rows, rows_of
+from llmc.kernels.ops.quantized import CACHE_CODES, dequantize_cached, quantize_cached
 
 
 def plain(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
@@ -18,14 +18,14 @@ def plain(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("codes", CACHE_CODES)
-def test_attentions_look_at_rounded_keys_and_values(codes: str) -> None:
+def test_attentions_use_quantized_keys_and_values(codes: str) -> None:
     def rounded(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
         q, k, v = qkv(m, place, x)
-        k, v = (rows_of(*round_rows(each, CACHE_CODES[codes])) for each in (k, v))
+        k, v = (dequantize_cached(*quantize_cached(each, CACHE_CODES[codes])) for each in (k, v))
         return join(attention(q, k, v, SCALE, window=5))
 
     before = optimized(plain)
     text = str(before)
-    got = with_rounded_keys(before, codes)(*inputs(2, 11))
+    got = with_quantized_cache(before, codes)(*inputs(2, 11))
     assert torch.equal(got, optimized(rounded)(*inputs(2, 11)))
     assert str(before) == text and not torch.equal(got, before(*inputs(2, 11)))

@@ -20,7 +20,7 @@ from llmc.ir.stored import OnlyNumbers, StoredCodes
 from llmc.ir.weights import constant, parameter
 from llmc.kernels.ops import embedding, linear
 from llmc.passes.match.remove_no_ops import RemoveNoOps
-from llmc.passes.quantize.rounding_plan import Choice, RoundingPlan, analyse
+from llmc.passes.quantize.quantization_plan import Choice, QuantizationPlan, analyse
 from llmc.passes.quantize.schemes import Grid, Override, Scheme
 from llmc.passes.queries import is_op
 
@@ -58,7 +58,7 @@ def model(compute: Callable[[Model, Tensor, Tensor], Tensor] | None = None) -> P
     return capture(Model(compute), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
 
 
-def choices(plan: RoundingPlan) -> dict[str, tuple[str, int] | None]:
+def choices(plan: QuantizationPlan) -> dict[str, tuple[str, int] | None]:
     return {name: (c.grid.scheme, c.group_size) if c.grid else None for name, c in plan.weights.items()}
 
 
@@ -136,7 +136,7 @@ def test_the_last_override_that_fits_counts() -> None:
         "head": ("int4", 32),
     }
     assert plan.weights["layers.0.up"].why == "override layers.*"
-    assert plan.grid("head") == Grid("int4", 32), "the head sees one row"
+    assert plan.grid("head") == Grid("int4", 32), "the head processes one token"
 
 
 def test_an_override_that_fits_nothing_was_meant_for_something() -> None:
@@ -154,7 +154,7 @@ def test_a_plan_in_which_some_weights_become_something_else() -> None:
 
 
 def test_weights_that_the_plan_does_not_know_have_no_grid() -> None:
-    assert RoundingPlan("none", {}).grid("head") is None
+    assert QuantizationPlan("none", {}).grid("head") is None
 
 
 # What stays ---------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_a_checkpoints_codes_are_kept(given: StoredCodes, grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("given", [stored(24), stored(WIDTH, "int4")])
-def test_groups_that_no_grid_has_are_rounded_anew(given: StoredCodes) -> None:
+def test_groups_that_no_grid_has_are_quantized_again(given: StoredCodes) -> None:
     program = model()
     program.weights["layers.0.up"] = given
     choice = analyse(program, SCHEMES["int8"]).weights["layers.0.up"]
