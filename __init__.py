@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .errors import LlmcError as LlmcError
     from .ir.program import Program as Program
     from .ir.stages import Stage as Stage
+    from .runtimes.engines.batch import Batch as Batch
+    from .runtimes.engines.batch import NewTokens as NewTokens
     from .runtimes.engines.load import load as load
     from .runtimes.generate.llm import LLM as LLM
     from .runtimes.generate.llm import Completion as Completion
@@ -33,14 +35,18 @@ _PUBLIC = {
     "Completion": ".runtimes.generate.llm",
     "SamplingParams": ".runtimes.generate.sampling",
     "load": ".runtimes.engines.load",
+    "Batch": ".runtimes.engines.batch",
+    "NewTokens": ".runtimes.engines.batch",
 }
 
 __all__ = [
     "LLM",
     "Artifact",
+    "Batch",
     "CompileConfig",
     "Completion",
     "LlmcError",
+    "NewTokens",
     "Program",
     "SamplingParams",
     "Stage",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 # Code -> when it occurs, what to do.
 USAGE: dict[str, tuple[str, str]] = {
+    "BATCH_INVALID": (
+        "The arrays of an engine's batch don't fit together.",
+        "Build the batch with `Batch.of`.",
+    ),
     "BENCH_TOO_LONG": (
         "`llmc bench` would measure more tokens than the artifact serves.",
         "Give smaller values for `-p` and `-n`, or compile with a larger `--max-seq-len`.",
@@ -17,6 +21,7 @@ USAGE: dict[str, tuple[str, str]] = {
         "Compile with `--dtype fp32`. Use `--int8` or `--int4` for a smaller and faster artifact.",
     ),
     "DTYPE_UNKNOWN": ("llmc can't compute in this dtype.", "Use `fp32`, `fp16` or `bf16`."),
+    "ENGINE_CLOSED": ("An engine is called after its `close`.", "Load the artifact again."),
     "FUEL_INVALID": (
         "The environment variable `LLMC_FUEL` is not a whole number.",
         "Set it to 0 or more, or unset it.",
@@ -98,10 +103,6 @@ USAGE: dict[str, tuple[str, str]] = {
     "STAGE_UNREACHED": (
         "No pass of the pipeline reaches the requested stage.",
         "Use one of the stages that the message lists.",
-    ),
-    "STREAM_SUPERSEDED": (
-        "A stream of tokens is read after another call has used its engine.",
-        "Read a stream to its end before the next call, or open a second `LLM`.",
     ),
     "TOKEN_UNKNOWN": (
         "An engine is called with a token id outside the model's vocabulary.",

@@ -10,7 +10,10 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from llmc.runtimes.engines.base import check_fits
+from llmc.errors import UsageError
+from llmc.runtimes.engines.batch import Batch, check_slots
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.spec import EngineSpec
 from llmc.runtimes.generate.tokenizer import Tokenizer
 
 Rule = Callable[[Sequence[int]], np.ndarray]
@@ -21,42 +24,72 @@ class ToyEngine:
 
     A wrong slot or start thus leads to a wrong token.
 
+    Args:
+        rollback: as in `EngineSpec`; slots with more than 8 tokens then refuse to go back further.
+
     Attributes:
-        calls: (shape of the tokens, starts, slots, last_only) of each forward call.
+        calls: the batch of each forward call.
+        copies: (source, target, length) of each `copy_slot` call.
         opened: the count of each `open_slots` call.
         logits: the result of the last call; the next call fills it with NaN.
     """
 
-    def __init__(self, rule: Rule, vocab_size: int = 32, max_seq_len: int = 64) -> None:
-        self.rule, self.vocab_size, self.max_seq_len, self.slots = rule, vocab_size, max_seq_len, 0
-        self.calls: list[tuple[tuple[int, ...], list[int], list[int], bool]] = []
+    RING = 8
+
+    def __init__(
+        self, rule: Rule, vocab_size: int = 32, max_seq_len: int = 64, *, slots: int = 1, rollback: int | None = None
+    ) -> None:
+        self.rule = rule
+        self.spec = EngineSpec(vocab_size, max_seq_len, threads=1, rollback=rollback)
+        self.slots = self.runs = 0
+        self.calls: list[Batch] = []
+        self.copies: list[tuple[int, int, int]] = []
         self.opened: list[int] = []
         self.logits = np.empty(0, dtype=np.float32)
+        self._slots: list[list[int]] = []
+        self.open_slots(slots)
 
     def open_slots(self, count: int) -> None:
-        self.slots, self._slots = count, [[] for _ in range(count)]
+        self._check_open()
+        self._slots = [*self._slots[:count], *([] for _ in range(count - self.slots))]
+        self.slots = count
         self.opened.append(count)
 
-    def forward(
-        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
-    ) -> np.ndarray:
-        assert tokens.dtype == starts.dtype == np.int64
-        used = list(range(len(tokens))) if slots is None else slots.tolist()
-        assert len({*used}) == len(tokens) == len(starts)
-        check_fits(starts, tokens.shape[1], self.max_seq_len)
-        self.calls.append((tokens.shape, starts.tolist(), used, last_only))
-        self.logits.fill(np.nan)
-        self.logits = np.empty((*tokens.shape, self.vocab_size), dtype=np.float32)
-        for entry, (slot, start) in enumerate(zip(used, starts, strict=True)):
+    def forward(self, batch: Batch) -> HostLogits:
+        self._check_open()
+        batch.check(self.spec, self.slots)
+        for slot, start in zip(batch.slots.tolist(), batch.starts.tolist(), strict=True):
             history = self._slots[slot]
             assert start <= len(history), f"slot {slot} has {len(history)} tokens, not {start}"
+            rollback = self.spec.rollback
+            if rollback is not None and 0 < start < len(history) - rollback and len(history) > self.RING:
+                raise UsageError("ROLLBACK_TOO_FAR", f"Slot {slot} can't go back to {start}.", "Start again from 0.")
+        self.calls.append(batch)
+        self.runs += 1
+        self.logits.fill(np.nan)
+        values = []
+        ends = batch.lengths.cumsum()
+        for slot, start, end, length in zip(batch.slots, batch.starts, ends, batch.lengths, strict=True):
+            history = self._slots[slot]
             del history[start:]
-            for position, token in enumerate(tokens[entry].tolist()):
+            for token in batch.tokens[end - length : end].tolist():
                 history.append(token)
-                self.logits[entry, position] = self.rule(tuple(history))
-        if last_only:
-            self.logits = self.logits[:, -1:]
-        return self.logits
+                values.append(self.rule(tuple(history)))
+        self.logits = np.array(values, np.float32)[batch.wanted]
+        return HostLogits(self.logits)
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        self._check_open()
+        check_slots(np.array([source, target]), self.slots)
+        self.copies.append((source, target, length))
+        self._slots[target] = self._slots[source][: length if self.spec.rollback is None else None]
+
+    def close(self) -> None:
+        self._slots, self.slots = [], -1
+
+    def _check_open(self) -> None:
+        if self.slots < 0:
+            raise UsageError("ENGINE_CLOSED", "The engine has been closed.", "Load the artifact again.")
 
 
 def hashed(vocab_size: int = 32) -> Rule:

@@ -16,6 +16,9 @@ import tokenizers
 from artifacts import manifest
 
 from llmc.runtimes.artifact.write import ArtifactWriter
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.spec import EngineSpec
 
 WORDS = [f"w{i}" for i in range(19)] + ["</s>"]
 
@@ -23,20 +26,24 @@ WORDS = [f"w{i}" for i in range(19)] + ["</s>"]
 class Counting:
     """The counting engine; each call takes `delay` seconds."""
 
-    vocab_size, max_seq_len, threads = len(WORDS), 64, 3
+    spec = EngineSpec(len(WORDS), 64, threads=3)
 
     def __init__(self, slots: int = 1, delay: float = 0.0) -> None:
-        self.slots, self.delay = slots, delay
+        self.slots, self.delay, self.runs = slots, delay, 0
 
     def open_slots(self, count: int) -> None:
         self.slots = count
 
-    def forward(
-        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
-    ) -> np.ndarray:
+    def forward(self, batch: Batch) -> HostLogits:
         time.sleep(self.delay)
-        logits = np.eye(self.vocab_size, dtype=np.float32)[(tokens + 1) % self.vocab_size]
-        return logits[:, -1:] if last_only else logits
+        self.runs += 1
+        return HostLogits(np.eye(len(WORDS), dtype=np.float32)[(batch.tokens[batch.wanted] + 1) % len(WORDS)])
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def write_speaking(folder: Path, *, chat: bool = True) -> Path:

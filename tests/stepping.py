@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from artifacts import manifest
+from batches import forward
 from finishing import prefill_passes
 from torch import Tensor
 
@@ -80,10 +81,10 @@ def check_steps(
     engine, wanted = engine_of(program, folder, ops=ops, slots=2), Stepping(program, 2)
     generator = torch.Generator().manual_seed(3)
     for starts, count in calls:
-        tokens = torch.randint(engine.vocab_size, (2, count), generator=generator)
+        tokens = torch.randint(engine.spec.vocab_size, (2, count), generator=generator)
         at = torch.tensor(starts)
         want = wanted.forward(tokens, at)
-        got = torch.from_numpy(np.array(engine.forward(tokens.numpy(), at.numpy())))
+        got = torch.from_numpy(np.array(forward(engine, tokens.numpy(), at.numpy())))
         off = float((got - want).abs().max())
         assert off <= tolerance, f"{count} tokens at {starts} are off by {off:g}"
     return engine

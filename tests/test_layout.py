@@ -75,9 +75,11 @@ def test_the_public_api() -> None:
     assert llmc.__all__ == [
         "LLM",
         "Artifact",
+        "Batch",
         "CompileConfig",
         "Completion",
         "LlmcError",
+        "NewTokens",
         "Program",
         "SamplingParams",
         "Stage",

@@ -17,7 +17,9 @@ from llmc.compiler.options import check_options, option
 from llmc.compiler.targets.base import KernelFacts, Lowered, Target, Watch
 from llmc.passes.quantize.schemes import Grid, Scheme
 from llmc.runtimes.artifact.manifest import Manifest, Phase
-from llmc.runtimes.engines.base import check_fits
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.spec import EngineSpec
 
 if TYPE_CHECKING:
     from llmc.ir.program import Program
@@ -85,8 +87,10 @@ class ToyEngine:
 
         from llmc.ir.printer import from_python
 
-        self.manifest, self.threads = manifest, threads
-        self.vocab_size, self.max_seq_len = manifest.model.vocab_size, manifest.max_seq_len
+        self.manifest = manifest
+        self.spec = EngineSpec(manifest.model.vocab_size, manifest.max_seq_len, threads=threads, rollback=1)
+        self.slots = self.runs = 0
+        self._caches: list[Any] = []
         self._inputs = manifest.read_section(ToySection).inputs
         self._program = from_python((folder / PROGRAM).read_text())
         self._weights = load_file(folder / WEIGHTS)
@@ -95,33 +99,44 @@ class ToyEngine:
     def open_slots(self, count: int) -> None:
         import torch
 
-        self.slots = count
-        self._caches = [
-            torch.zeros(count, cache.heads, cache.length, part.width)
-            for cache in self.manifest.caches
-            for part in cache.parts
-        ]
+        shapes = [(cache.heads, cache.length, part.width) for cache in self.manifest.caches for part in cache.parts]
+        opened = [torch.zeros(count, *shape) for shape in shapes]
+        for new, old in zip(opened, self._caches, strict=bool(self._caches)):
+            kept = min(count, self.slots)
+            new[:kept] = old[:kept]
+        self._caches, self.slots = opened, count
 
-    def forward(
-        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
-    ) -> np.ndarray:
+    def forward(self, batch: Batch) -> HostLogits:
+        batch.check(self.spec, self.slots)
+        ends = batch.lengths.cumsum()
+        parts = zip(ends - batch.lengths, ends, batch.starts, batch.slots, strict=True)
+        logits = [self._run(batch.tokens[first:end], start, slot) for first, end, start, slot in parts]
+        return HostLogits(np.concatenate(logits)[batch.wanted])
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        for cache in self._caches:
+            cache[target] = cache[source]
+
+    def close(self) -> None:
+        self._caches, self.slots = [], 0
+
+    def _run(self, tokens: np.ndarray, start: int, slot: int) -> np.ndarray:
+        """Run new tokens of one sequence; return the logits of all, [S, V]."""
         import torch
 
-        batch, length = tokens.shape
-        check_fits(starts, length, self.max_seq_len)
-        chosen = torch.arange(batch) if slots is None else torch.as_tensor(slots)
         roles: dict[str, Any] = {
-            "tokens": torch.as_tensor(tokens),
-            "starts": torch.as_tensor(starts),
-            "wanted": torch.tensor([length - 1]) if last_only else torch.arange(length),
+            "tokens": torch.as_tensor(tokens[None]),
+            "starts": torch.tensor([start]),
+            "wanted": torch.arange(len(tokens)),
         }
-        caches = iter([cache[chosen] for cache in self._caches])
+        caches = iter([cache[slot : slot + 1] for cache in self._caches])
         given = [next(caches) if role == "cache" else roles[role] for role in self._inputs]
         with torch.no_grad():
             logits, *written = self._program(self._weights, *given)
         for cache, new in zip(self._caches, written, strict=True):
-            cache[chosen] = new
-        return logits.numpy()
+            cache[slot : slot + 1] = new
+        self.runs += 1
+        return logits[0].numpy()
 
 
 ENGINE = ToyEngine

@@ -72,7 +72,7 @@ def bench(
         engine = load(artifact, threads=threads, slots=concurrency)
         load_s = time.perf_counter() - began
         result = measure(engine, prompt, tokens, repeats, concurrency, profile=profile, watch=watch)
-    result = replace(result, load_s=load_s, threads=getattr(engine, "threads", threads))
+    result = replace(result, load_s=load_s, threads=engine.spec.threads)
     if plot:
         plot.write_text(svg(result, name), encoding="utf-8")
     if output_format == "json":

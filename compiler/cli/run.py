@@ -16,7 +16,7 @@ from ...errors import LlmcError, UsageError
 from .command import Verb, artifact_argument, json_option, print_json, threads_option
 
 if TYPE_CHECKING:
-    from ...runtimes.engines.base import Engine
+    from ...runtimes.generate.llm import LLM
     from ...runtimes.generate.sampling import SamplingParams
     from ...runtimes.generate.tokenizer import Message, Tokenizer
 
@@ -103,12 +103,13 @@ def run(
     )
     engine = load(artifact, threads=threads)
     tokenizer = Tokenizer(artifact)
+    llm = LLM(engine, tokenizer, batch_size=1)
     chat = _has_template(tokenizer) if chat is None else chat
     if as_json:
         assert prompt is not None
-        print_json(asdict(LLM(engine, tokenizer).generate(prompt, params, chat=chat)[0]))
+        print_json(asdict(llm.generate(prompt, params, chat=chat)[0]))
         return
-    session = ChatSession(engine, tokenizer, params, stats=verbose or sys.stderr.isatty())
+    session = ChatSession(llm, params, stats=verbose or sys.stderr.isatty())
     if prompt is None:
         _chat(session, chat)
     else:
@@ -138,40 +139,32 @@ def _has_template(tokenizer: Tokenizer) -> bool:
 
 @dataclass
 class ChatSession:
-    """Prints the answers of an engine, to one prompt or in a chat.
+    """Prints the answers of a model, to one prompt or in a chat.
 
     Attributes:
         stats: print statistics after each answer.
         said: the text of the last answer; incomplete if it was interrupted.
     """
 
-    engine: Engine
-    tokenizer: Tokenizer
+    llm: LLM
     params: SamplingParams
     stats: bool
     said: str = field(default="", init=False)
 
     def answer(self, prompt: Prompt) -> None:
         """Print an answer as it is generated, and a line break at its end, also after an error."""
-        from ...runtimes.generate.loop import generate
-
         self.said = ""
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = self.tokenizer.encode(self.tokenizer.chat(prompt), add_special_tokens=False)
         times = [time.perf_counter()]
-        steps = generate(self.engine, [ids], self.params, self.tokenizer.eos_ids, self.tokenizer)
         try:
-            for step in steps:
+            for token in self.llm.stream(prompt, self.params):
                 times.append(time.perf_counter())
-                self.said += step.text
-                click.echo(step.text, nl=False)
+                self.said += token.text
+                click.echo(token.text, nl=False)
         finally:
             if len(times) > 1:
                 click.echo()
         if self.stats:
-            _show_stats(len(ids), times, str(step.finish_reason))
+            _show_stats(len(self.llm.encode(prompt)), times, str(token.finish_reason))
 
 
 def _show_stats(prompt_tokens: int, times: Sequence[float], finish_reason: str) -> None:

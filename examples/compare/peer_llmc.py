@@ -9,9 +9,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import protocol
 
+from llmc.runtimes.engines.batch import Batch
 from llmc.runtimes.engines.load import load
 
 
@@ -33,8 +33,7 @@ class Llmc:
             on_token(token)
 
     def _forward(self, tokens: list[int], start: int) -> int:
-        logits = self._engine.forward(np.array([tokens]), np.array([start]), last_only=True)  # [1, 1, V]
-        return int(logits[0, -1].argmax())
+        return int(self._engine.forward(Batch.one(tokens, start, logits="last")).argmax()[0])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ from typing import Protocol
 
 import numpy as np
 
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.spec import EngineSpec
+
 _MAX_OUTPUT = 4000  # characters of a failed child's output to quote
 
 
@@ -69,7 +73,7 @@ class PipedEngine:
     slots = 1
 
     def __init__(self, command: Sequence[str | Path], capacity: int) -> None:
-        self.max_seq_len = capacity
+        self.runs = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the child)
         self._child = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
@@ -81,32 +85,34 @@ class PipedEngine:
             raise self._died()
         header = json.loads(first)
         self.version: str = header["version"]
-        self.vocab_size: int = header["vocab_size"]
+        self.spec = EngineSpec(header["vocab_size"], capacity)
 
     def open_slots(self, count: int) -> None:
         """Check that one slot is requested. Each sequence replaces its content."""
         if count != 1:
             raise RuntimeError(f"a piped engine has one slot, not {count}")
 
-    def forward(
-        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
-    ) -> np.ndarray:
-        """Compute logits [1, S, V] of a whole sequence."""
-        if tokens.shape[0] != 1 or starts.any() or last_only:
+    def forward(self, batch: Batch) -> HostLogits:
+        """Compute the logits of a whole sequence."""
+        if len(batch.lengths) != 1 or batch.starts.any():
             raise RuntimeError("a piped engine runs whole sequences, one at a time")
         try:
-            self._to.write(json.dumps(tokens[0].tolist()).encode() + b"\n")
+            self._to.write(json.dumps(batch.tokens.tolist()).encode() + b"\n")
             self._to.flush()
         except BrokenPipeError:
             raise self._died() from None
-        logits = np.empty((1, tokens.shape[1], self.vocab_size), np.float32)
+        logits = np.empty((len(batch.tokens), self.spec.vocab_size), np.float32)
         missing = memoryview(logits).cast("B")
         while missing:
             count = self._from.readinto(missing)  # type: ignore[attr-defined]
             if not count:
                 raise self._died()
             missing = missing[count:]
-        return logits
+        self.runs += 1
+        return HostLogits(logits[batch.wanted])
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        raise RuntimeError("a piped engine has one slot")
 
     def close(self) -> None:
         """Kill the child, even if it is working."""

@@ -1,4 +1,4 @@
-"""The interface of an engine: tokens in, logits out, and a cache that is addressed by position."""
+"""The interface of an engine: new tokens in, logits out, and caches that are addressed by slot and position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from ...errors import UsageError
+from .batch import Batch
+from .logits import Logits
+from .spec import EngineSpec
 
 
 class Engine(Protocol):
@@ -16,40 +18,44 @@ class Engine(Protocol):
 
     A cache slot holds one sequence. It stores no length: each call says how many of its positions count. A smaller
     start goes back to an earlier position, and a start of 0 begins a new sequence. The positions after a start are
-    overwritten. Layers that keep only a window can go back by one position; an engine with such layers refuses more
-    (`ROLLBACK_TOO_FAR`).
+    overwritten. Layers that keep only a window can go back by `spec.rollback` positions; an engine with such layers
+    refuses more (`ROLLBACK_TOO_FAR`). The logits of a token depend on its own sequence only.
+
+    A call that is refused changes nothing. After a call that failed or was interrupted, the slots of its batch hold
+    the positions before its starts, or the engine refuses to continue from there (`ROLLBACK_TOO_FAR`); they can always
+    begin a new sequence.
 
     Attributes:
-        vocab_size: the number of logits of a token.
-        max_seq_len: the number of positions of a slot.
         slots: the number of sequences that the caches are open for.
+        runs: how often the engine has run a graph, to show how well calls use it.
     """
 
-    vocab_size: int
-    max_seq_len: int
+    spec: EngineSpec
     slots: int
+    runs: int
 
     def open_slots(self, count: int) -> None:
-        """Make room for `count` sequences; the former content of the caches is lost."""
+        """Make room for `count` sequences. Slots that were open before keep their content."""
 
-    def forward(
-        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
-    ) -> np.ndarray:
-        """Run tokens after those that their slots hold.
-
-        Args:
-            tokens: int64 [B, S].
-            starts: int64 [B], the number of positions that each sequence already holds.
-            slots: int64 [B], the cache slot of each sequence, each at most once; by default 0 to B-1.
-            last_only: return the logits of each sequence's last token only.
-
-        Returns:
-            Logits, float32 [B, S, V] or [B, 1, V], valid until the next call.
+    def forward(self, batch: Batch) -> Logits:
+        """Run new tokens after those that their slots hold; return the logits of the wanted ones.
 
         Raises:
-            LlmcError: `SEQUENCE_TOO_LONG` if a sequence would be longer than `max_seq_len`.
+            LlmcError: BATCH_INVALID, SEQUENCE_TOO_LONG, TOKEN_UNKNOWN, SLOT_CLOSED, ROLLBACK_TOO_FAR, ENGINE_CLOSED.
         """
         ...
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a slot to another one, so that both continue from there.
+
+        The copy can go back as far as the original.
+
+        Raises:
+            LlmcError: SLOT_CLOSED or ENGINE_CLOSED.
+        """
+
+    def close(self) -> None:
+        """Free graphs and caches. Calls after it are refused (`ENGINE_CLOSED`); a second `close` does nothing."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,3 @@ class LayerEngine(Protocol):
     def values(self, tokens: np.ndarray) -> Mapping[str, np.ndarray]:
         """Run tokens [S] as a new sequence and return the output of each layer, [1, S, ...], by the layer's name."""
         ...
-
-
-def check_fits(starts: np.ndarray, length: int, max_seq_len: int) -> None:
-    """Refuse a forward call of `length` tokens per sequence that would exceed `max_seq_len`."""
-    end = int(starts.max()) + length
-    if end > max_seq_len:
-        raise UsageError(
-            "SEQUENCE_TOO_LONG",
-            f"A sequence would hold {end} tokens; this engine has room for {max_seq_len}.",
-            "Shorten it, or compile with a larger --max-seq-len.",
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +12,10 @@ import numpy as np
 
 from ...errors import LlmcError, UsageError
 from ..engines.base import Engine
-from .loop import NextToken, generate
+from .dispatcher import Dispatcher
+from .request import Event, Failed, Finished, Request, Token
 from .sampling import Logprobs, SamplingParams
+from .scheduler import Scheduler
 from .stopping import FinishReason
 from .tokenizer import Message, Tokenizer, read_eos_ids
 
@@ -90,7 +92,22 @@ class LLM:
         self.batch_size = batch_size
         if tokenizer is not None:
             self._eos_ids = tokenizer.eos_ids
-        self._current_call = object()
+        scheduler = Scheduler(self.engine, batch_size=batch_size, eos_ids=self._eos_ids, decoder=tokenizer)
+        self._dispatcher = Dispatcher(scheduler)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engine; the model can't be used afterwards."""
+        self.engine.close()
+
+    def forget(self) -> None:
+        """Forget the cached beginnings of conversations; call it after another use of the engine."""
+        self._dispatcher.forget()
 
     def generate(
         self,
@@ -106,46 +123,74 @@ class LLM:
             params: one for all prompts, or one for each; greedy by default.
             chat: wrap each text as a user message in the chat template.
         """
-        started = time.perf_counter()
-        ids = [self._encode(prompt, chat) for prompt in _as_list(prompts)]
-        outputs = [_Output(len(one)) for one in ids]
-        for step in self._steps(ids, params):
-            outputs[step.prompt_index].add(step, time.perf_counter())
-        return [output.completion(started) for output in outputs]
+        outputs = self._add(_as_list(prompts), params, chat)
+        for event in self._dispatcher.events(outputs):
+            outputs[event.request].add(event)
+        return [output.completion() for output in outputs.values()]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, chat: bool = False) -> Iterator[str]:
-        """Continue a prompt and yield its text piece by piece.
+    async def generate_async(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        chat: bool = False,
+    ) -> list[Completion]:
+        """Continue prompts as `generate` does; other tasks run while the engine computes.
 
-        The caller may stop reading at any time.
-
-        Raises:
-            LlmcError: `STREAM_SUPERSEDED` while reading, if another call has used the engine since.
+        Calls of several tasks of one event loop share batches.
         """
-        if self.tokenizer is None:
-            raise _no_tokenizer()
-        steps = self._steps([self._encode(prompt, chat)], params)
-        return (step.text for step in steps if step.text)
+        outputs = self._add(_as_list(prompts), params, chat)
+        async for event in self._dispatcher.events_async(outputs):
+            outputs[event.request].add(event)
+        return [output.completion() for output in outputs.values()]
 
-    def _steps(
-        self, ids: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> Iterator[NextToken]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, chat: bool = False) -> Iterator[Token]:
+        """Continue a prompt and yield each token as soon as it is generated.
+
+        The caller may stop reading at any time. Several streams and other calls may take turns.
+        """
+        events = self._dispatcher.events(self._add([prompt], params, chat))
+        return (token for event in events if (token := _token(event)))
+
+    def stream_async(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, chat: bool = False
+    ) -> AsyncIterator[Token]:
+        """Continue a prompt as `stream` does; other tasks run while the engine computes."""
+        events = self._dispatcher.events_async(self._add([prompt], params, chat))
+        return (token async for event in events if (token := _token(event)))
+
+    def _add(
+        self, prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None, chat: bool
+    ) -> dict[int, _Output]:
+        """Queue all prompts, or none if one is refused; return their outputs by request."""
         chosen = SamplingParams() if params is None else params
-        steps = generate(self.engine, ids, chosen, self._eos_ids, self.tokenizer, batch_size=self.batch_size)
-        return self._guard(steps)
+        each = [chosen] * len(prompts) if isinstance(chosen, SamplingParams) else list(chosen)
+        if len(each) != len(prompts):
+            raise UsageError(
+                "SAMPLING_INVALID",
+                f"There are {len(prompts)} prompts and {len(each)} sampling parameters.",
+                "Give one SamplingParams for all prompts, or one for each.",
+            )
+        began = time.perf_counter()
+        outputs: dict[int, _Output] = {}
+        try:
+            for prompt, one in zip(prompts, each, strict=True):
+                # A conversation comes back with the next turn, whose prompt begins with this one.
+                key = "chat" if chat or _is_conversation(prompt) else None
+                outputs[self._dispatcher.add(Request(self.encode(prompt, chat), one, key))] = _Output(began)
+        except LlmcError as error:
+            self._dispatcher.cancel(outputs)
+            if len(prompts) > 1:
+                raise type(error)(error.code, f"Prompt {len(outputs)}: {error.what}", error.hint) from None
+            raise
+        return outputs
 
-    def _guard(self, steps: Iterator[NextToken]) -> Iterator[NextToken]:
-        """Yield the steps; fail if another call overwrites the caches before the last."""
-        call = self._current_call = object()
-        for step in steps:
-            yield step
-            if self._current_call is not call and step.finish_reason is None:
-                raise UsageError(
-                    "STREAM_SUPERSEDED",
-                    "Another call has used the engine since this stream began.",
-                    "Read a stream to its end before the next call, or open a second LLM.",
-                )
+    def encode(self, prompt: Prompt, chat: bool = False) -> list[int]:
+        """Return the token ids of a prompt, as `generate` takes them.
 
-    def _encode(self, prompt: Prompt, chat: bool) -> list[int]:
+        Args:
+            chat: wrap a text as a user message in the chat template.
+        """
         if not isinstance(prompt, str) and not _is_conversation(prompt):
             if chat:
                 raise UsageError(
@@ -161,34 +206,47 @@ class LLM:
 
 
 class _Output:
-    """Collects the steps of one completion."""
+    """Collects the events of one completion."""
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
-        self._steps: list[NextToken] = []
+    def __init__(self, began: float) -> None:
+        self._began = began
+        self._tokens: list[Token] = []
         self._first = self._last = 0.0
+        self._end: Finished | None = None
 
-    def add(self, step: NextToken, now: float) -> None:
-        self._first, self._last = self._first if self._steps else now, now
-        self._steps.append(step)
+    def add(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self._end = event
+        elif token := _token(event):
+            now = time.perf_counter()
+            self._first, self._last = self._first if self._tokens else now, now
+            self._tokens.append(token)
 
-    def completion(self, started: float) -> Completion:
+    def completion(self) -> Completion:
+        assert self._end is not None
         decode_s = self._last - self._first
-        count = len(self._steps)
-        logprobs = [step.logprobs for step in self._steps if step.logprobs is not None]
+        count = len(self._tokens)
+        logprobs = [event.logprobs for event in self._tokens if event.logprobs is not None]
         return Completion(
-            text="".join(step.text for step in self._steps),
-            token_ids=[step.token for step in self._steps],
-            finish_reason=cast(FinishReason, self._steps[-1].finish_reason),
+            text="".join(event.text for event in self._tokens),
+            token_ids=[event.token for event in self._tokens],
+            finish_reason=self._end.reason,
             logprobs=logprobs or None,
             stats=Stats(
-                prompt_tokens=self._prompt_tokens,
+                prompt_tokens=self._end.prompt_tokens,
                 completion_tokens=count,
-                ttft_s=self._first - started,
+                ttft_s=self._first - self._began,
                 decode_s=decode_s,
                 tokens_per_s=(count - 1) / decode_s if decode_s else 0.0,
             ),
         )
+
+
+def _token(event: Event) -> Token | None:
+    """Return the event if it is a token; raise the error of a failure."""
+    if isinstance(event, Failed):
+        raise event.error
+    return event if isinstance(event, Token) else None
 
 
 def _as_list(prompts: Any) -> list[Prompt]:

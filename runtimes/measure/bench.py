@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import UsageError
 from ..engines.base import Engine, KernelTime, Profiles
+from ..engines.batch import Batch
 from ..memory import peak_rss
 
 # Steps of the decode test that warm a profiled engine up.
@@ -130,16 +131,16 @@ def bench(
     if profile:
         _check_profiles(engine)
     for test, length in (("prompt", prompt), ("decode test", tokens)):
-        if length > engine.max_seq_len:
+        if length > engine.spec.max_seq_len:
             raise UsageError(
                 "BENCH_TOO_LONG",
-                f"The {test} has {length} tokens, but the artifact serves at most {engine.max_seq_len}.",
+                f"The {test} has {length} tokens, but the artifact serves at most {engine.spec.max_seq_len}.",
                 "Measure fewer tokens, or compile with a larger --max-seq-len.",
             )
     engine.open_slots(concurrency)
     random = np.random.default_rng(0)
-    prompts = random.integers(0, engine.vocab_size, (concurrency, 1, prompt))
-    steps = random.integers(0, engine.vocab_size, (tokens, concurrency, 1))
+    prompts = random.integers(0, engine.spec.vocab_size, (concurrency, prompt))
+    steps = random.integers(0, engine.spec.vocab_size, (tokens, concurrency))
     rates, ttft, tpot = [], None, None
     if prompt:
         runs = list(_runs(f"pp{prompt}", repeats, watch, lambda: _prefill(engine, prompts)))
@@ -155,16 +156,15 @@ def bench(
 
 
 def _prefill(engine: Engine, prompts: np.ndarray) -> Iterator[None]:
-    start = np.zeros(1, np.int64)
     for slot, prompt in enumerate(prompts):
-        engine.forward(prompt, start, np.array([slot]), last_only=True)
+        engine.forward(Batch.one(prompt, slot=slot, logits="last"))
         yield
 
 
 def _decode(engine: Engine, steps: np.ndarray) -> Iterator[None]:
     starts = np.zeros(steps.shape[1], np.int64)
     for step in steps:
-        engine.forward(step, starts, last_only=True)
+        engine.forward(Batch.step(step, starts))
         starts += 1
         yield
 
@@ -194,7 +194,7 @@ def _profiles(
 ) -> Iterator[KernelProfile]:
     profiler = _check_profiles(engine)
     if prompts.size:
-        test = f"pp{prompts.shape[2]}"
+        test = f"pp{prompts.shape[1]}"
         watch(f"profile {test}", 0, 0)
         kernels = profiler.profile(
             work=lambda: list(_prefill(engine, prompts)), warm_up=lambda: list(_prefill(engine, prompts[:1]))

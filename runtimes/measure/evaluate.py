@@ -7,7 +7,7 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import LlmcError
 from ..engines.base import Engine
+from ..engines.batch import Batch
 from .windows import Window
 
 BINS = 16
@@ -41,7 +42,7 @@ class EngineReference:
     """Uses an engine as the reference, run window by window."""
 
     def __init__(self, engine: Engine, windows: Sequence[Window]) -> None:
-        self.engine, self.windows, self.vocab_size = engine, windows, engine.vocab_size
+        self.engine, self.windows, self.vocab_size = engine, windows, engine.spec.vocab_size
         engine.open_slots(1)
 
     def window(self, index: int) -> tuple[np.ndarray, None]:
@@ -155,8 +156,8 @@ def window_logits(engine: Engine, window: Window) -> np.ndarray:
 
     They are valid until the engine's next call.
     """
-    logits = engine.forward(window.tokens[None, :-1], np.zeros(1, np.int64), np.zeros(1, np.int64))
-    return logits[0, window.first - 1 :]
+    batch = Batch.one(window.tokens[:-1])
+    return engine.forward(replace(batch, wanted=batch.wanted[window.first - 1 :])).numpy()
 
 
 def evaluate(
@@ -174,10 +175,11 @@ def evaluate(
     Raises:
         LlmcError: REFERENCE_MISMATCH if the vocabulary sizes differ; LOGITS_NOT_FINITE if a score is not finite.
     """
-    if reference is not None and reference.vocab_size != engine.vocab_size:
+    if reference is not None and reference.vocab_size != engine.spec.vocab_size:
         raise LlmcError(
             "REFERENCE_MISMATCH",
-            f"The reference has a vocabulary of {reference.vocab_size} tokens, the artifact of {engine.vocab_size}.",
+            f"The reference has a vocabulary of {reference.vocab_size} tokens, the artifact of "
+            f"{engine.spec.vocab_size}.",
             "Give the model that the artifact was compiled from, or another artifact of that model.",
         )
     engine.open_slots(1)

@@ -97,7 +97,7 @@ class Scorer:
 
     def _pair(self, context: str, continuation: str) -> Window:
         """Make a window that scores the continuation, with as much context as fits."""
-        limit = self.llm.engine.max_seq_len
+        limit = self.llm.engine.spec.max_seq_len
         if context:
             # Trailing spaces of the context belong to the next word, so they are scored with the continuation.
             whole = self._encode(context + continuation)
@@ -114,7 +114,7 @@ class Scorer:
 
     def _rolling(self, text: str) -> Iterator[Window]:
         """Make windows that score each token once, with as much context as fits."""
-        limit = self.llm.engine.max_seq_len
+        limit = self.llm.engine.spec.max_seq_len
         whole = [*self._prefix, *self.text_tokenizer.encode(text, add_special_tokens=False)]
         for first in range(1, len(whole), limit):
             end = min(first + limit, len(whole))
@@ -127,6 +127,7 @@ class Scorer:
         The flag is True if every target is the most probable token.
         """
         engine, total, greedy = self.llm.engine, 0.0, True
+        self.llm.forget()
         engine.open_slots(1)
         for window in windows:
             if not len(window.targets):
@@ -149,7 +150,7 @@ class Scorer:
         if unknown := sorted(sampling.keys() - _SAMPLING):
             what = f"A task sets {', '.join(unknown)}, which llmc does not support."
             raise UsageError("SAMPLING_INVALID", what, "Remove it from the task's generation_kwargs.")
-        ids, max_seq_len = self._encode(context) or self._prefix, self.llm.engine.max_seq_len
+        ids, max_seq_len = self._encode(context) or self._prefix, self.llm.engine.spec.max_seq_len
         max_tokens = next((int(limit) for limit in limits if limit is not None), DEFAULT_MAX_TOKENS)
         # A long context is cut from the left to make room, but keeps at least half of max_seq_len.
         max_tokens = min(max_tokens, max(max_seq_len - len(ids), max_seq_len // 2))

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import LlmcError
 from ..engines.base import Engine
+from ..engines.batch import Batch
 from ..engines.load import load
 from ..memory import peak_rss
 
@@ -182,25 +183,25 @@ def _runs(engine: Engine, reference: GateReference) -> dict[str, Iterator[np.nda
     def prefill() -> Iterator[np.ndarray]:
         for index in range(count):
             size = prompts[index]
-            logits = engine.forward(tokens[index : index + 1, :size], np.zeros(1, np.int64), np.array([index]))
-            yield _compare(logits[0], reference, np.full(size, index), np.arange(size))
+            logits = engine.forward(Batch.one(tokens[index, :size], slot=index)).numpy()
+            yield _compare(logits, reference, np.full(size, index), np.arange(size))
 
     def decode() -> Iterator[np.ndarray]:
         sequences = np.arange(count)
         for step in range(steps):
             at = prompts + step
-            logits = engine.forward(tokens[sequences, at][:, None], at, last_only=True)
-            yield _compare(logits[:, 0], reference, sequences, at)
+            logits = engine.forward(Batch.step(tokens[sequences, at], at)).numpy()
+            yield _compare(logits, reference, sequences, at)
 
     def chunks() -> Iterator[np.ndarray]:
         """Run the longest prompt in chunks of different sizes, in a slot that held another sequence."""
         longest = int(prompts.argmax())
-        sequence, length = tokens[longest : longest + 1], int(prompts[longest])
+        length = int(prompts[longest])
         start, size = 0, max(1, length // 3)
         while start < length:
             end = min(start + size, length)
-            logits = engine.forward(sequence[:, start:end], np.array([start]), np.array([0]), last_only=True)
-            yield _compare(logits[0], reference, np.array([longest]), np.array([end - 1]))
+            logits = engine.forward(Batch.one(tokens[longest, start:end], start, logits="last")).numpy()
+            yield _compare(logits, reference, np.array([longest]), np.array([end - 1]))
             start, size = end, size + 1
 
     return {"prompts": prefill(), "a ragged batch, token by token": decode(), "a prompt in pieces": chunks()}

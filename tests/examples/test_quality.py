@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from batches import forward
 
 import llmc
 
@@ -81,9 +82,9 @@ def test_the_pipe_returns_the_logits_of_each_token(tmp_path):
     start = np.zeros(1, np.int64)
     with PipedEngine(_command(tmp_path, "whole"), 8) as engine:
         engine.open_slots(1)
-        assert (engine.version, engine.vocab_size, engine.max_seq_len) == ("7", 5, 8)
+        assert (engine.version, engine.spec.vocab_size, engine.spec.max_seq_len) == ("7", 5, 8)
         for tokens in ([4, 0, 2], [1]):
-            logits = engine.forward(np.array([tokens]), start)
+            logits = forward(engine, np.array([tokens]), start)
             assert logits.dtype == np.float32 and logits.shape == (1, len(tokens), 5)
             assert logits[0].argmax(1).tolist() == tokens
             assert logits[0].max(1).tolist() == [*range(1, len(tokens) + 1)]
@@ -96,15 +97,15 @@ def test_the_error_of_a_failed_child_is_reported(tmp_path, folder, message):
     from quality_pipe import PipedEngine
 
     with pytest.raises(RuntimeError, match=message), PipedEngine(_command(tmp_path, folder), 8) as engine:
-        engine.forward(np.array([[1, 2, 3]]), np.zeros(1, np.int64))
+        forward(engine, np.array([[1, 2, 3]]), np.zeros(1, np.int64))
 
 
-@pytest.mark.parametrize(("starts", "last_only"), [([1], False), ([0], True)])
-def test_calls_that_the_pipe_does_not_support_are_refused(tmp_path, starts, last_only):
+@pytest.mark.parametrize(("count", "start"), [(1, 1), (2, 0)])
+def test_calls_that_the_pipe_does_not_support_are_refused(tmp_path, count, start):
     from quality_pipe import PipedEngine
 
     with PipedEngine(_command(tmp_path, "whole"), 8) as engine, pytest.raises(RuntimeError, match="whole sequences"):
-        engine.forward(np.array([[1]]), np.array(starts), last_only=last_only)
+        forward(engine, np.ones((count, 1), np.int64), np.full(count, start))
 
 
 def _rows():

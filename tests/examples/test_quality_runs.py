@@ -15,6 +15,8 @@ from compiled import artifact
 from safetensors.torch import save_file
 
 import llmc
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.spec import EngineSpec
 from llmc.runtimes.measure.windows import Window
 
 COMPARE = Path(llmc.__file__).resolve().parent / "examples" / "compare"
@@ -146,7 +148,7 @@ class Uniform:
     All logits are 0, except that of token 2, which is the command's first word.
     """
 
-    vocab_size, version = 4, "9"
+    version, spec = "9", EngineSpec(vocab_size=4, max_seq_len=4)
     started: list[list[str]] = []
 
     def __init__(self, command, capacity):
@@ -162,8 +164,8 @@ class Uniform:
     def open_slots(self, count):
         pass
 
-    def forward(self, tokens, starts, slots):
-        return np.tile(np.float32([0, 0, self.bias, 0]), (1, tokens.shape[1], 1))
+    def forward(self, batch):
+        return HostLogits(np.tile(np.float32([0, 0, self.bias, 0]), (len(batch.wanted), 1)))
 
 
 @pytest.fixture

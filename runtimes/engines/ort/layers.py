@@ -10,7 +10,10 @@ import numpy as np
 import onnxruntime as ort
 
 from ...artifact.manifest import Manifest
-from .engine import GraphSession, OrtEngine
+from ..batch import Batch
+from .engine import OrtEngine
+from .graph import GraphSession
+from .runs import Run
 from .section import GraphFile
 
 
@@ -67,21 +70,19 @@ class LayerOutputEngine(OrtEngine):
 
     def values(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
         self._pieces.clear()
-        self.forward(tokens[None], np.zeros(1, np.int64), np.zeros(1, np.int64))
+        self.forward(Batch.one(tokens))
         common = [layer for layer in self._pieces[0] if all(layer in piece for piece in self._pieces)]
         return {layer: np.concatenate([piece[layer] for piece in self._pieces], 1) for layer in common}
 
     def _open(self, spec: GraphFile) -> GraphSession:
-        return _SessionWithLayerOutputs(
-            self.folder, spec, self.threads, self.vocab_size, self.graphs_with_outputs[spec.file], self._traces
-        )
+        graph = self.graphs_with_outputs[spec.file]
+        return _SessionWithLayerOutputs(self.folder, spec, self._threads, self.spec.vocab_size, graph, self._traces)
 
-    def _run(
-        self, graph: GraphSession, tokens: np.ndarray, starts: np.ndarray, slot: int, last_only: bool
-    ) -> np.ndarray:
-        logits = super()._run(graph, tokens, starts, slot, last_only)
+    def _run(self, batch: Batch, run: Run) -> np.ndarray:
+        logits = super()._run(batch, run)
+        graph = self._graph(run.tokens.shape[1])
         assert isinstance(graph, _SessionWithLayerOutputs)
-        by_token = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == tokens.shape}
+        by_token = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == run.tokens.shape}
         for layer in graph.seen.keys() - by_token:
             shape = list(graph.seen[layer].shape)
             self._wrong_shapes[layer] = f"its output has the shape {shape}, not one vector per token"
@@ -105,12 +106,12 @@ class _SessionWithLayerOutputs(GraphSession):
         self.names = graph.values
         self.seen: dict[str, np.ndarray] = {}
 
-    def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, last_only: bool) -> np.ndarray:
+    def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         # Bound for each call: otherwise ONNX Runtime would reuse the buffer of the last call, which may have another
         # length. Bound before the logits, which are the last output.
         for name in self.names.values():
             binding.bind_output(name, "cpu")
-        logits = super().run(binding, tokens, mask, last_only)
+        logits = super().run(binding, tokens, mask, wanted)
         values = binding.get_outputs()[-1 - len(self.names) : -1]
         self.seen = {layer: np.array(v.numpy(), np.float32) for layer, v in zip(self.names, values, strict=True)}
         return logits

@@ -10,7 +10,6 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from progress_lines import phases, rest
@@ -18,6 +17,8 @@ from speaking import WORDS, Counting, stand_in_load, write_speaking
 
 from llmc.compiler.cli.main import main
 from llmc.runtimes.artifact.open import read_manifest
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
 from llmc.runtimes.measure.evaluate import EngineReference
 from llmc.runtimes.measure.windows import Window
 
@@ -34,8 +35,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 class Unsure(Counting):
     """A counting engine with half the logits."""
 
-    def forward(self, *arguments: Any, **options: Any) -> np.ndarray:
-        return super().forward(*arguments, **options) / 2
+    def forward(self, batch: Batch) -> HostLogits:
+        return HostLogits(super().forward(batch).numpy() / 2)
 
 
 @pytest.fixture

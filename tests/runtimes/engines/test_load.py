@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from artifacts import write
+from batches import forward
 from compiled import artifact
 
 import llmc
@@ -25,7 +26,7 @@ def refused(folder: Path, **options: bool) -> LlmcError:
 def test_options_reach_the_engine() -> None:
     engine = llmc.load(str(artifact("speaking")), threads=1, slots=3)
     assert isinstance(engine, OrtEngine)
-    assert (engine.threads, engine.slots, engine.vocab_size, engine.max_seq_len) == (1, 3, 96, 128)
+    assert (engine.spec.threads, engine.slots, engine.spec.vocab_size, engine.spec.max_seq_len) == (1, 3, 96, 128)
     assert llmc.load(artifact("speaking")).slots == 1
 
 
@@ -42,7 +43,7 @@ def test_checksums_may_be_left_out(tmp_path: Path) -> None:
     (folder / "model.onnx.data").write_bytes(data)
     assert refused(folder).code == "ARTIFACT_DAMAGED"
     engine = llmc.load(folder, check_files=False)
-    assert engine.forward(np.array([[1]]), np.array([0])).shape == (1, 1, 96)
+    assert forward(engine, np.array([[1]]), np.array([0])).shape == (1, 1, 96)
 
 
 def test_a_graph_that_the_runtime_does_not_open(tmp_path: Path) -> None:

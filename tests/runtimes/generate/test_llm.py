@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from fake_engines import BOS, EOS, ToyEngine, byte_tokenizer, hashed, scripted
 from llmc.errors import LlmcError
 from llmc.runtimes.engines import load as engine_loading
 from llmc.runtimes.generate.llm import LLM
+from llmc.runtimes.generate.request import Token
 from llmc.runtimes.generate.sampling import SamplingParams
 
 HELLO = ([BOS, *b"Say hello: "], [*"héllo 🎉".encode(), EOS])
@@ -87,30 +90,83 @@ def test_batch_size_limits_the_slots(tmp_path: Path) -> None:
 # Streams --------------------------------------------------------------------------------------------------------------
 
 
+def pieces(stream: Iterator[Token]) -> list[str]:
+    return [token.text for token in stream if token.text]
+
+
 def test_a_stream_yields_the_text_in_pieces(tmp_path: Path) -> None:
-    assert list(llm(tmp_path).stream("Say hello: ")) == ["h", "é", "l", "l", "o", " ", "🎉"]
-    assert list(llm(tmp_path).stream(TALK)) == list(llm(tmp_path).stream("hi", chat=True)) == list("yes?")
-    assert list(llm(tmp_path).stream("Say hello: ", SamplingParams(stop="llo"))) == ["h", "é"]
+    assert pieces(llm(tmp_path).stream("Say hello: ")) == ["h", "é", "l", "l", "o", " ", "🎉"]
+    assert pieces(llm(tmp_path).stream(TALK)) == pieces(llm(tmp_path).stream("hi", chat=True)) == list("yes?")
+    assert pieces(llm(tmp_path).stream("Say hello: ", SamplingParams(stop="llo"))) == ["h", "é"]
+
+
+def test_a_stream_yields_what_a_completion_holds(tmp_path: Path) -> None:
+    params = SamplingParams(logprobs=1)
+    (whole,) = llm(tmp_path).generate("And bye: ", params)
+    tokens = list(llm(tmp_path).stream("And bye: ", params))
+    assert [token.token for token in tokens] == whole.token_ids
+    assert [token.logprobs for token in tokens] == whole.logprobs
+    assert [token.finish_reason for token in tokens] == [None, None, None, whole.finish_reason]
 
 
 def test_a_stream_stops_with_its_reader(tmp_path: Path) -> None:
     model = llm(tmp_path)
-    for piece in model.stream("Say hello: "):
-        assert piece == "h"
+    for token in model.stream("Say hello: "):
+        assert token.text == "h"
         break
     assert len(model.engine.calls) == 1
     assert [one.text for one in model.generate("And bye: ")] == ["bye"]
+    assert len(model.engine.calls) == 1 + 4
 
 
-def test_a_stream_fails_after_another_call_used_the_engine(tmp_path: Path) -> None:
+def test_streams_and_calls_take_turns(tmp_path: Path) -> None:
     model = llm(tmp_path)
-    stream = model.stream("Say hello: ")
-    assert next(stream) == "h"
-    model.generate("And bye: ")
-    calls = len(model.engine.calls)
-    with pytest.raises(LlmcError, match="STREAM_SUPERSEDED"):
-        next(stream)
-    assert len(model.engine.calls) == calls
+    stream, other = model.stream("Say hello: "), model.stream("And bye: ")
+    assert (next(stream).text, next(other).text) == ("h", "b")
+    assert [one.text for one in model.generate("And bye: ")] == ["bye"]
+    assert pieces(other) == ["y", "e"]
+    assert "".join(pieces(stream)) == "éllo 🎉"
+
+
+def test_tasks_share_batches(tmp_path: Path) -> None:
+    model = llm(tmp_path)
+
+    async def stream() -> str:
+        return "".join([token.text async for token in model.stream_async("Say hello: ")])
+
+    async def generate() -> str:
+        (found,) = await model.generate_async(TALK)
+        return found.text
+
+    async def both() -> list[str]:
+        return await asyncio.gather(stream(), generate())
+
+    assert asyncio.run(both()) == ["héllo 🎉", "yes?"]
+    assert len(model.engine.calls) <= len("héllo 🎉".encode()) + 2
+
+
+def test_a_chat_keeps_its_cache(tmp_path: Path) -> None:
+    engine = ToyEngine(hashed(258), vocab_size=258, max_seq_len=256)
+    model, fresh = (LLM(one, byte_tokenizer(tmp_path)) for one in (engine, ToyEngine(hashed(258), 258, 256)))
+    history = [{"role": "user", "content": "a long question, for a chat of two turns"}]
+    params = SamplingParams(max_tokens=4, ignore_eos=True)
+    model.generate([history], params)
+    prompt = len(engine.calls[0].tokens)
+    history.append({"role": "user", "content": "and more"})
+    assert model.generate([history], params)[0].token_ids == fresh.generate([history], params)[0].token_ids
+    assert len(engine.calls[4].tokens) == len(b"user:and more\n") < prompt
+    # Whoever uses the engine directly says so.
+    model.forget()
+    calls = len(engine.calls)
+    model.generate([history], params)
+    assert len(engine.calls[calls].tokens) > prompt
+
+
+def test_a_closed_model_is_refused(tmp_path: Path) -> None:
+    with llm(tmp_path) as model:
+        assert model.generate("And bye: ")[0].text == "bye"
+    with pytest.raises(LlmcError, match="ENGINE_CLOSED"):
+        model.generate("And bye: ")
 
 
 def test_a_stream_checks_its_prompt_before_the_first_read(tmp_path: Path) -> None:
@@ -125,7 +181,8 @@ def test_token_ids_work_without_a_tokenizer() -> None:
     model = LLM(ToyEngine(hashed()))
     (found,) = model.generate([1, 2], SamplingParams(max_tokens=3))
     assert (found.text, len(found.token_ids)) == ("", 3)
-    for call in (lambda: model.generate("a"), lambda: model.generate(TALK), lambda: model.stream([1, 2])):
+    assert [token.token for token in model.stream([1, 2], SamplingParams(max_tokens=3))] == found.token_ids
+    for call in (lambda: model.generate("a"), lambda: model.generate(TALK), lambda: model.stream("a")):
         with pytest.raises(LlmcError, match="TOKENIZER_MISSING"):
             call()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from llmc import LlmcError
 from llmc.errors import UsageError
 from llmc.runtimes.engines.base import KernelTime
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.spec import EngineSpec
 from llmc.runtimes.measure import bench as module
 from llmc.runtimes.measure.bench import KernelProfile, Latency, Rate, bench
 
@@ -18,21 +22,26 @@ class Clocked:
     """An engine that takes, by the clock of these tests, 1 ms a prompt token and 10 ms a step; each test's runs
     get slower by half, and the first one is ten times as slow."""
 
-    vocab_size, max_seq_len, slots = 50, 64, 0
+    spec = EngineSpec(vocab_size=50, max_seq_len=64)
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.calls: list[tuple[np.ndarray, np.ndarray, np.ndarray | None, bool]] = []
+        self.slots = self.runs = 0
+        self.calls: list[Batch] = []
 
     def open_slots(self, count: int) -> None:
         self.slots = count
 
-    def forward(
-        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
-    ) -> np.ndarray:
-        self.calls.append((tokens.copy(), starts.copy(), slots, last_only))
-        self.now += self.slow * (tokens.shape[1] / 1000 if slots is not None else 0.01)
-        return np.zeros((len(tokens), 1, self.vocab_size), np.float32)
+    def forward(self, batch: Batch) -> HostLogits:
+        self.calls.append(replace(batch, starts=batch.starts.copy()))
+        self.now += self.slow * (batch.lengths[0] / 1000 if batch.lengths[0] > 1 else 0.01)
+        return HostLogits(np.zeros((len(batch.wanted), 50), np.float32))
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
 
     def watch(self, test: str, done: int, total: int) -> None:
         assert total == 4
@@ -70,16 +79,15 @@ def test_sequences_side_by_side(engine: Clocked) -> None:
 def test_the_calls_are_those_of_llama_bench(engine: Clocked) -> None:
     bench(engine, prompt=20, tokens=10, repeats=3, concurrency=2, watch=engine.watch)
     prefill, decode = engine.calls[: 4 * 2], engine.calls[4 * 2 :]
-    for i, (tokens, starts, slots, last_only) in enumerate(prefill):
-        assert (tokens.shape, tokens.dtype, last_only) == ((1, 20), np.int64, True)
-        assert starts.tolist() == [0]
-        assert slots is not None and slots.tolist() == [i % 2]
+    for i, call in enumerate(prefill):
+        assert (call.lengths.tolist(), call.starts.tolist(), call.slots.tolist()) == ([20], [0], [i % 2])
+        assert call.wanted.tolist() == [19]
     assert len(decode) == 4 * 10
-    for i, (tokens, starts, slots, last_only) in enumerate(decode):
-        assert (tokens.shape, tokens.dtype, slots, last_only) == ((2, 1), np.int64, None, True)
-        assert starts.tolist() == [i % 10] * 2
-    assert all(0 <= tokens.min() <= tokens.max() < 50 for tokens, *_ in engine.calls)
-    assert len(set(prefill[0][0].ravel().tolist())) > 5
+    for i, call in enumerate(decode):
+        assert (call.lengths.tolist(), call.starts.tolist(), call.slots.tolist()) == ([1, 1], [i % 10] * 2, [0, 1])
+        assert call.wanted.tolist() == [0, 1]
+    assert all(0 <= call.tokens.min() <= call.tokens.max() < 50 for call in engine.calls)
+    assert len(set(prefill[0].tokens.tolist())) > 5
 
 
 def test_a_test_can_be_left_out(engine: Clocked) -> None:
@@ -128,7 +136,7 @@ class Profiled(Clocked):
         self.warmed.append(len(self.calls))
         self.calls.clear()
         work()
-        tokens = sum(call[0].size for call in self.calls)
+        tokens = sum(len(call.tokens) for call in self.calls)
         return [KernelTime("MatMul", tokens, 3.0 * tokens), KernelTime("Add", len(self.calls), 1.0 * tokens)]
 
 

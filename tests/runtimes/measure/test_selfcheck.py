@@ -18,45 +18,53 @@ from compiled import artifact
 import llmc
 from llmc import LlmcError
 from llmc.runtimes.engines.base import Engine
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
 from llmc.runtimes.measure.selfcheck import CACHE_LIMITS, LIMITS, Check, GateReference, check, limits_key
 
-Arguments = tuple[np.ndarray, np.ndarray, np.ndarray]
+Change = Callable[[Batch], Batch]
 
 
 class Wrong:
     """An engine whose calls and answers are changed on the way."""
 
-    def __init__(
-        self, engine: Engine, call: Callable[..., Arguments], answer: Callable[[np.ndarray], np.ndarray]
-    ) -> None:
+    def __init__(self, engine: Engine, call: Change, answer: Callable[[np.ndarray], np.ndarray]) -> None:
         self.engine, self.call, self.answer = engine, call, answer
-        self.vocab_size, self.max_seq_len, self.slots = engine.vocab_size, engine.max_seq_len, 0
+        self.spec = engine.spec
+        self.slots = self.runs = 0
 
     def open_slots(self, count: int) -> None:
         self.slots = count
         self.engine.open_slots(count)
 
-    def forward(
-        self, tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray | None = None, last_only: bool = False
-    ) -> np.ndarray:
-        tokens, starts, slots = self.call(tokens, starts, np.arange(len(tokens)) if slots is None else slots)
-        return self.answer(self.engine.forward(tokens, starts, slots, last_only))
+    def forward(self, batch: Batch) -> HostLogits:
+        return HostLogits(self.answer(self.engine.forward(self.call(batch)).numpy()))
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        self.engine.copy_slot(source, target, length)
+
+    def close(self) -> None:
+        self.engine.close()
 
 
-def later(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
-    return tokens, starts + 1, slots
+def is_step(batch: Batch) -> bool:
+    return bool((batch.lengths == 1).all())
 
 
-def forgets_the_last(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
-    return tokens, np.where(tokens.shape[1] == 1, np.maximum(starts - 1, 0), starts), slots
+def later(batch: Batch) -> Batch:
+    return replace(batch, starts=batch.starts + 1)
 
 
-def mixes_up_sequences_of_a_step(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
-    return tokens, starts, slots if tokens.shape[1] > 1 else slots[::-1]
+def forgets_the_last(batch: Batch) -> Batch:
+    return replace(batch, starts=np.maximum(batch.starts - 1, 0)) if is_step(batch) else batch
 
 
-def forgets_what_came_before_a_piece(tokens: np.ndarray, starts: np.ndarray, slots: np.ndarray) -> Arguments:
-    return tokens, starts if tokens.shape[1] == 1 else starts * 0, slots
+def mixes_up_sequences_of_a_step(batch: Batch) -> Batch:
+    return replace(batch, slots=batch.slots[::-1]) if is_step(batch) else batch
+
+
+def forgets_what_came_before_a_piece(batch: Batch) -> Batch:
+    return batch if is_step(batch) else replace(batch, starts=batch.starts * 0)
 
 
 def same(*values: Any) -> Any:
@@ -80,7 +88,7 @@ FAULTS = {
     "vocabulary permuted": (same, lambda logits: np.roll(logits, 1, -1), (0, 1, 2)),
     "logits scaled": (same, lambda logits: logits * 1.01, (0, 1, 2)),
     "not a number": (same, with_nan, (0, 1, 2)),
-    "infinite": (same, lambda logits: logits / 0 if logits.shape[1] == 1 else logits, (1, 2)),
+    "infinite": (same, lambda logits: logits / 0 if len(logits) <= 3 else logits, (1, 2)),
 }
 
 

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from attending import SCALE, VALUE_DIM, Attend, Attending, cached, join, qkv
+from batches import forward
 from check_lowering import run_in_onnx, traced
 from stepping import CALLS, Stepping, check_steps, engine_of
 from torch import Tensor
@@ -76,9 +77,9 @@ def test_caches_hold_the_same_codes_and_scales_as_the_program(tmp_path: Path, co
     program = quantized("a window", True, codes)
     engine, reference = engine_of(program, tmp_path, ops="standard", slots=2), Stepping(program, 2)
     for starts, count in CALLS:
-        tokens = torch.randint(engine.vocab_size, (2, count), generator=torch.Generator().manual_seed(sum(starts)))
+        tokens = torch.randint(engine.spec.vocab_size, (2, count), generator=torch.Generator().manual_seed(sum(starts)))
         reference.forward(tokens, torch.tensor(starts))
-        engine.forward(tokens.numpy(), np.array(starts))
+        forward(engine, tokens.numpy(), np.array(starts))
     got = [array for _, arrays in engine.caches for array in arrays]
     assert [array.itemsize for array in got] == [1, 1, 4, 4] * 2
     for array, expected in zip(got, reference.caches, strict=True):
@@ -112,11 +113,11 @@ def test_e4m3_bytes() -> None:
 def test_earlier_contents_of_a_slot_are_not_seen(tmp_path: Path) -> None:
     """A sequence has the same logits in a used slot as in a new one, rings included."""
     engine = engine_of(quantized("a window", True, "int8"), tmp_path, ops="standard")
-    tokens = np.arange(1, 18)[None] % engine.vocab_size
+    tokens = np.arange(1, 18)[None] % engine.spec.vocab_size
     start = np.zeros(1, np.int64)
-    fresh = engine.forward(tokens[:, :3], start).copy()
-    engine.forward(tokens, start)
-    assert np.array_equal(engine.forward(tokens[:, :3], start), fresh)
+    fresh = forward(engine, tokens[:, :3], start)
+    forward(engine, tokens, start)
+    assert np.array_equal(forward(engine, tokens[:, :3], start), fresh)
 
 
 def test_shared_keys_and_values_are_quantized_once(tmp_path: Path) -> None:

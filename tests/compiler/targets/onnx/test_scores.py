@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from attending import SCALE, VALUE_DIM, Attend, Attending, cached, join, qkv
+from batches import forward
 from stepping import check_steps, engine_of
 from torch import Tensor
 
@@ -58,11 +59,11 @@ def test_attention_equals_the_meaning_of_the_op(tmp_path: Path, name: str, ring:
 def test_earlier_contents_of_a_slot_are_not_seen(tmp_path: Path) -> None:
     """A sequence has the same logits in a used slot as in a new one, rings included."""
     engine = engine_of(cached(attending(window=WINDOW)), tmp_path, ops="standard")
-    tokens = np.arange(1, 18)[None] % engine.vocab_size
+    tokens = np.arange(1, 18)[None] % engine.spec.vocab_size
     start = np.zeros(1, np.int64)
-    fresh = engine.forward(tokens[:, :3], start).copy()
-    engine.forward(tokens, start)
-    assert np.array_equal(engine.forward(tokens[:, :3], start), fresh)
+    fresh = forward(engine, tokens[:, :3], start)
+    forward(engine, tokens, start)
+    assert np.array_equal(forward(engine, tokens[:, :3], start), fresh)
 
 
 def test_masks_are_computed_once_for_all_layers(tmp_path: Path) -> None:
@@ -79,4 +80,4 @@ def test_masks_are_computed_once_for_all_layers(tmp_path: Path) -> None:
 
 def test_logits_are_finite_with_an_empty_cache(tmp_path: Path) -> None:
     engine = engine_of(cached(attending(sinks="sinks", slopes="slopes")), tmp_path, ops="standard")
-    assert np.isfinite(engine.forward(np.array([[1]]), np.array([0]))).all()
+    assert np.isfinite(forward(engine, np.array([[1]]), np.array([0]))).all()

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from batches import forward
 from compiled import artifact
 
 import llmc
 from llmc.compiler.targets.ort.layer_outputs import add_layer_outputs
 from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.engines.ort import engine as ort
+from llmc.runtimes.engines.ort.graph import GraphSession
 from llmc.runtimes.engines.ort.layers import GraphWithLayerOutputs, LayerOutputEngine
 
 TOKENS = np.random.default_rng(0).integers(3, 70, 128)
@@ -40,14 +42,14 @@ def test_logits_are_those_of_the_artifact(engine: LayerOutputEngine) -> None:
     plain = llmc.load(engine.folder, threads=1)
     for length in (1, 20, 64, 107, 2, 100):
         tokens, starts = TOKENS[None, :length], np.zeros(1, np.int64)
-        assert np.array_equal(engine.forward(tokens, starts), plain.forward(tokens, starts))
+        assert np.array_equal(forward(engine, tokens, starts), forward(plain, tokens, starts))
 
 
 def test_values_are_vectors_of_all_tokens_even_if_run_in_pieces(
     engine: LayerOutputEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files: list[str] = []
-    monkeypatch.setattr(ort.GraphSession, "run", recorded(files))
+    monkeypatch.setattr(GraphSession, "run", recorded(files))
     long, short = (engine.values(TOKENS[:n]) for n in (107, 64))
     assert files == ["prefill.onnx", "model.onnx", "prefill.onnx"]
     assert engine.layers == list(long) == ["model.layers.0", "model.layers.1"]
@@ -59,9 +61,9 @@ def test_values_are_vectors_of_all_tokens_even_if_run_in_pieces(
 
 def recorded(files: list[str]) -> object:
     """A session's `run` that also keeps the name of its graph's file."""
-    honest = ort.GraphSession.run
+    honest = GraphSession.run
 
-    def run(self: ort.GraphSession, *arguments: object) -> object:
+    def run(self: GraphSession, *arguments: object) -> object:
         files.append(self.file)
         return honest(self, *arguments)  # type: ignore[arg-type]
 

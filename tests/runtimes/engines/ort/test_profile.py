@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from batches import forward
 from compiled import artifact
 from fake_engines import ToyEngine, hashed
 
 import llmc
 from llmc.errors import UsageError
 from llmc.runtimes.engines.base import KernelTime, Profiles
-from llmc.runtimes.engines.ort import engine as ort
+from llmc.runtimes.engines.ort import graph as graph_module
 from llmc.runtimes.engines.ort.engine import OrtEngine
 from llmc.runtimes.engines.ort.profile import kernel_times
 
@@ -81,7 +82,7 @@ def test_a_truncated_profile_is_refused(tmp_path: Path) -> None:
 
 
 def decode(engine: OrtEngine, steps: int) -> list[np.ndarray]:
-    return [engine.forward(np.array([[3 + i]]), np.array([i])).copy() for i in range(steps)]
+    return [forward(engine, np.array([[3 + i]]), np.array([i])) for i in range(steps)]
 
 
 @pytest.fixture
@@ -107,14 +108,14 @@ def test_the_kernels_of_decode_steps(engine: OrtEngine) -> None:
 
 
 def test_an_engine_works_after_its_profile(engine: OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, opened, honest = decode(engine, 2), [], ort.open_session
+    plain, opened, honest = decode(engine, 2), [], graph_module.open_session
 
     def open_session(*arguments: Any) -> Any:
         session, held = honest(*arguments)
         opened.append(session)
         return session, held
 
-    monkeypatch.setattr(ort, "open_session", open_session)
+    monkeypatch.setattr(graph_module, "open_session", open_session)
     with pytest.raises(ZeroDivisionError):
         engine.profile(lambda: 1 / 0, lambda: decode(engine, 1))
     for one, other in zip(plain, decode(engine, 2), strict=True):

@@ -13,7 +13,7 @@ from artifacts import manifest
 
 from llmc import LlmcError
 from llmc.runtimes.artifact.manifest import FileSpec, Manifest, Phase
-from llmc.runtimes.engines.ort import engine as ort
+from llmc.runtimes.engines.ort import graph as graph_module
 from llmc.runtimes.engines.ort.engine import OrtEngine
 from llmc.runtimes.engines.ort.section import DerivedSpec, GraphFile, OrtSection, StoredSpec, read_section, stored_bytes
 
@@ -92,7 +92,7 @@ def refused(change: Change, monkeypatch: pytest.MonkeyPatch) -> LlmcError:
     with pytest.raises(LlmcError) as caught:
         read_section(broken)
     assert caught.value.code == "ARTIFACT_INVALID" and "\n" not in str(caught.value)
-    monkeypatch.setattr(ort, "open_session", lambda *a: pytest.fail("a graph was opened"))
+    monkeypatch.setattr(graph_module, "open_session", lambda *a: pytest.fail("a graph was opened"))
     with pytest.raises(LlmcError) as again:
         OrtEngine(Path("/no/such/folder"), broken, threads=1)
     assert str(again.value) == str(caught.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import forward
 from compiled import artifact
 
 import llmc
@@ -20,9 +21,9 @@ def prefill_logits(folder: Path) -> np.ndarray:
     engine = llmc.load(folder, threads=1)
     engine.open_slots(1)
     tokens = np.random.default_rng(0).integers(3, 72, (1, PREFILL_TOKENS))
-    engine.forward(tokens, np.zeros(1, np.int64))
+    forward(engine, tokens, np.zeros(1, np.int64))
     gc.collect()
-    return engine.forward(tokens, np.zeros(1, np.int64)).copy()
+    return forward(engine, tokens, np.zeros(1, np.int64))
 
 
 def test_without_disk_space_derived_matrices_are_kept_in_memory(

@@ -1,0 +1,26 @@
+"""The properties of an engine that its users may depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """The properties of an engine.
+
+    Attributes:
+        vocab_size: the number of logits of a token.
+        max_seq_len: the number of positions of a slot.
+        device: where it computes, such as "cpu".
+        threads: threads that it computes with; None if it doesn't compute on a CPU.
+        rollback: how many positions a slot can go back; None: any number.
+        ragged: True if one run of the graph serves sequences with different numbers of new tokens.
+    """
+
+    vocab_size: int
+    max_seq_len: int
+    device: str = "cpu"
+    threads: int | None = None
+    rollback: int | None = None
+    ragged: bool = False
