@@ -117,7 +117,7 @@ def folder_digest(folder: Path) -> str:
     """Hash the names and contents of a folder's files."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [str(path.relative_to(folder)) for path in paths]
-    return hashlib.sha256(json.dumps([names, list(sha256_all(paths))]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([names, sha256_all(paths)]).encode()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,10 +20,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_all(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield the hashes of files, in order.
+def sha256_all(paths: Iterable[Path]) -> list[str]:
+    """Return the hashes of files, in order.
 
-    hashlib releases the GIL, so the threads use several cores.
+    hashlib releases the GIL, so the threads use several cores. All threads have ended when this returns: a generator
+    that is left halfway would end them wherever garbage is collected, and wait forever inside the start of a thread.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(sha256, paths)
+        return list(pool.map(sha256, paths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,4 +22,11 @@ def test_hashes_keep_the_order_of_the_files(tmp_path: Path) -> None:
     paths = [tmp_path / str(i) for i in range(20)]
     for path in paths:
         path.write_bytes(path.name.encode() * 1000)
-    assert list(hashing.sha256_all(paths)) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+    assert hashing.sha256_all(paths) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+
+
+def test_no_thread_is_left_behind(tmp_path: Path) -> None:
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        hashing.sha256_all([tmp_path / "missing", *[tmp_path / str(i) for i in range(20)]])
+    assert threading.active_count() == before
