@@ -112,4 +112,8 @@ USAGE: dict[str, tuple[str, str]] = {
         "`--window` is longer than the artifact serves, or `--stride` is too large for the window.",
         "Give values within the ranges that the message states.",
     ),
+    "WORKLOAD_INVALID": (
+        "A workload for `llmc bench` has no request, or a line that is not one.",
+        'Give a JSON object per line: `{"prompt_tokens": 20, "new_tokens": 30, "at_s": 0.5}`.',
+    ),
 }

@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 @click.option(
     "--concurrency", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Sequences in a batch."
 )
+@click.option(
+    "--workload",
+    metavar="N|FILE",
+    help="Serve requests instead: N random ones of mixed lengths, or those of a JSON-lines file.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="R",
+    help="Mean arrivals a second of the N random requests.  [default: all at once]",
+)
 @click.option("--profile", is_flag=True, help="Also run each test under a profiler and print the time by kernel.")
 @threads_option
 @click.option(
@@ -51,12 +62,25 @@ def bench(
     tokens: int,
     repeats: int,
     concurrency: int,
+    workload: str | None,
+    rate: float | None,
     profile: bool,
     threads: int | None,
     output_format: str,
     plot: Path | None,
 ) -> None:
-    """Measure the artifact in DIR with random tokens, as llama-bench does. Each test has one warm-up run."""
+    """Measure the artifact in DIR with random tokens, as llama-bench does. Each test has one warm-up run.
+
+    With --workload, requests of mixed lengths come and go, at most --concurrency at once. A line of a file is an object
+    with "prompt_tokens", "new_tokens" and optionally "at_s", the second of its arrival.
+    """
+    if workload is not None:
+        if profile or plot or output_format == "csv":
+            raise click.UsageError("--workload has no --profile, no --plot and no CSV. Leave them out.")
+        _serve(artifact, workload, rate, concurrency, threads, output_format == "json")
+        return
+    if rate is not None:
+        raise click.UsageError("--rate is for random requests. Set --workload N, too.")
     if not prompt and not tokens:
         raise click.UsageError("There is nothing to measure. Set -p or -n to more than 0.")
     if plot and not plot.parent.is_dir():
@@ -79,6 +103,34 @@ def bench(
         print_json(result.as_dict())
     else:
         click.echo(markdown(result, name) if output_format == "md" else as_csv(result), nl=False)
+
+
+def _serve(
+    artifact: Path, workload: str, rate: float | None, concurrency: int, threads: int | None, as_json: bool
+) -> None:
+    with steps(f"load {artifact}") as watch:
+        from ...runtimes.artifact.open import read_manifest
+        from ...runtimes.engines.load import load
+        from ...runtimes.measure.bench_report import workload_markdown
+        from ...runtimes.measure.workload import read_workload, seeded_workload, serve_workload
+
+        if rate is not None and not workload.isdecimal():
+            raise click.UsageError("--rate is for random requests; a file has its own arrivals. Leave it out.")
+        name = _name(read_manifest(artifact))
+        engine = load(artifact, threads=threads, slots=concurrency)
+        vocab_size = engine.spec.vocab_size
+        if workload.isdecimal():
+            arrivals = seeded_workload(int(workload), vocab_size, rate)
+        else:
+            arrivals = read_workload(Path(workload), vocab_size)
+        watch("warm-up", 0, 0)
+        serve_workload(engine, seeded_workload(2 * concurrency, vocab_size), concurrency)
+        watch("workload", 0, 0)
+        result = serve_workload(engine, arrivals, concurrency)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        click.echo(workload_markdown(result, name), nl=False)
 
 
 def _name(manifest: Manifest) -> str:

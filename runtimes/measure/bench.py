@@ -30,11 +30,17 @@ class Rate:
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles in milliseconds."""
+    """Percentiles in milliseconds; None where there are too few samples for one."""
 
-    p50: float
-    p95: float
-    p99: float
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+    @classmethod
+    def of(cls, seconds: np.ndarray) -> Latency:
+        """Return the percentiles of samples: 95 from 20 of them on, 99 from 100 on."""
+        needed = {50: 1, 95: 20, 99: 100}
+        return cls(*(float(np.percentile(seconds * 1000, p)) if len(seconds) >= n else None for p, n in needed.items()))
 
 
 @dataclass(frozen=True)
@@ -145,11 +151,11 @@ def bench(
     if prompt:
         runs = list(_runs(f"pp{prompt}", repeats, watch, lambda: _prefill(engine, prompts)))
         rates.append(_rate(f"pp{prompt}", prompts.size, runs))
-        ttft = _latency(np.concatenate(runs))
+        ttft = Latency.of(np.concatenate(runs))
     if tokens:
         runs = list(_runs(f"tg{tokens}", repeats, watch, lambda: _decode(engine, steps)))
         rates.append(_rate(f"tg{tokens}", steps.size, runs))
-        tpot = _latency(np.concatenate([np.diff(run, prepend=0.0) for run in runs]))
+        tpot = Latency.of(np.concatenate([np.diff(run, prepend=0.0) for run in runs]))
     peak = peak_rss()
     profiles = tuple(_profiles(engine, prompts, steps, watch)) if profile else ()
     return BenchResult(tuple(rates), ttft, tpot, repeats, concurrency, peak, profiles=profiles)
@@ -212,7 +218,3 @@ def _profiles(
 def _rate(test: str, tokens: int, runs: list[np.ndarray]) -> Rate:
     rates = [tokens / run[-1] for run in runs]
     return Rate(test, float(np.median(rates)), float(min(rates)), float(max(rates)))
-
-
-def _latency(seconds: np.ndarray) -> Latency:
-    return Latency(*(float(value) for value in np.percentile(seconds * 1000, [50, 95, 99])))

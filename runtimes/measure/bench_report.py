@@ -6,7 +6,8 @@ import csv
 import io
 from html import escape
 
-from .bench import BenchResult, KernelProfile
+from .bench import BenchResult, KernelProfile, Latency
+from .workload import WorkloadResult
 
 # Layout of the SVG, in pixels: bar height, distance of bars, margins and the width of the scale.
 _BAR = 18
@@ -21,10 +22,34 @@ def markdown(result: BenchResult, name: str) -> str:
     lines += ["", "| latency, ms | p50 | p95 | p99 |", "|---|---:|---:|---:|"]
     for title, latency in (("first token", result.ttft_ms), ("each next token", result.tpot_ms)):
         if latency:
-            lines.append(f"| {title} | {latency.p50:,.2f} | {latency.p95:,.2f} | {latency.p99:,.2f} |")
+            lines.append(f"| {title} | {' | '.join(_milliseconds(latency))} |")
     for profile in result.profiles:
         lines += ["", *_kernel_table(profile)]
     return "\n".join([*lines, "", _conditions(result)]) + "\n"
+
+
+def workload_markdown(result: WorkloadResult, name: str) -> str:
+    """Write a table of a served workload."""
+    lines = [
+        f"| {name} | p50 | p95 | p99 |",
+        "|---|---:|---:|---:|",
+        f"| first token, ms | {' | '.join(_milliseconds(result.ttft_ms))} |",
+        f"| each next token, ms | {' | '.join(_milliseconds(result.itl_ms))} |",
+        "",
+        f"{result.tokens_per_s:,.1f} tokens/s: {result.requests} requests, {result.tokens:,} new tokens in "
+        f"{result.seconds:,.2f} s, at most {result.concurrency} at once",
+        f"{result.runs:,} graph runs in {result.steps:,} steps ({result.runs / result.steps:.2f} per step); "
+        f"{result.runs / result.fewest_runs:.2f} times the fewest possible, {result.fewest_runs:,}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _percentiles(latency: Latency | None) -> list[float | None]:
+    return [latency.p50, latency.p95, latency.p99] if latency else []
+
+
+def _milliseconds(latency: Latency) -> list[str]:
+    return ["" if value is None else f"{value:,.2f}" for value in _percentiles(latency)]
 
 
 def _kernel_table(profile: KernelProfile) -> list[str]:
@@ -49,7 +74,7 @@ def as_csv(result: BenchResult) -> str:
     writer.writerow([*columns, *kernel_columns])
     for rate in result.rates:
         kind, latency = ("ttft", result.ttft_ms) if rate.test.startswith("pp") else ("tpot", result.tpot_ms)
-        percentiles = (latency.p50, latency.p95, latency.p99) if latency else ()
+        percentiles = ["" if value is None else value for value in _percentiles(latency)]
         line = [rate.test, rate.median, rate.min, rate.max, kind, *percentiles, *shared.values()]
         writer.writerow([*line, *("" for _ in kernel_columns)])
     for profile in result.profiles:
@@ -84,7 +109,7 @@ def svg(result: BenchResult, name: str) -> str:
             f'<text x="{high + 10:.1f}" y="{middle + 4.5:.1f}">{rate.median:,.1f}</text>',
         ]
     latencies = [
-        f"{title} {latency.p50:,.1f} ms (p99 {latency.p99:,.1f})"
+        f"{title} {latency.p50:,.1f} ms" + (f" (p99 {latency.p99:,.1f})" if latency.p99 is not None else "")
         for title, latency in (("first token", result.ttft_ms), ("each next token", result.tpot_ms))
         if latency
     ]

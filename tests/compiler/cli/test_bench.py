@@ -99,3 +99,33 @@ def test_an_engine_without_a_profiler(loaded: types.ModuleType, artifact: Path) 
     result = bench(artifact, *SHORT, "--profile")
     assert result.exit_code != 0 and result.stdout == ""
     assert rest(result.stderr).startswith("PROFILE_UNSUPPORTED")
+
+
+def test_a_workload(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+    lines = bench(artifact, "--workload", "6", "--concurrency", "3").stdout.splitlines()
+    assert lines[0] == "| tiny, ort, int8 | p50 | p95 | p99 |"
+    assert "6 requests" in lines[-2] and "at most 3 at once" in lines[-2] and "times the fewest possible" in lines[-1]
+    assert loaded.asked == (artifact, None, 3)
+    (tmp_path / "w.jsonl").write_text('{"prompt_tokens": 3, "new_tokens": 4}\n' * 2)
+    result = bench(artifact, "--workload", tmp_path / "w.jsonl", "--output-format", "json")
+    document = json.loads(result.stdout)
+    assert phases(result.stderr) == [f"load {artifact}", "warm-up", "workload"]
+    assert (document["requests"], document["tokens"], document["fewest_runs"]) == (2, 8, 8)
+    assert document["runs_per_step"] == 1 and document["ttft_ms"]["p99"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workload", "6", "--profile"], "--profile"),
+        (["--workload", "6", "--output-format", "csv"], "CSV"),
+        (["--rate", "3"], "--workload"),
+        (["--workload", "missing.jsonl"], "WORKLOAD_INVALID"),
+        (["--workload", "missing.jsonl", "--rate", "3"], "--rate"),
+        (["--workload", "0"], "WORKLOAD_INVALID"),
+        (["--workload", "3", "--rate", "0"], "--rate"),
+    ],
+)
+def test_options_of_a_workload(loaded: types.ModuleType, artifact: Path, arguments: list[str], message: str) -> None:
+    result = bench(artifact, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "") and message in result.stderr

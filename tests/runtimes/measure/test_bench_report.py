@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from llmc.runtimes.engines.base import KernelTime
 from llmc.runtimes.measure.bench import BenchResult, KernelProfile, Latency, Rate
-from llmc.runtimes.measure.bench_report import as_csv, markdown, svg
+from llmc.runtimes.measure.bench_report import as_csv, markdown, svg, workload_markdown
+from llmc.runtimes.measure.workload import WorkloadResult
 
 RESULT = BenchResult(
     rates=(Rate("pp512", 1481.25, 1400.0, 1500.0), Rate("tg128", 288.0, 280.0, 290.0)),
@@ -29,6 +30,27 @@ PROFILED = replace(
         KernelProfile("tg128", (KernelTime("MatMulNBits", 15488, 450.125),)),
     ),
 )
+
+
+def test_unknown_percentiles_are_left_empty() -> None:
+    few = replace(RESULT, ttft_ms=Latency(345.678, None, None))
+    assert "| first token | 345.68 |  |  |" in markdown(few, "demo")
+    line = next(csv.DictReader(io.StringIO(as_csv(few))))
+    assert (line["p50_ms"], line["p95_ms"], line["p99_ms"]) == ("345.678", "", "")
+    assert "first token 345.7 ms, each next token 3.5 ms (p99 4.2)" in svg(few, "demo")
+
+
+def test_a_served_workload() -> None:
+    result = WorkloadResult(64, 1500, 2.0, Latency(10, 20, None), Latency(1, 2, 3.125), 240, 300, 250, 8)
+    assert workload_markdown(result, "demo") == (
+        "| demo | p50 | p95 | p99 |\n"
+        "|---|---:|---:|---:|\n"
+        "| first token, ms | 10.00 | 20.00 |  |\n"
+        "| each next token, ms | 1.00 | 2.00 | 3.12 |\n"
+        "\n"
+        "750.0 tokens/s: 64 requests, 1,500 new tokens in 2.00 s, at most 8 at once\n"
+        "300 graph runs in 240 steps (1.25 per step); 1.20 times the fewest possible, 250\n"
+    )
 
 
 def test_profiles_follow_the_other_tables() -> None:

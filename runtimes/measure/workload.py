@@ -1,0 +1,185 @@
+"""Measure an engine under a workload: requests of mixed lengths that come and go."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import UsageError
+from ..engines.base import Engine
+from ..generate.request import Failed, Request, Token
+from ..generate.sampling import SamplingParams
+from ..generate.scheduler import Scheduler
+from .bench import Latency
+
+# Lengths of a seeded workload, from and to, both included.
+PROMPT_TOKENS, NEW_TOKENS = (4, 40), (4, 47)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """A request of a workload.
+
+    Attributes:
+        prompt: token ids.
+        new_tokens: tokens to generate.
+        at_s: when it arrives, in seconds after the beginning.
+    """
+
+    prompt: Sequence[int] | np.ndarray
+    new_tokens: int
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """The measured service of a workload.
+
+    Attributes:
+        tokens: generated tokens.
+        seconds: from the first arrival to the last token.
+        ttft_ms: time from the arrival of a request to its first token.
+        itl_ms: time from a token of a request to its next one.
+        steps: steps of the scheduler.
+        runs: runs of a graph.
+        fewest_runs: one for each prompt, and one for every `concurrency` tokens that follow a first one.
+    """
+
+    requests: int
+    tokens: int
+    seconds: float
+    ttft_ms: Latency
+    itl_ms: Latency
+    steps: int
+    runs: int
+    fewest_runs: int
+    concurrency: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second, all requests together."""
+        return self.tokens / self.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the layout of `llmc bench --output-format json`."""
+        return asdict(self) | {"tokens_per_s": self.tokens_per_s, "runs_per_step": self.runs / self.steps}
+
+
+def seeded_workload(requests: int, vocab_size: int, rate: float | None = None, seed: int = 0) -> list[Arrival]:
+    """Return requests of random tokens and lengths.
+
+    Args:
+        rate: mean arrivals a second, at random times; None: all at the beginning.
+    """
+    if requests < 1:
+        raise _invalid("it has no request")
+    random = np.random.default_rng(seed)
+    gaps = random.exponential(1 / rate, requests) if rate else np.zeros(requests)
+    times = np.concatenate([[0.0], gaps.cumsum()])[:requests]
+    return [
+        Arrival(
+            random.integers(0, vocab_size, random.integers(PROMPT_TOKENS[0], PROMPT_TOKENS[1] + 1)),
+            int(random.integers(NEW_TOKENS[0], NEW_TOKENS[1] + 1)),
+            float(at),
+        )
+        for at in times
+    ]
+
+
+def read_workload(path: Path, vocab_size: int) -> list[Arrival]:
+    """Read a workload: a JSON object per line with `prompt_tokens`, `new_tokens` and optionally `at_s`.
+
+    Prompts are random tokens of that number.
+
+    Raises:
+        UsageError: WORKLOAD_INVALID.
+    """
+    random = np.random.default_rng(0)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _invalid(f"{path} can't be read: {error}") from None
+    arrivals = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            prompt_tokens, new_tokens, at_s = _parse(line, f"{path}:{number}")
+            arrivals.append(Arrival(random.integers(0, vocab_size, prompt_tokens), new_tokens, at_s))
+    if not arrivals:
+        raise _invalid(f"{path} has no request")
+    return sorted(arrivals, key=lambda arrival: arrival.at_s)
+
+
+def _parse(line: str, place: str) -> tuple[int, int, float]:
+    try:
+        entry = json.loads(line)
+        prompt, new, at_s = entry["prompt_tokens"], entry["new_tokens"], float(entry.get("at_s", 0.0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _invalid(f"{place} is not such an object: {error}") from None
+    if not (type(prompt) is type(new) is int and prompt > 0 and new > 0 and 0 <= at_s < float("inf")):
+        raise _invalid(f"{place} has a number that is out of range")
+    return prompt, new, at_s
+
+
+def _invalid(what: str) -> UsageError:
+    return UsageError(
+        "WORKLOAD_INVALID",
+        f"The workload can't be used: {what}.",
+        'Give a JSON object per line: {"prompt_tokens": 20, "new_tokens": 30, "at_s": 0.5}',
+    )
+
+
+def serve_workload(
+    engine: Engine,
+    arrivals: Sequence[Arrival],
+    concurrency: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> WorkloadResult:
+    """Serve the requests of a workload, each from its arrival on, and measure.
+
+    Args:
+        concurrency: the largest number of requests that run at once.
+
+    Raises:
+        LlmcError: that of a request that failed.
+    """
+    scheduler = Scheduler(engine, batch_size=concurrency, clock=clock)
+    times: dict[int, list[float]] = {}  # by request: arrival, then each token
+    runs, steps, began = engine.runs, 0, clock()
+    coming = list(arrivals)
+    while coming or not scheduler.is_idle:
+        now = clock() - began
+        while coming and coming[0].at_s <= now:
+            arrival = coming.pop(0)
+            params = SamplingParams(max_tokens=arrival.new_tokens, ignore_eos=True)
+            times[scheduler.add(Request(arrival.prompt, params))] = [arrival.at_s]
+        if scheduler.is_idle:
+            sleep(coming[0].at_s - now)
+            continue
+        events = scheduler.step()
+        steps += 1
+        now = clock() - began
+        for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Token):
+                times[event.request].append(now)
+    tokens = sum(len(one) - 1 for one in times.values())
+    return WorkloadResult(
+        requests=len(times),
+        tokens=tokens,
+        seconds=clock() - began,
+        ttft_ms=Latency.of(np.array([one[1] - one[0] for one in times.values()])),
+        itl_ms=Latency.of(np.concatenate([np.diff(one[1:]) for one in times.values()])),
+        steps=steps,
+        runs=engine.runs - runs,
+        fewest_runs=len(times) + -(-(tokens - len(times)) // concurrency),
+        concurrency=concurrency,
+    )

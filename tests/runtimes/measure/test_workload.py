@@ -1,0 +1,95 @@
+"""A workload is served as it arrives, and its times are those of the clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_engines import ToyEngine, hashed
+
+from llmc.errors import UsageError
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.measure.workload import Arrival, read_workload, seeded_workload, serve_workload
+
+
+class Timed(ToyEngine):
+    """An engine whose calls take 10 ms and a millisecond for each token, by its own clock."""
+
+    now = 100.0
+
+    def forward(self, batch: Batch) -> HostLogits:
+        self.now += 0.01 + 0.001 * len(batch.tokens)
+        return super().forward(batch)
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_times_count_from_the_arrival() -> None:
+    engine = Timed(hashed())
+    arrivals = [Arrival([1, 2, 3], 3), Arrival([4], 2, 0.012), Arrival([5], 1, 9.0)]
+    result = serve_workload(engine, arrivals, 2, clock=engine.clock, sleep=engine.sleep)
+    # Steps: the first prompt (13 ms); its second token with the second prompt (12 ms); the last tokens of both (12 ms);
+    # nothing until the third request arrives, which takes 11 ms.
+    assert (result.requests, result.tokens, result.steps, result.runs) == (3, 6, 4, 4)
+    assert result.seconds == pytest.approx(9.011)
+    assert result.ttft_ms.p50 == pytest.approx(13)  # of 13, 25 - 12 and 11
+    assert result.itl_ms.p50 == pytest.approx(12) and result.itl_ms.p95 is None
+    assert result.fewest_runs == 3 + 2
+    assert result.as_dict()["tokens_per_s"] == pytest.approx(6 / 9.011)
+    assert result.as_dict()["runs_per_step"] == 1
+
+
+def test_percentiles_have_enough_samples() -> None:
+    engine = Timed(hashed(), max_seq_len=128)
+    result = serve_workload(engine, seeded_workload(20, 32), 4, clock=engine.clock, sleep=engine.sleep)
+    assert result.ttft_ms.p95 is not None and result.ttft_ms.p99 is None and result.itl_ms.p99 is not None
+    assert result.tokens == sum(arrival.new_tokens for arrival in seeded_workload(20, 32)) > 200
+
+
+def test_a_seeded_workload_is_always_the_same() -> None:
+    one, other = seeded_workload(200, 50, rate=10.0), seeded_workload(200, 50, rate=10.0)
+    for a, b in zip(one, other, strict=True):
+        assert np.array_equal(a.prompt, b.prompt) and (a.new_tokens, a.at_s) == (b.new_tokens, b.at_s)
+    assert {len(arrival.prompt) for arrival in one} == set(range(4, 41))
+    assert {arrival.new_tokens for arrival in one} == set(range(4, 48))
+    assert one[0].at_s == 0 and one[-1].at_s == pytest.approx(20, rel=0.3)
+    assert all(arrival.at_s == 0 for arrival in seeded_workload(5, 50))
+
+
+def test_a_workload_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"prompt_tokens": 3, "new_tokens": 4, "at_s": 2}\n\n{"prompt_tokens": 1, "new_tokens": 2}\n')
+    first, second = read_workload(path, 50)
+    assert (len(first.prompt), first.new_tokens, first.at_s) == (1, 2, 0)
+    assert (len(second.prompt), second.new_tokens, second.at_s) == (3, 4, 2)
+    assert max(second.prompt) < 50
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no request"),
+        ("{", r"w:1 is not"),
+        ('{"prompt_tokens": 1, "new_tokens": 1}\n[1]', r"w:2 is not"),
+        ('{"prompt_tokens": 3}', "new_tokens"),
+        ('{"prompt_tokens": 0, "new_tokens": 1}', "out of range"),
+        ('{"prompt_tokens": 1.5, "new_tokens": 1}', "out of range"),
+        ('{"prompt_tokens": 1, "new_tokens": true}', "out of range"),
+        ('{"prompt_tokens": 1, "new_tokens": 1, "at_s": -1}', "out of range"),
+        ('{"prompt_tokens": 1, "new_tokens": 1, "at_s": NaN}', "out of range"),
+        ('{"prompt_tokens": 1, "new_tokens": 1, "at_s": [1]}', "is not"),
+        (None, "can't be read"),
+    ],
+)
+def test_files_that_are_no_workload(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "w").write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_workload(tmp_path / "w", 50)
+    assert caught.value.code == "WORKLOAD_INVALID"
