@@ -1,4 +1,4 @@
-"""What every engine must do, as functions that a test runs with each engine and each kind of artifact.
+"""The contract of an engine: one function per clause. A test runs them for each engine and kind of artifact.
 
 Each clause takes a `Subject`. `CLAUSES` lists them all.
 """
@@ -242,7 +242,7 @@ def going_on_after_a_failure(subject: Subject) -> None:
 
 
 def few_graph_runs(subject: Subject) -> None:
-    """A step of sequences in adjacent slots takes one run, in any order; a prompt takes no more than one."""
+    """Sequences in adjacent slots share one run if each has one new token. A prompt takes at most one run."""
     subject.engine.open_slots(4)
     for slot in range(4):
         subject.hold(slot, 5, slot)

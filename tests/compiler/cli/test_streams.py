@@ -12,7 +12,7 @@ from speaking import write_speaking
 
 COMMAND = [sys.executable, "-c", "from llmc.compiler.cli.main import main; main(prog_name='llmc')"]
 FULL = Path("/dev/full")
-needs_full = pytest.mark.xfail(not FULL.exists(), reason="this system has no /dev/full", run=False)
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
 
 
 @pytest.fixture(scope="module")
