@@ -89,7 +89,8 @@ def bench(
         from ...runtimes.artifact.open import read_manifest
         from ...runtimes.engines.load import load
         from ...runtimes.measure.bench import bench as measure
-        from ...runtimes.measure.bench_report import as_csv, markdown, svg
+        from ...runtimes.measure.bench_plot import svg
+        from ...runtimes.measure.bench_report import as_csv, markdown
 
         name = _name(read_manifest(artifact))
         began = time.perf_counter()

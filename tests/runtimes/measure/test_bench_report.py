@@ -1,15 +1,14 @@
-"""A measurement as Markdown, CSV, JSON, and a drawing."""
+"""A measurement as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 from llmc.runtimes.engines.base import KernelTime
 from llmc.runtimes.measure.bench import BenchResult, KernelProfile, Latency, Rate
-from llmc.runtimes.measure.bench_report import as_csv, markdown, svg, workload_markdown
+from llmc.runtimes.measure.bench_report import as_csv, markdown, workload_markdown
 from llmc.runtimes.measure.workload import WorkloadResult
 
 RESULT = BenchResult(
@@ -37,7 +36,6 @@ def test_unknown_percentiles_are_left_empty() -> None:
     assert "| first token | 345.68 |  |  |" in markdown(few, "demo")
     line = next(csv.DictReader(io.StringIO(as_csv(few))))
     assert (line["p50_ms"], line["p95_ms"], line["p99_ms"]) == ("345.678", "", "")
-    assert "first token 345.7 ms, each next token 3.5 ms (p99 4.2)" in svg(few, "demo")
 
 
 def test_a_served_workload() -> None:
@@ -112,18 +110,6 @@ def test_csv() -> None:
 
 def test_a_test_that_did_not_run_is_left_out() -> None:
     half = replace(RESULT, rates=RESULT.rates[1:], ttft_ms=None)
-    for text in (markdown(half, "x"), as_csv(half), svg(half, "x")):
+    for text in (markdown(half, "x"), as_csv(half)):
         assert "tg128" in text
         assert "pp512" not in text and "first token" not in text and "ttft" not in text
-
-
-def test_the_bars_are_to_scale() -> None:
-    root = ElementTree.fromstring(svg(RESULT, "demo <int4> & more"))
-    space = "{http://www.w3.org/2000/svg}"
-    bars = [float(r.attrib["width"]) for r in root.iter(f"{space}rect")][1:]
-    assert abs(bars[0] / bars[1] - 1481.25 / 288) < 0.01
-    texts = [t.text or "" for t in root.iter(f"{space}text")]
-    assert texts[0] == "demo <int4> & more"
-    assert {"pp512", "1,481.2", "tg128", "288.0"} <= set(texts)
-    assert "first token 345.7 ms (p99 365.0), each next token 3.5 ms (p99 4.2)" in texts
-    assert all(float(r.attrib["width"]) <= float(root.attrib["width"]) for r in root.iter(f"{space}rect"))
