@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,6 +70,7 @@ class BenchResult:
     Attributes:
         ttft_ms: time to the first logits of a prompt; it begins when the prompts before it are done.
         tpot_ms: time of one decode step.
+        peak_rss_bytes: peak memory of this process; None if it is unknown, or if the process ran several engines.
         load_s: time to load the engine, if the caller measured it.
         profiles: time by kernel of each test, if that was requested.
     """
@@ -101,7 +103,7 @@ class BenchResult:
         """Return the facts that all tests share."""
         return {
             "load_s": self.load_s,
-            "peak_rss_bytes": self.peak_rss_bytes,
+            **({} if self.peak_rss_bytes is None else {"peak_rss_bytes": self.peak_rss_bytes}),
             "threads": self.threads,
             "repeats": self.repeats,
             "concurrency": self.concurrency,
@@ -109,7 +111,7 @@ class BenchResult:
 
 
 def bench(
-    engine: Engine,
+    engines: Sequence[Engine],
     prompt: int = 512,
     tokens: int = 128,
     repeats: int = 5,
@@ -117,48 +119,78 @@ def bench(
     *,
     profile: bool = False,
     watch: Callable[[str, int, int], None] = lambda test, done, total: None,
-) -> BenchResult:
-    """Measure an engine as llama-bench does: random tokens, no sampling, each test warmed up once.
+) -> list[BenchResult]:
+    """Measure engines as llama-bench does: random tokens, no sampling, each test warmed up once.
 
     The test `ppN` runs a prompt of N tokens into an empty cache, one sequence after the other. The test `tgN` takes N
-    steps of one token from an empty cache, all sequences together.
+    steps of one token from an empty cache, all sequences together. Several engines take turns: each runs a test once
+    before the first one runs it again, so that other load on the machine affects all of them.
 
     Args:
         prompt: tokens of the prefill test; 0 leaves it out.
         tokens: steps of the decode test; 0 leaves it out.
+        repeats: measured runs of each test and engine.
         concurrency: number of sequences.
         profile: run each test once more under the engine's profiler.
         watch: called with the test, the number of its runs that are done and the number of all.
 
+    Returns:
+        The results in the order of the engines.
+
     Raises:
-        LlmcError: BENCH_TOO_LONG if a test doesn't fit into the cache.
-        UsageError: PROFILE_UNSUPPORTED if the engine has no profiler, PROFILE_TOO_LONG if it can't record a test.
+        LlmcError: BENCH_TOO_LONG if a test doesn't fit into a cache.
+        UsageError: PROFILE_UNSUPPORTED if an engine has no profiler, PROFILE_TOO_LONG if it can't record a test.
     """
+    for engine in engines:
+        _check(engine, prompt, tokens, profile)
+    for engine in engines:
+        engine.open_slots(concurrency)
+    inputs = [_Inputs.draw(engine, prompt, tokens, concurrency) for engine in engines]
+    prefills = [partial(_prefill, engine, given.prompts) for engine, given in zip(engines, inputs, strict=True)]
+    decodes = [partial(_decode, engine, given.steps) for engine, given in zip(engines, inputs, strict=True)]
+    prefill_runs = _take_turns(prefills, f"pp{prompt}", repeats if prompt else None, watch)
+    decode_runs = _take_turns(decodes, f"tg{tokens}", repeats if tokens else None, watch)
+    peak = peak_rss() if len(engines) == 1 else None
+    results = []
+    for index, engine in enumerate(engines):
+        rates, ttft, tpot = [], None, None
+        if runs := prefill_runs[index]:
+            rates.append(_rate(f"pp{prompt}", prompt * concurrency, runs))
+            ttft = Latency.of(np.concatenate(runs))
+        if runs := decode_runs[index]:
+            rates.append(_rate(f"tg{tokens}", tokens * concurrency, runs))
+            tpot = Latency.of(np.concatenate([np.diff(run, prepend=0.0) for run in runs]))
+        profiles = tuple(_profiles(engine, inputs[index], watch)) if profile else ()
+        results.append(BenchResult(tuple(rates), ttft, tpot, repeats, concurrency, peak, profiles=profiles))
+    return results
+
+
+class _Inputs(NamedTuple):
+    """Random tokens: the prompts of the prefill test, [B, S], and the steps of the decode test, [N, B]."""
+
+    prompts: np.ndarray
+    steps: np.ndarray
+
+    @classmethod
+    def draw(cls, engine: Engine, prompt: int, tokens: int, concurrency: int) -> _Inputs:
+        """Draw tokens of an engine's vocabulary, the same at each call."""
+        random = np.random.default_rng(0)
+        return cls(
+            random.integers(0, engine.spec.vocab_size, (concurrency, prompt)),
+            random.integers(0, engine.spec.vocab_size, (tokens, concurrency)),
+        )
+
+
+def _check(engine: Engine, prompt: int, tokens: int, profile: bool) -> None:
     if profile:
         _check_profiles(engine)
     for test, length in (("prompt", prompt), ("decode test", tokens)):
         if length > engine.spec.max_seq_len:
             raise UsageError(
                 "BENCH_TOO_LONG",
-                f"The {test} has {length} tokens, but the artifact serves at most {engine.spec.max_seq_len}.",
+                f"The {test} has {length} tokens, but an artifact serves at most {engine.spec.max_seq_len}.",
                 "Measure fewer tokens, or compile with a larger --max-seq-len.",
             )
-    engine.open_slots(concurrency)
-    random = np.random.default_rng(0)
-    prompts = random.integers(0, engine.spec.vocab_size, (concurrency, prompt))
-    steps = random.integers(0, engine.spec.vocab_size, (tokens, concurrency))
-    rates, ttft, tpot = [], None, None
-    if prompt:
-        runs = list(_runs(f"pp{prompt}", repeats, watch, lambda: _prefill(engine, prompts)))
-        rates.append(_rate(f"pp{prompt}", prompts.size, runs))
-        ttft = Latency.of(np.concatenate(runs))
-    if tokens:
-        runs = list(_runs(f"tg{tokens}", repeats, watch, lambda: _decode(engine, steps)))
-        rates.append(_rate(f"tg{tokens}", steps.size, runs))
-        tpot = Latency.of(np.concatenate([np.diff(run, prepend=0.0) for run in runs]))
-    peak = peak_rss()
-    profiles = tuple(_profiles(engine, prompts, steps, watch)) if profile else ()
-    return BenchResult(tuple(rates), ttft, tpot, repeats, concurrency, peak, profiles=profiles)
 
 
 def _prefill(engine: Engine, prompts: np.ndarray) -> Iterator[None]:
@@ -175,16 +207,27 @@ def _decode(engine: Engine, steps: np.ndarray) -> Iterator[None]:
         yield
 
 
-def _runs(
-    test: str, repeats: int, watch: Callable[[str, int, int], None], run: Callable[[], Iterator[None]]
-) -> Iterator[np.ndarray]:
-    """Run a test repeatedly; yield the seconds from the start of each run to the end of each of its calls."""
-    for done in range(repeats + 1):
-        watch(test, done, repeats + 1)
+def _take_turns(
+    works: Sequence[Callable[[], Iterator[None]]],
+    test: str,
+    repeats: int | None,
+    watch: Callable[[str, int, int], None],
+) -> list[list[np.ndarray]]:
+    """Run a test of all engines in turn: once to warm up, then `repeats` times; None: not at all.
+
+    Returns:
+        By engine and run, the seconds from the start of the run to the end of each of its calls.
+    """
+    rounds = 0 if repeats is None else repeats + 1
+    runs: list[list[np.ndarray]] = [[] for _ in works]
+    for done in range(rounds * len(works)):
+        watch(test, done, rounds * len(works))
+        turn, index = divmod(done, len(works))
         began = time.perf_counter()
-        times = np.array([time.perf_counter() - began for _ in run()])
-        if done:  # the first run is a warm-up
-            yield times
+        times = np.array([time.perf_counter() - began for _ in works[index]()])
+        if turn:  # the first one is a warm-up
+            runs[index].append(times)
+    return runs
 
 
 def _check_profiles(engine: Engine) -> Profiles:
@@ -195,10 +238,9 @@ def _check_profiles(engine: Engine) -> Profiles:
     return engine
 
 
-def _profiles(
-    engine: Engine, prompts: np.ndarray, steps: np.ndarray, watch: Callable[[str, int, int], None]
-) -> Iterator[KernelProfile]:
+def _profiles(engine: Engine, given: _Inputs, watch: Callable[[str, int, int], None]) -> Iterator[KernelProfile]:
     profiler = _check_profiles(engine)
+    prompts, steps = given
     if prompts.size:
         test = f"pp{prompts.shape[1]}"
         watch(f"profile {test}", 0, 0)

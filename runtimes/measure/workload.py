@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median, median_low
 from typing import Any
 
 import numpy as np
@@ -37,22 +38,48 @@ class Arrival:
     at_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class WorkloadResult:
-    """The measured service of a workload.
+@dataclass(frozen=True, eq=False)
+class ServedWorkload:
+    """A workload that was served once.
 
     Attributes:
         tokens: generated tokens.
         seconds: from the first arrival to the last token.
-        ttft_ms: time from the arrival of a request to its first token.
-        itl_ms: time from a token of a request to its next one.
+        ttft_s: for each request, the time from its arrival to its first token.
+        itl_s: for each other token, the time since the request's token before it.
         steps: steps of the scheduler.
         runs: runs of a graph.
+    """
+
+    tokens: int
+    seconds: float
+    ttft_s: np.ndarray
+    itl_s: np.ndarray
+    steps: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """The measured service of a workload, over all times that it was served.
+
+    Attributes:
+        tokens: generated tokens of one time.
+        tokens_per_s: generated tokens a second, all requests together: the median; also the slowest and the fastest.
+        seconds: from the first arrival to the last token, the median.
+        ttft_ms: time from the arrival of a request to its first token.
+        itl_ms: time from a token of a request to its next one.
+        steps: steps of the scheduler, the median.
+        runs: runs of a graph, the median.
         fewest_runs: one for each prompt, and one for every `concurrency` tokens that follow a first one.
+        repeats: how often the workload was served.
     """
 
     requests: int
     tokens: int
+    tokens_per_s: float
+    tokens_per_s_min: float
+    tokens_per_s_max: float
     seconds: float
     ttft_ms: Latency
     itl_ms: Latency
@@ -60,15 +87,32 @@ class WorkloadResult:
     runs: int
     fewest_runs: int
     concurrency: int
+    repeats: int
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Generated tokens a second, all requests together."""
-        return self.tokens / self.seconds
+    @classmethod
+    def of(cls, served: Sequence[ServedWorkload], concurrency: int) -> WorkloadResult:
+        """Summarize one workload that was served several times."""
+        requests, tokens = len(served[0].ttft_s), served[0].tokens
+        rates = [one.tokens / one.seconds for one in served]
+        return cls(
+            requests=requests,
+            tokens=tokens,
+            tokens_per_s=median(rates),
+            tokens_per_s_min=min(rates),
+            tokens_per_s_max=max(rates),
+            seconds=median(one.seconds for one in served),
+            ttft_ms=Latency.of(np.concatenate([one.ttft_s for one in served])),
+            itl_ms=Latency.of(np.concatenate([one.itl_s for one in served])),
+            steps=median_low(one.steps for one in served),
+            runs=median_low(one.runs for one in served),
+            fewest_runs=requests + -(-(tokens - requests) // concurrency),
+            concurrency=concurrency,
+            repeats=len(served),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the layout of `llmc bench --output-format json`."""
-        return asdict(self) | {"tokens_per_s": self.tokens_per_s, "runs_per_step": self.runs / self.steps}
+        return asdict(self) | {"runs_per_step": self.runs / self.steps}
 
 
 def seeded_workload(requests: int, vocab_size: int, rate: float | None = None, seed: int = 0) -> list[Arrival]:
@@ -134,6 +178,40 @@ def _invalid(what: str) -> UsageError:
     )
 
 
+def measure_workload(
+    engines: Sequence[Engine],
+    arrivals: Sequence[Arrival],
+    repeats: int,
+    concurrency: int,
+    *,
+    watch: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[WorkloadResult]:
+    """Serve a workload with engines in turn, each `repeats` times, after a short warm-up of each.
+
+    Args:
+        concurrency: the largest number of requests that run at once.
+        watch: called with the phase, the number of its workloads that were served and the number of all.
+
+    Returns:
+        The results in the order of the engines.
+
+    Raises:
+        LlmcError: that of a request that failed.
+    """
+    for done, engine in enumerate(engines):
+        watch("warm-up", done, len(engines))
+        warm_up = seeded_workload(2 * concurrency, engine.spec.vocab_size)
+        serve_workload(engine, warm_up, concurrency, clock=clock, sleep=sleep)
+    served: list[list[ServedWorkload]] = [[] for _ in engines]
+    for done in range(repeats * len(engines)):
+        watch("workload", done, repeats * len(engines))
+        turn = done % len(engines)
+        served[turn].append(serve_workload(engines[turn], arrivals, concurrency, clock=clock, sleep=sleep))
+    return [WorkloadResult.of(those, concurrency) for those in served]
+
+
 def serve_workload(
     engine: Engine,
     arrivals: Sequence[Arrival],
@@ -141,8 +219,8 @@ def serve_workload(
     *,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
-) -> WorkloadResult:
-    """Serve the requests of a workload, each from its arrival on, and measure.
+) -> ServedWorkload:
+    """Serve the requests of a workload once, each from its arrival on, and measure.
 
     Args:
         concurrency: the largest number of requests that run at once.
@@ -171,15 +249,11 @@ def serve_workload(
                 raise event.error
             if isinstance(event, Token):
                 times[event.request].append(now)
-    tokens = sum(len(one) - 1 for one in times.values())
-    return WorkloadResult(
-        requests=len(times),
-        tokens=tokens,
+    return ServedWorkload(
+        tokens=sum(len(one) - 1 for one in times.values()),
         seconds=clock() - began,
-        ttft_ms=Latency.of(np.array([one[1] - one[0] for one in times.values()])),
-        itl_ms=Latency.of(np.concatenate([np.diff(one[1:]) for one in times.values()])),
+        ttft_s=np.array([one[1] - one[0] for one in times.values()]),
+        itl_s=np.concatenate([np.diff(one[1:]) for one in times.values()]),
         steps=steps,
         runs=engine.runs - runs,
-        fewest_runs=len(times) + -(-(tokens - len(times)) // concurrency),
-        concurrency=concurrency,
     )

@@ -62,6 +62,57 @@ def test_csv_and_a_chart(loaded: types.ModuleType, artifact: Path, tmp_path: Pat
     assert "tiny, ort, int8" in "".join(ElementTree.parse(tmp_path / "bench.svg").getroot().itertext())
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("several")
+    return [write_speaking(folder / "one"), write_speaking(folder / "two")]
+
+
+def test_several_artifacts_are_one_table(loaded: types.ModuleType, both: list[Path]) -> None:
+    result = bench(*both, *SHORT)
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert phases(result.stderr) == [f"load {both[0]}", f"load {both[1]}", "pp8", "tg4"]
+    lines = result.stdout.splitlines()
+    starts = [line.split(" | ")[:2] for line in lines[2:6]]
+    assert starts == [["| one", "pp8"], ["| one", "tg4"], ["| two", "pp8"], ["| two", "tg4"]]
+    assert lines[-1] == "2 runs in turn, 1 sequence, 3 threads"
+
+
+def test_the_document_of_several_artifacts(loaded: types.ModuleType, both: list[Path], artifact: Path) -> None:
+    document = json.loads(bench(*both, *SHORT, "--output-format", "json").stdout)
+    assert list(document) == ["artifacts"]
+    first, second = document["artifacts"]
+    assert (first["artifact"], second["artifact"]) == ("one", "two")
+    one = json.loads(bench(artifact, *SHORT, "--output-format", "json").stdout)
+    assert {*first} == {*one} - {"peak_rss_bytes"} | {"artifact"}
+    assert [r["test"] for r in second["results"]] == ["pp8", "tg4"]
+
+
+def test_csv_and_a_chart_of_several_artifacts(loaded: types.ModuleType, both: list[Path], tmp_path: Path) -> None:
+    result = bench(*both, *SHORT, "--output-format", "csv", "--plot", tmp_path / "bench.svg")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [(row["artifact"], row["test"]) for row in rows] == [
+        ("one", "pp8"), ("one", "tg4"), ("two", "pp8"), ("two", "tg4"),
+    ]  # fmt: skip
+    texts = [text.text for text in ElementTree.parse(tmp_path / "bench.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("one") == texts.count("two") == 2
+
+
+def test_folders_of_the_same_name(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+    other = write_speaking(tmp_path / artifact.name)
+    documents = json.loads(bench(artifact, other, *SHORT, "--output-format", "json").stdout)["artifacts"]
+    assert [document["artifact"] for document in documents] == [str(artifact), str(other)]
+
+
+def test_a_wrong_folder_is_found_before_anything_is_loaded(
+    loaded: types.ModuleType, artifact: Path, tmp_path: Path
+) -> None:
+    result = bench(artifact, tmp_path / "absent", *SHORT)
+    assert (result.exit_code, rest(result.stderr).split(":")[0]) == (3, "ARTIFACT_NOT_FOUND")
+    assert not hasattr(loaded, "asked")
+    assert bench(*SHORT).exit_code == 2
+
+
 def test_wrong_usage(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
     assert "nothing to measure" in bench(artifact, "-p", "0", "-n", "0").stderr
     result = bench(artifact, "--plot", tmp_path / "absent" / "bench.svg")
@@ -102,9 +153,13 @@ def test_an_engine_without_a_profiler(loaded: types.ModuleType, artifact: Path) 
 
 
 def test_a_workload(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
-    lines = bench(artifact, "--workload", "6", "--concurrency", "3").stdout.splitlines()
+    lines = bench(artifact, "--workload", "6", "--concurrency", "3", "-r", "2").stdout.splitlines()
     assert lines[0] == "| tiny, ort, int8 | p50 | p95 | p99 |"
-    assert "6 requests" in lines[-2] and "at most 3 at once" in lines[-2] and "times the fewest possible" in lines[-1]
+    assert (
+        "in 2 runs): 6 requests" in lines[-2]
+        and "at most 3 at once" in lines[-2]
+        and "times the fewest possible" in lines[-1]
+    )
     assert loaded.asked == (artifact, None, 3)
     (tmp_path / "w.jsonl").write_text('{"prompt_tokens": 3, "new_tokens": 4}\n' * 2)
     result = bench(artifact, "--workload", tmp_path / "w.jsonl", "--output-format", "json")
@@ -112,6 +167,18 @@ def test_a_workload(loaded: types.ModuleType, artifact: Path, tmp_path: Path) ->
     assert phases(result.stderr) == [f"load {artifact}", "warm-up", "workload"]
     assert (document["requests"], document["tokens"], document["fewest_runs"]) == (2, 8, 8)
     assert document["runs_per_step"] == 1 and document["ttft_ms"]["p99"] is None
+    assert document["repeats"] == 5
+    assert document["tokens_per_s_min"] <= document["tokens_per_s"] <= document["tokens_per_s_max"]
+
+
+def test_a_workload_for_several_artifacts(loaded: types.ModuleType, both: list[Path]) -> None:
+    result = bench(*both, "--workload", "6", "--concurrency", "3", "-r", "2")
+    assert phases(result.stderr) == [f"load {both[0]}", f"load {both[1]}", "warm-up", "workload"]
+    lines = result.stdout.splitlines()
+    assert [line.split(" | ")[0] for line in lines[:4]] == ["| artifact", "|---|" + "---:|" * 13, "| one", "| two"]
+    assert lines[-1] == "2 runs in turn: 6 requests, at most 3 at once"
+    document = json.loads(bench(*both, "--workload", "6", "-r", "1", "--output-format", "json").stdout)
+    assert [(one["artifact"], one["requests"]) for one in document["artifacts"]] == [("one", 6), ("two", 6)]
 
 
 @pytest.mark.parametrize(

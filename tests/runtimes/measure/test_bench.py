@@ -56,7 +56,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Clocked:
 
 
 def test_one_sequence(engine: Clocked) -> None:
-    result = bench(engine, prompt=20, tokens=10, repeats=3, watch=engine.watch)
+    (result,) = bench([engine], prompt=20, tokens=10, repeats=3, watch=engine.watch)
     assert result.rates == (
         Rate("pp20", pytest.approx(1000 / 1.5), pytest.approx(500), pytest.approx(1000)),
         Rate("tg10", pytest.approx(100 / 1.5), pytest.approx(50), pytest.approx(100)),
@@ -74,7 +74,7 @@ def test_a_percentile_needs_enough_samples() -> None:
 
 
 def test_sequences_side_by_side(engine: Clocked) -> None:
-    result = bench(engine, prompt=20, tokens=10, repeats=3, concurrency=4, watch=engine.watch)
+    (result,) = bench([engine], prompt=20, tokens=10, repeats=3, concurrency=4, watch=engine.watch)
     assert engine.slots == 4
     assert [rate.max for rate in result.rates] == [pytest.approx(1000), pytest.approx(400)]
     # The last of four prompts waits for three others.
@@ -84,7 +84,7 @@ def test_sequences_side_by_side(engine: Clocked) -> None:
 
 
 def test_the_calls_are_those_of_llama_bench(engine: Clocked) -> None:
-    bench(engine, prompt=20, tokens=10, repeats=3, concurrency=2, watch=engine.watch)
+    bench([engine], prompt=20, tokens=10, repeats=3, concurrency=2, watch=engine.watch)
     prefill, decode = engine.calls[: 4 * 2], engine.calls[4 * 2 :]
     for i, call in enumerate(prefill):
         assert (call.lengths.tolist(), call.starts.tolist(), call.slots.tolist()) == ([20], [0], [i % 2])
@@ -97,22 +97,73 @@ def test_the_calls_are_those_of_llama_bench(engine: Clocked) -> None:
     assert len(set(prefill[0].tokens.tolist())) > 5
 
 
+class Sharing(Clocked):
+    """An engine that shares a clock with others; a call takes `ms`, and ten times as long in each first run."""
+
+    now, order = 0.0, ""
+
+    def __init__(self, name: str, ms: float) -> None:
+        super().__init__()
+        self.name, self.ms = name, ms
+
+    def forward(self, batch: Batch) -> HostLogits:
+        warms_up = len(self.calls) in (0, 3)
+        self.calls.append(batch)
+        Sharing.order += self.name
+        Sharing.now += self.ms / 1000 * (10 if warms_up else 1)
+        return HostLogits(np.zeros((len(batch.wanted), 50), np.float32))
+
+
+def test_engines_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sharing, "now", 0.0)
+    monkeypatch.setattr(Sharing, "order", "")
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Sharing.now)
+    engines = [Sharing("a", 10), Sharing("b", 20), Sharing("c", 40)]
+    seen: list[tuple[str, int, int]] = []
+    results = bench(engines, prompt=20, tokens=1, repeats=2, watch=lambda *step: seen.append(step))
+    assert Sharing.order == "abc" * 3 * 2
+    assert seen == [*(("pp20", done, 9) for done in range(9)), *(("tg1", done, 9) for done in range(9))]
+    assert [[rate.median for rate in result.rates] for result in results] == [
+        [pytest.approx(2000), pytest.approx(100)],
+        [pytest.approx(1000), pytest.approx(50)],
+        [pytest.approx(500), pytest.approx(25)],
+    ]
+    assert [result.tpot_ms and result.tpot_ms.p50 for result in results] == [pytest.approx(ms) for ms in (10, 20, 40)]
+
+
+def test_the_memory_of_several_engines_is_not_that_of_one(engine: Clocked) -> None:
+    engine.slow = 1.0
+    one, several = bench([engine], repeats=1, tokens=1, prompt=1), bench([engine] * 2, repeats=1, tokens=1, prompt=1)
+    assert "peak_rss_bytes" in one[0].as_dict()
+    assert all("peak_rss_bytes" not in result.as_dict() for result in several)
+
+
+@pytest.mark.parametrize("fault", ["too long", "no profiler"])
+def test_a_fault_of_the_second_engine_is_found_before_any_call(engine: Clocked, profiled: Profiled, fault: str) -> None:
+    small = Clocked()
+    small.spec = EngineSpec(vocab_size=50, max_seq_len=8)
+    given = [engine, small] if fault == "too long" else [profiled, engine]
+    with pytest.raises(UsageError, match="BENCH_TOO_LONG" if fault == "too long" else "PROFILE_UNSUPPORTED"):
+        bench(given, prompt=9, tokens=1, profile=fault == "no profiler")
+    assert not given[0].calls
+
+
 def test_a_test_can_be_left_out(engine: Clocked) -> None:
-    result = bench(engine, prompt=0, tokens=10, repeats=3, watch=engine.watch)
+    (result,) = bench([engine], prompt=0, tokens=10, repeats=3, watch=engine.watch)
     assert [rate.test for rate in result.rates] == ["tg10"]
     assert (result.ttft_ms, result.as_dict()["ttft_ms"]) == (None, None)
-    result = bench(engine, prompt=20, tokens=0, repeats=3, watch=engine.watch)
+    (result,) = bench([engine], prompt=20, tokens=0, repeats=3, watch=engine.watch)
     assert ([rate.test for rate in result.rates], result.tpot_ms) == (["pp20"], None)
 
 
 @pytest.mark.parametrize(("prompt", "tokens", "said"), [(65, 1, "prompt has 65"), (1, 65, "decode test has 65")])
 def test_what_does_not_fit_is_refused_before_any_work(engine: Clocked, prompt: int, tokens: int, said: str) -> None:
     with pytest.raises(LlmcError, match="BENCH_TOO_LONG") as caught:
-        bench(engine, prompt, tokens)
+        bench([engine], prompt, tokens)
     assert said in caught.value.what and "64" in caught.value.what
     assert not engine.calls
     engine.slow = 1.0
-    bench(engine, 64, 64, repeats=1)
+    bench([engine], 64, 64, repeats=1)
 
 
 def test_the_document() -> None:
@@ -156,7 +207,7 @@ def profiled(monkeypatch: pytest.MonkeyPatch) -> Profiled:
 
 
 def test_profiles_are_of_the_same_calls(profiled: Profiled) -> None:
-    result = bench(profiled, prompt=20, tokens=10, repeats=1, concurrency=2, profile=True)
+    (result,) = bench([profiled], prompt=20, tokens=10, repeats=1, concurrency=2, profile=True)
     prefill, decode = result.profiles
     assert prefill == KernelProfile("pp20", (KernelTime("MatMul", 40, 120), KernelTime("Add", 2, 40)))
     assert decode == KernelProfile("tg10", (KernelTime("MatMul", 20, 60), KernelTime("Add", 10, 20)))
@@ -166,12 +217,13 @@ def test_profiles_are_of_the_same_calls(profiled: Profiled) -> None:
 
 def test_a_profile_only_of_tests_that_run(profiled: Profiled) -> None:
     for prompt, tokens, test in ((20, 0, "pp20"), (0, 10, "tg10")):
-        result = bench(profiled, prompt=prompt, tokens=tokens, repeats=1, profile=True)
+        (result,) = bench([profiled], prompt=prompt, tokens=tokens, repeats=1, profile=True)
         assert [profile.test for profile in result.profiles] == [test]
-    assert bench(profiled, prompt=20, tokens=10, repeats=1).profiles == ()
+    (result,) = bench([profiled], prompt=20, tokens=10, repeats=1)
+    assert result.profiles == ()
 
 
 def test_an_engine_without_a_profiler_is_refused_before_any_call(engine: Clocked) -> None:
     with pytest.raises(UsageError, match="PROFILE_UNSUPPORTED"):
-        bench(engine, prompt=20, tokens=10, profile=True)
+        bench([engine], prompt=20, tokens=10, profile=True)
     assert not engine.calls

@@ -11,7 +11,15 @@ from fake_engines import ToyEngine, hashed
 from llmc.errors import UsageError
 from llmc.runtimes.engines.batch import Batch
 from llmc.runtimes.engines.logits import HostLogits
-from llmc.runtimes.measure.workload import Arrival, read_workload, seeded_workload, serve_workload
+from llmc.runtimes.measure.workload import (
+    Arrival,
+    ServedWorkload,
+    WorkloadResult,
+    measure_workload,
+    read_workload,
+    seeded_workload,
+    serve_workload,
+)
 
 
 class Timed(ToyEngine):
@@ -36,20 +44,73 @@ def test_times_count_from_the_arrival() -> None:
     result = serve_workload(engine, arrivals, 2, clock=engine.clock, sleep=engine.sleep)
     # Steps: the first prompt (13 ms); its second token with the second prompt (12 ms); the last tokens of both (12 ms);
     # nothing until the third request arrives, which takes 11 ms.
-    assert (result.requests, result.tokens, result.steps, result.runs) == (3, 6, 4, 4)
+    assert (result.tokens, result.steps, result.runs) == (6, 4, 4)
     assert result.seconds == pytest.approx(9.011)
-    assert result.ttft_ms.p50 == pytest.approx(13)  # of 13, 25 - 12 and 11
-    assert result.itl_ms.p50 == pytest.approx(12) and result.itl_ms.p95 is None
-    assert result.fewest_runs == 3 + 2
-    assert result.as_dict()["tokens_per_s"] == pytest.approx(6 / 9.011)
-    assert result.as_dict()["runs_per_step"] == 1
+    assert result.ttft_s == pytest.approx([0.013, 0.025 - 0.012, 0.011])
+    assert result.itl_s == pytest.approx([0.012] * 3)
 
 
 def test_percentiles_have_enough_samples() -> None:
     engine = Timed(hashed(), max_seq_len=128)
-    result = serve_workload(engine, seeded_workload(20, 32), 4, clock=engine.clock, sleep=engine.sleep)
+    served = serve_workload(engine, seeded_workload(20, 32), 4, clock=engine.clock, sleep=engine.sleep)
+    result = WorkloadResult.of([served], 4)
     assert result.ttft_ms.p95 is not None and result.ttft_ms.p99 is None and result.itl_ms.p99 is not None
     assert result.tokens == sum(arrival.new_tokens for arrival in seeded_workload(20, 32)) > 200
+
+
+def test_a_result_is_of_all_times_that_a_workload_was_served() -> None:
+    served = [
+        ServedWorkload(6, seconds, np.array([ttft] * 2), np.array([ttft / 2] * 10), steps, runs)
+        for seconds, ttft, steps, runs in ((2.0, 0.1, 5, 8), (1.0, 0.2, 4, 6), (4.0, 0.4, 6, 7))
+    ]
+    result = WorkloadResult.of(served, 3)
+    assert (result.tokens_per_s, result.tokens_per_s_min, result.tokens_per_s_max) == (3, 1.5, 6)
+    assert (result.requests, result.tokens, result.seconds, result.repeats) == (2, 6, 2, 3)
+    assert (result.steps, result.runs, result.fewest_runs) == (5, 7, 2 + 2)
+    assert result.ttft_ms.p50 == 200 and result.ttft_ms.p95 is None
+    assert result.itl_ms.p50 == 100 and result.itl_ms.p95 == 200  # 30 samples
+    assert WorkloadResult.of(served[:2], 3).steps == 4  # a count stays a whole number
+    assert result.as_dict() == {
+        "requests": 2,
+        "tokens": 6,
+        "tokens_per_s": 3,
+        "tokens_per_s_min": 1.5,
+        "tokens_per_s_max": 6,
+        "seconds": 2,
+        "ttft_ms": {"p50": 200, "p95": None, "p99": None},
+        "itl_ms": {"p50": 100, "p95": 200, "p99": None},
+        "steps": 5,
+        "runs": 7,
+        "runs_per_step": 1.4,
+        "fewest_runs": 4,
+        "concurrency": 3,
+        "repeats": 3,
+    }
+
+
+class Named(ToyEngine):
+    """An engine that notes the prompts of two tokens that it runs, which no warm-up has, in a shared list."""
+
+    seen: list[str] = []
+
+    def __init__(self, name: str) -> None:
+        super().__init__(hashed(), max_seq_len=128)
+        self.name = name
+
+    def forward(self, batch: Batch) -> HostLogits:
+        self.seen += [self.name for length in batch.lengths if length == 2]
+        return super().forward(batch)
+
+
+def test_engines_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Named, "seen", [])
+    phases: list[tuple[str, int, int]] = []
+    engines = [Named("a"), Named("b")]
+    results = measure_workload(engines, [Arrival([1, 2], 2)], 3, 1, watch=lambda *phase: phases.append(phase))
+    assert Named.seen == ["a", "b"] * 3
+    assert phases == [("warm-up", 0, 2), ("warm-up", 1, 2), *(("workload", done, 6) for done in range(6))]
+    assert [(result.requests, result.tokens, result.repeats, result.steps) for result in results] == [(1, 2, 3, 2)] * 2
+    assert all(len(engine.calls) > 3 * 2 for engine in engines)  # there was a warm-up
 
 
 def test_a_seeded_workload_is_always_the_same() -> None:
