@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -31,8 +32,12 @@ class Engine(Protocol):
     """
 
     spec: EngineSpec
-    slots: int
-    runs: int
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def runs(self) -> int: ...
 
     def open_slots(self, count: int) -> None:
         """Make room for `count` sequences. Slots that were open before keep their content."""
@@ -86,6 +91,18 @@ class Profiles(Protocol):
             LlmcError: `PROFILE_TOO_LONG` if the runtime can't record that many calls.
         """
         ...
+
+
+@runtime_checkable
+class ReportsRuns(Protocol):
+    """An engine that reports each run of a graph; not every engine does.
+
+    Attributes:
+        around_run: called before a run with the number of new tokens of each of its sequences. The run takes place
+            within the context that it returns. A caller may replace it, and puts the old one back afterwards.
+    """
+
+    around_run: Callable[[Sequence[int]], AbstractContextManager[object]]
 
 
 class LayerEngine(Protocol):
