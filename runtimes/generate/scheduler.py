@@ -68,6 +68,11 @@ class Scheduler:
         return len(self._slots)
 
     @property
+    def slots(self) -> dict[int, int]:
+        """The engine's slot of each running request."""
+        return {sequence.id: self._slots[sequence] for sequence in self._slots}
+
+    @property
     def is_idle(self) -> bool:
         """True if no request is unfinished and no event is left."""
         return not (self._waiting or len(self._slots) or self._events)

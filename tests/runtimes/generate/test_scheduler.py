@@ -189,6 +189,20 @@ def test_running_requests_have_dense_slots() -> None:
     assert engine.copies, "sequences move into the slots of finished ones"
 
 
+def test_the_slots_of_running_requests() -> None:
+    scheduler = Scheduler(ToyEngine(hashed()), batch_size=2)
+    requests = [
+        scheduler.add(Request([i + 1], SamplingParams(max_tokens=tokens))) for i, tokens in enumerate((2, 4, 1))
+    ]
+    found = [scheduler.slots]
+    while not scheduler.is_idle:
+        scheduler.step()
+        found.append(scheduler.slots)
+    first, second, _ = requests
+    # The second request moves into the slot of the first one when that ends.
+    assert found == [{}, {first: 0, second: 1}, {second: 0}, {second: 0}, {}]
+
+
 def test_slots_are_opened_as_they_are_needed() -> None:
     engine = ToyEngine(hashed())
     scheduler = Scheduler(engine, batch_size=4)
