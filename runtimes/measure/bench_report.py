@@ -63,8 +63,8 @@ def workload_markdown(result: WorkloadResult, name: str) -> str:
         f"| each next token, ms | {' | '.join(_milliseconds(result.itl_ms))} |",
         "",
         f"{result.tokens_per_s:,.1f} tokens/s ({result.tokens_per_s_min:,.1f} to {result.tokens_per_s_max:,.1f} in "
-        f"{result.repeats} runs): {result.requests} requests, {result.tokens:,} new tokens in {result.seconds:,.2f} s, "
-        f"at most {result.concurrency} at once",
+        f"{_runs(result.repeats)}): {result.requests} requests, {result.tokens:,} new tokens in "
+        f"{result.seconds:,.2f} s, at most {result.concurrency} at once",
         f"{result.runs:,} graph runs in {result.steps:,} steps ({result.runs / result.steps:.2f} per step); "
         f"{result.runs / result.fewest_runs:.2f} times the fewest possible, {result.fewest_runs:,}",
     ]
@@ -93,8 +93,12 @@ def workload_markdown_of_several(results: Sequence[tuple[str, WorkloadResult]]) 
         ]
         lines.append(_row(name, *cells))
     result = results[0][1]
-    summary = f"{result.repeats} runs in turn: {result.requests} requests, at most {result.concurrency} at once"
+    summary = f"{_runs(result.repeats)} in turn: {result.requests} requests, at most {result.concurrency} at once"
     return "\n".join([*lines, "", summary]) + "\n"
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s'[: count > 1]}"
 
 
 def _percentiles(latency: Latency | None) -> list[float | None]:
@@ -148,7 +152,7 @@ def as_csv(results: Sequence[tuple[str, BenchResult]]) -> str:
 def conditions(results: Sequence[BenchResult]) -> str:
     """Write as a line what all tests share: runs, sequences and threads; of one artifact also loading and memory."""
     result, several = results[0], len(results) > 1
-    parts = [f"{result.repeats} runs{' in turn' if several else ''}"]
+    parts = [f"{_runs(result.repeats)}{' in turn' if several else ''}"]
     parts.append(f"{result.concurrency} sequence{'s'[: result.concurrency > 1]}")
     if result.threads and all(one.threads == result.threads for one in results):
         parts.append(f"{result.threads} thread{'s'[: result.threads > 1]}")
