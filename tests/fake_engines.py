@@ -92,6 +92,22 @@ class ToyEngine:
             raise UsageError("ENGINE_CLOSED", "The engine has been closed.", "Load the artifact again.")
 
 
+class TimedEngine(ToyEngine):
+    """A toy engine whose calls take 10 ms and a millisecond for each token, by its own clock."""
+
+    now = 100.0
+
+    def forward(self, batch: Batch) -> HostLogits:
+        self.now += 0.01 + 0.001 * len(batch.tokens)
+        return super().forward(batch)
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def hashed(vocab_size: int = 32) -> Rule:
     """Return a rule with random logits that differ for each history."""
     return lambda history: np.random.default_rng(history).normal(scale=2, size=vocab_size)

@@ -81,7 +81,7 @@ ROOMS: dict[str, Room] = {
     ),
     "runtimes.generate": Room("sampling, stopping, tokenizer, generation, `LLM`", ("errors", "runtimes.engines")),
     "runtimes.measure": Room(
-        "bench, evaluation, layer errors, lm-eval, the self-check",
+        "bench, workloads and their traces, evaluation, layer errors, lm-eval, the self-check",
         ("errors", "extras", "runtimes.memory", "runtimes.engines", "runtimes.generate"),
     ),
     "compiler.options": Room("options as dataclass fields, without torch", ("errors",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
     metavar="R",
     help="Mean arrivals a second of the N random requests.  [default: all at once]",
 )
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Also write a trace of the last time that the workload is served, for ui.perfetto.dev.",
+)
 @click.option("--profile", is_flag=True, help="Also run each test under a profiler and print the time by kernel.")
 @threads_option
 @click.option(
@@ -66,6 +73,7 @@ def bench(
     concurrency: int,
     workload: str | None,
     rate: float | None,
+    trace: Path | None,
     profile: bool,
     threads: int | None,
     output_format: str,
@@ -83,14 +91,18 @@ def bench(
     if workload is not None:
         if profile or plot or output_format == "csv":
             raise click.UsageError("--workload has no --profile, no --plot and no CSV. Leave them out.")
-        _serve(artifacts, workload, rate, repeats, concurrency, threads, output_format == "json")
+        _check_folder(trace, "--trace")
+        if trace and len(artifacts) > 1:
+            raise click.UsageError("--trace records one artifact, not several in turn. Give one DIR.")
+        _serve(artifacts, workload, rate, repeats, concurrency, threads, trace, output_format == "json")
         return
     if rate is not None:
         raise click.UsageError("--rate is for random requests. Set --workload N, too.")
+    if trace:
+        raise click.UsageError("--trace records a workload. Set --workload, too.")
     if not prompt and not tokens:
         raise click.UsageError("There is nothing to measure. Set -p or -n to more than 0.")
-    if plot and not plot.parent.is_dir():
-        raise click.BadParameter(f"There is no folder {str(plot.parent)!r}.", param_hint="--plot")
+    _check_folder(plot, "--plot")
     with steps(f"load {artifacts[0]}") as watch:
         from ...runtimes.measure.bench import bench as measure
         from ...runtimes.measure.bench_plot import svg
@@ -114,6 +126,11 @@ def bench(
         click.echo(markdown(named[0][1], named[0][0]) if len(named) == 1 else markdown_of_several(named), nl=False)
 
 
+def _check_folder(file: Path | None, flag: str) -> None:
+    if file and not file.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {str(file.parent)!r}.", param_hint=flag)
+
+
 def _serve(
     artifacts: Sequence[Path],
     workload: str,
@@ -121,10 +138,12 @@ def _serve(
     repeats: int,
     concurrency: int,
     threads: int | None,
+    trace: Path | None,
     as_json: bool,
 ) -> None:
     with steps(f"load {artifacts[0]}") as watch:
         from ...runtimes.measure.bench_report import workload_markdown, workload_markdown_of_several
+        from ...runtimes.measure.trace import Recorder
         from ...runtimes.measure.workload import measure_workload, read_workload, seeded_workload
 
         if rate is not None and not workload.isdecimal():
@@ -137,7 +156,10 @@ def _serve(
             arrivals = seeded_workload(int(workload), vocab_size, rate)
         else:
             arrivals = read_workload(Path(workload), vocab_size)
-        results = measure_workload(engines, arrivals, repeats, concurrency, watch=watch)
+        recorder = Recorder() if trace else None
+        results = measure_workload(engines, arrivals, repeats, concurrency, recorder=recorder, watch=watch)
+    if trace and recorder:
+        trace.write_text(json.dumps(recorder.document()), encoding="utf-8")
     named = [(one.name, result) for one, result in zip(loaded, results, strict=True)]
     if as_json:
         _print_documents([(name, result.as_dict()) for name, result in named])

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, median_low
 from typing import Any
@@ -18,6 +19,7 @@ from ..generate.request import Failed, Request, Token
 from ..generate.sampling import SamplingParams
 from ..generate.scheduler import Scheduler
 from .bench import Latency
+from .trace import Recorder
 
 # Lengths of a seeded workload, from and to, both included.
 PROMPT_TOKENS, NEW_TOKENS = (4, 40), (4, 47)
@@ -184,6 +186,7 @@ def measure_workload(
     repeats: int,
     concurrency: int,
     *,
+    recorder: Recorder | None = None,
     watch: Callable[[str, int, int], None] = lambda phase, done, total: None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
@@ -192,6 +195,7 @@ def measure_workload(
 
     Args:
         concurrency: the largest number of requests that run at once.
+        recorder: records the last time that the workload is served.
         watch: called with the phase, the number of its workloads that were served and the number of all.
 
     Returns:
@@ -205,10 +209,14 @@ def measure_workload(
         warm_up = seeded_workload(2 * concurrency, engine.spec.vocab_size)
         serve_workload(engine, warm_up, concurrency, clock=clock, sleep=sleep)
     served: list[list[ServedWorkload]] = [[] for _ in engines]
-    for done in range(repeats * len(engines)):
-        watch("workload", done, repeats * len(engines))
+    total = repeats * len(engines)
+    for done in range(total):
+        watch("workload", done, total)
         turn = done % len(engines)
-        served[turn].append(serve_workload(engines[turn], arrivals, concurrency, clock=clock, sleep=sleep))
+        record = recorder if done == total - 1 else None
+        served[turn].append(
+            serve_workload(engines[turn], arrivals, concurrency, recorder=record, clock=clock, sleep=sleep)
+        )
     return [WorkloadResult.of(those, concurrency) for those in served]
 
 
@@ -217,6 +225,7 @@ def serve_workload(
     arrivals: Sequence[Arrival],
     concurrency: int,
     *,
+    recorder: Recorder | None = None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ServedWorkload:
@@ -224,11 +233,14 @@ def serve_workload(
 
     Args:
         concurrency: the largest number of requests that run at once.
+        recorder: records steps, calls of the engine and requests.
 
     Raises:
         LlmcError: that of a request that failed.
     """
-    scheduler = Scheduler(engine, batch_size=concurrency, clock=clock)
+    used = recorder.wrap(engine) if recorder else engine
+    scheduler = Scheduler(used, batch_size=concurrency, clock=clock)
+    step = partial(recorder.step, scheduler) if recorder else scheduler.step
     times: dict[int, list[float]] = {}  # by request: arrival, then each token
     runs, steps, began = engine.runs, 0, clock()
     coming = list(arrivals)
@@ -237,11 +249,14 @@ def serve_workload(
         while coming and coming[0].at_s <= now:
             arrival = coming.pop(0)
             params = SamplingParams(max_tokens=arrival.new_tokens, ignore_eos=True)
-            times[scheduler.add(Request(arrival.prompt, params))] = [arrival.at_s]
+            request = scheduler.add(Request(arrival.prompt, params))
+            times[request] = [arrival.at_s]
+            if recorder:
+                recorder.add(request, began + arrival.at_s, len(arrival.prompt))
         if scheduler.is_idle:
             sleep(coming[0].at_s - now)
             continue
-        events = scheduler.step()
+        events = step()
         steps += 1
         now = clock() - began
         for event in events:

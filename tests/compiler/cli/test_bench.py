@@ -181,6 +181,24 @@ def test_a_workload_for_several_artifacts(loaded: types.ModuleType, both: list[P
     assert [(one["artifact"], one["requests"]) for one in document["artifacts"]] == [("one", 6), ("two", 6)]
 
 
+def test_a_trace_of_the_last_time(loaded: types.ModuleType, artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    result = bench(artifact, "--workload", "5", "--concurrency", "2", "-r", "3", "--trace", path)
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    names = [event["name"] for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert names.count("forward") == names.count("step") == int(result.stdout.split(" graph runs in ")[1].split()[0])
+    assert {name for name in names if name.startswith("request")} == {f"request {number}" for number in range(5)}
+
+
+def test_options_of_a_trace(loaded: types.ModuleType, both: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    assert "Set --workload, too." in bench(both[0], "--trace", path).stderr
+    assert "Give one DIR." in bench(*both, "--workload", "3", "--trace", path).stderr
+    result = bench(both[0], "--workload", "3", "--trace", tmp_path / "absent" / "trace.json")
+    assert (result.exit_code, "There is no folder" in result.stderr) == (2, True)
+    assert not hasattr(loaded, "asked") and not path.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

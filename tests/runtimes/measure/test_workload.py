@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_engines import ToyEngine, hashed
+from fake_engines import TimedEngine, ToyEngine, hashed
 
 from llmc.errors import UsageError
 from llmc.runtimes.engines.batch import Batch
 from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.measure.trace import Recorder
 from llmc.runtimes.measure.workload import (
     Arrival,
     ServedWorkload,
@@ -22,24 +23,8 @@ from llmc.runtimes.measure.workload import (
 )
 
 
-class Timed(ToyEngine):
-    """An engine whose calls take 10 ms and a millisecond for each token, by its own clock."""
-
-    now = 100.0
-
-    def forward(self, batch: Batch) -> HostLogits:
-        self.now += 0.01 + 0.001 * len(batch.tokens)
-        return super().forward(batch)
-
-    def clock(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 def test_times_count_from_the_arrival() -> None:
-    engine = Timed(hashed())
+    engine = TimedEngine(hashed())
     arrivals = [Arrival([1, 2, 3], 3), Arrival([4], 2, 0.012), Arrival([5], 1, 9.0)]
     result = serve_workload(engine, arrivals, 2, clock=engine.clock, sleep=engine.sleep)
     # Steps: the first prompt (13 ms); its second token with the second prompt (12 ms); the last tokens of both (12 ms);
@@ -51,7 +36,7 @@ def test_times_count_from_the_arrival() -> None:
 
 
 def test_percentiles_have_enough_samples() -> None:
-    engine = Timed(hashed(), max_seq_len=128)
+    engine = TimedEngine(hashed(), max_seq_len=128)
     served = serve_workload(engine, seeded_workload(20, 32), 4, clock=engine.clock, sleep=engine.sleep)
     result = WorkloadResult.of([served], 4)
     assert result.ttft_ms.p95 is not None and result.ttft_ms.p99 is None and result.itl_ms.p99 is not None
@@ -111,6 +96,14 @@ def test_engines_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert phases == [("warm-up", 0, 2), ("warm-up", 1, 2), *(("workload", done, 6) for done in range(6))]
     assert [(result.requests, result.tokens, result.repeats, result.steps) for result in results] == [(1, 2, 3, 2)] * 2
     assert all(len(engine.calls) > 3 * 2 for engine in engines)  # there was a warm-up
+
+
+def test_only_the_last_time_is_recorded() -> None:
+    engine, recorder = ToyEngine(hashed(), max_seq_len=128), Recorder()
+    (result,) = measure_workload([engine], seeded_workload(5, 32), 3, 2, recorder=recorder)
+    names = [event["name"] for event in recorder.document()["traceEvents"]]
+    assert names.count("step") == result.steps > 5
+    assert [names.count(f"request {number}") for number in (0, 4, 5)] == [1, 1, 0]
 
 
 def test_a_seeded_workload_is_always_the_same() -> None:
