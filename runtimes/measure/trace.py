@@ -3,7 +3,7 @@
 A trace has a track of steps, and a track for each request. The slices of a track are nested:
 
     steps       step
-                 ├ schedule          requests get slots, and the next tokens are chosen
+                 ├ schedule          requests get slots, and their new tokens are collected
                  ├ forward           the engine's call
                  │  └ run            a run of a graph, if the engine reports its runs
                  └ sample            next tokens are chosen from the logits; sequences that end free their slots
