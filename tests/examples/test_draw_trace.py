@@ -86,6 +86,9 @@ def test_the_steps_that_show_most(draw_trace: ModuleType, trace: Path) -> None:
     assert "steps 2 to 4 of" in draw_trace.svg(slices, 3)
     assert ">step 3 of" in draw_trace.svg(slices, 1)
     assert "steps 0 to 4 of" in draw_trace.svg(slices, 99)
+    # Before the step with a prompt, one in which sequences only decode.
+    loads = [{"decoding": decoding, "prompt_tokens": prompt} for decoding, prompt in ((0, 9), (2, 0), (3, 5), (4, 5))]
+    assert draw_trace.choose([draw_trace.Slice("steps", "step", 0, 1, load) for load in loads], 2) == 1
     with pytest.raises(SystemExit, match="has 5 steps"):
         draw_trace.svg(slices, 1, first=5)
 

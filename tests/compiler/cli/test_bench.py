@@ -10,13 +10,17 @@ import types
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from compiled import artifact as compiled
 from progress_lines import phases, rest
-from speaking import stand_in_load, write_speaking
+from speaking import Counting, stand_in_load, write_speaking
 
 from llmc.compiler.cli.main import main
+from llmc.runtimes.engines.batch import Batch
+from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.spec import EngineSpec
 
 
 @pytest.fixture
@@ -197,6 +201,23 @@ def test_options_of_a_trace(loaded: types.ModuleType, both: list[Path], tmp_path
     result = bench(both[0], "--workload", "3", "--trace", tmp_path / "absent" / "trace.json")
     assert (result.exit_code, "There is no folder" in result.stderr) == (2, True)
     assert not hasattr(loaded, "asked") and not path.exists()
+
+
+def test_all_artifacts_get_the_same_requests(loaded: types.ModuleType, both: list[Path]) -> None:
+    """Those have only tokens that all know."""
+    load, seen = loaded.load, []
+
+    class Small(Counting):
+        spec = EngineSpec(3, 64, threads=3)
+
+        def forward(self, batch: Batch) -> HostLogits:
+            seen.extend(batch.tokens.tolist())
+            return HostLogits(np.zeros((len(batch.wanted), 3), np.float32))
+
+    loaded.load = lambda path, **options: Small() if path == both[1] else load(path, **options)
+    result = bench(*both, "--workload", "6", "-r", "1")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert max(seen) == 2
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,8 @@ def test_bars_of_several_artifacts_are_grouped_by_test() -> None:
     background, *bars = root.iter(f"{SPACE}rect")
     widths = [float(bar.attrib["width"]) for bar in bars]
     assert [width / widths[3] for width in widths] == pytest.approx([10.29, 5.14, 2, 1], abs=0.01)
+    right = float(background.attrib["width"]) - 150  # the numbers are beside the bars
+    assert all(float(bar.attrib["x"]) + width < right for bar, width in zip(bars, widths, strict=True))
     assert [bar.attrib["fill"] == bars[0].attrib["fill"] for bar in bars] == [True, False, True, False]
     texts = {text.text: text for text in root.iter(f"{SPACE}text")}
     labels = ["pp512", "first", long_name, "tg128", "first", long_name]

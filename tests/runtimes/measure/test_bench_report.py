@@ -141,6 +141,7 @@ def test_csv() -> None:
     assert float(rows[0]["tokens_per_s"]) == 1481.25
     assert float(rows[1]["p99_ms"]) == 4.2
     assert {row["peak_rss_bytes"] for row in rows} == {"312000000"}
+    assert "artifact" not in rows[0]
 
 
 def test_a_test_that_did_not_run_is_left_out() -> None:
@@ -174,6 +175,8 @@ def test_several_artifacts_are_one_table() -> None:
     )
     apart = [BOTH[0], ("b", replace(BOTH[1][1], threads=1))]
     assert markdown_of_several(apart).endswith("5 runs in turn, 1 sequence\n")
+    once = [(name, replace(result, repeats=1, concurrency=2)) for name, result in BOTH]
+    assert markdown_of_several(once).endswith("1 run in turn, 2 sequences, 2 threads\n")
 
 
 def test_profiles_of_several_artifacts() -> None:

@@ -21,14 +21,20 @@ STEPS, REQUESTS = 1, 2
 
 
 class Reporting(TimedEngine):
-    """A timed engine that runs each sequence on its own and reports it; a copy takes 2 ms."""
+    """A timed engine that runs each sequence on its own and reports it; a copy takes 2 ms.
+
+    Attributes:
+        outside: seconds of a forward call before the first run.
+    """
+
+    outside = 0.003
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.around_run: Callable[[Sequence[int]], AbstractContextManager[object]] = nullcontext
 
     def forward(self, batch: Batch) -> HostLogits:
-        self.now += 0.003
+        self.now += self.outside
         for length in batch.lengths.tolist():
             with self.around_run([length]):
                 self.now += 0.001 * length
@@ -132,9 +138,24 @@ def test_time_outside_of_the_engine() -> None:
     assert copy == {"source": 1, "target": 0, "tokens": 2}
 
 
+class Immediate(Reporting):
+    outside = 0.0
+
+
+def test_a_run_is_inside_of_a_call_that_begins_at_the_same_time() -> None:
+    names = [name for name, *_ in times(record(Immediate(hashed()), ARRIVALS), STEPS, 0)]
+    assert names[:6] == ["step", "forward", "run", "step", "forward", "run"]
+
+
+class Uneven(Reporting):
+    """An engine whose times are no whole microseconds."""
+
+    outside = 0.003 + 1e-6 / 3
+
+
 def test_a_long_workload_is_nested_and_complete() -> None:
     arrivals = seeded_workload(20, 32, rate=30.0)
-    events = record(Reporting(hashed(), max_seq_len=128), arrivals, concurrency=4)
+    events = record(Uneven(hashed(), max_seq_len=128), arrivals, concurrency=4)
     for process, track in ((STEPS, 0), *((REQUESTS, number) for number in range(20))):
         open_until: list[int] = []
         for event in slices(events, process, track):
