@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ class OrtEngine:
 
     Attributes:
         caches: for each KV cache its spec and the arrays of its parts, which the graphs update in place.
+        around_run: see `ReportsRuns`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, slots: int = 1) -> None:
@@ -49,6 +51,7 @@ class OrtEngine:
             threads=self._threads,
             rollback=None if self._ring is None else 1,
         )
+        self.around_run: Callable[[Sequence[int]], AbstractContextManager[object]] = nullcontext
         self.slots = 0
         self._files = read_section(manifest).graphs
         self._graphs: dict[str, GraphSession] = {}
@@ -130,7 +133,9 @@ class OrtEngine:
         mask = self._ones[:, :total] if count == 1 else (np.arange(total) < ends[:, None]).astype(np.int64)
         graph = self._graph(length)
         binding = graph.binding(run.slot, count, self.caches)
-        return graph.run(binding, batch.tokens[run.tokens], mask, run.wanted).reshape(-1, self.spec.vocab_size)
+        with self.around_run([length] * count):
+            logits = graph.run(binding, batch.tokens[run.tokens], mask, run.wanted)
+        return logits.reshape(-1, self.spec.vocab_size)
 
     def _graph(self, length: int) -> GraphSession:
         """Return the graph for this many tokens per sequence."""

@@ -194,6 +194,21 @@ def test_a_trace_of_the_last_time(loaded: types.ModuleType, artifact: Path, tmp_
     assert {name for name in names if name.startswith("request")} == {f"request {number}" for number in range(5)}
 
 
+def test_a_trace_has_the_runs_of_the_engine(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    result = bench(
+        compiled("speaking"), "--workload", "4", "--concurrency", "2", "-r", "1", "--threads", "1", "--trace", path
+    )
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    slices = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+    forwards, runs = ([one for one in slices if one["name"] == name] for name in ("forward", "run"))
+    assert len(runs) == sum(forward["args"]["runs"] for forward in forwards) > len(forwards)
+    for forward in forwards:
+        end = forward["ts"] + forward["dur"]
+        inside = [run["args"] for run in runs if forward["ts"] <= run["ts"] < end]
+        assert sum(sum(args["tokens_per_sequence"]) for args in inside) == forward["args"]["tokens"]
+
+
 def test_options_of_a_trace(loaded: types.ModuleType, both: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     assert "Set --workload, too." in bench(both[0], "--trace", path).stderr
