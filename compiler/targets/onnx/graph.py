@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,15 @@ class OnnxGraph:
         self.domains.add(domain)
         return outputs[0] if count == 1 else tuple(outputs)
 
+    @contextmanager
+    def subgraph(self) -> Iterator[list[onnx.NodeProto]]:
+        """Append nodes to a list of their own, the nodes of a subgraph; they may read values of the outer graph."""
+        outer, self.nodes = self.nodes, []
+        try:
+            yield self.nodes
+        finally:
+            self.nodes = outer
+
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Value:
         """Return a small value that the graph itself stores; equal values share it."""
         tensor = torch.as_tensor(value, dtype=dtype)
@@ -151,12 +161,20 @@ class OnnxGraph:
             producer, index = producers[inner]
             self.nodes.remove(identity)
             producer.output[index] = outer
-            for node in self.nodes:
-                for i, name in enumerate(node.input):
-                    if name == inner:
-                        node.input[i] = outer
+            _rename_inputs(self.nodes, inner, outer)
 
     def _name(self, base: str, scoped: bool = True) -> str:
         base = f"{self.scope}/{base}" if scoped and self.scope else base
         count = self._taken[base] = self._taken.get(base, 0) + 1
         return base if count == 1 else f"{base}_{count}"
+
+
+def _rename_inputs(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Rename a value where nodes and their subgraphs read it."""
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name == old:
+                node.input[i] = new
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename_inputs(attribute.g.node, old, new)

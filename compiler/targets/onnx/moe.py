@@ -80,10 +80,9 @@ def _body(g: Lowering, dtype: torch.dtype, iteration: Callable[[str, str, str], 
 
     It may read values of the outer graph.
     """
-    outer, g.nodes = g.nodes, []
     names = [g._name(kind) for kind in ("turn", "go_on", "total")]
-    results = iteration(*names)
-    nodes, g.nodes = g.nodes, outer
+    with g.subgraph() as nodes:
+        results = iteration(*names)
     flag, carried = element(torch.bool), element(dtype)
     inputs = [
         helper.make_tensor_value_info(names[0], element(torch.int64), []),
