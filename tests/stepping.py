@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,20 +10,29 @@ import numpy as np
 import torch
 from artifacts import manifest
 from batches import forward
-from finishing import prefill_passes
 from torch import Tensor
 
 from llmc.compiler.describe import cache_spec
 from llmc.compiler.targets.ort.write import write_graphs
 from llmc.ir.program import Program
+from llmc.passes.base import Pass
 from llmc.passes.runner import Runner
 from llmc.runtimes.artifact.manifest import FileSpec
 from llmc.runtimes.engines.ort.engine import OrtEngine
 
 
-def engine_of(program: Program, folder: Path, *, ops: str, prefill: bool = False, slots: int = 1) -> OrtEngine:
-    """Lower a program and open its graphs, as those of an artifact."""
-    lowered = write_graphs(_graphs(program, prefill), folder, ops)
+def engine_of(
+    program: Program, folder: Path, *, ops: str, prefill: Sequence[Pass] | None = None, slots: int = 1
+) -> OrtEngine:
+    """Lower a program and open its graphs, as those of an artifact.
+
+    Args:
+        prefill: the passes of a second graph, for many tokens; None: there is none.
+    """
+    graphs = {"step": program}
+    if prefill is not None:
+        graphs["prefill"] = Runner().run(program.copy(), prefill, graph="prefill")
+    lowered = write_graphs(graphs, folder, ops)
     fields = {
         "model": replace(manifest().model, vocab_size=int(program.output.meta["val"].shape[-1])),
         "max_seq_len": program.max_seq_len,
@@ -33,13 +42,6 @@ def engine_of(program: Program, folder: Path, *, ops: str, prefill: bool = False
         "files": {path.name: FileSpec("", path.stat().st_size) for path in folder.iterdir()},
     }
     return OrtEngine(folder, manifest(**fields), threads=1, slots=slots)
-
-
-def _graphs(program: Program, prefill: bool) -> dict[str, Program]:
-    graphs = {"step": program}
-    if prefill:
-        graphs["prefill"] = Runner().run(program.copy(), prefill_passes(), graph="prefill")
-    return graphs
 
 
 class Stepping:

@@ -14,3 +14,12 @@ def past_name(cache: int, role: str) -> str:
 def present_name(cache: int, role: str) -> str:
     """Return the name of the graph output that aliases that input."""
     return f"present.{cache}.{role}"
+
+
+# The graph input with the number of positions that the sequence of a piece holds: [1], or [0] without a piece.
+PIECE = "piece"
+
+
+def piece_name(name: str) -> str:
+    """Return the name of the input or output that is to a piece what `name` is to the other sequences."""
+    return f"{PIECE}.{name}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ..onnx.graph import MICROSOFT, Value
@@ -22,6 +24,39 @@ def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
     return y if bias is None else g.op("Add", y, bias)
 
 
+@dataclass(frozen=True)
+class GroupQueryAttention:
+    """The op that includes the rotation and the update of the caches: what all its calls in a layer share."""
+
+    heads: int
+    scale: float
+    cos: Value | None
+    sin: Value | None
+    interleaved: bool
+    window: int | None
+    softcap: float | None
+    sinks: Value | None
+
+    def write(
+        self,
+        g: Lowering,
+        qkv: tuple[Value | str | None, ...],
+        caches: tuple[Value, Value],
+        lengths: tuple[str, str],
+    ) -> tuple[str, str, str]:
+        """Append a call; return its result and the updated caches.
+
+        Args:
+            lengths: see `attention_lengths`.
+        """
+        return g.op(
+            "GroupQueryAttention", *qkv, *caches, *lengths, self.cos, self.sin, None, None, self.sinks,
+            count=3, domain=MICROSOFT, num_heads=self.heads, kv_num_heads=int(caches[0].shape[1]), scale=self.scale,
+            do_rotary=int(self.cos is not None), rotary_interleaved=int(self.interleaved),
+            local_window_size=self.window, softcap=self.softcap,
+        )  # fmt: skip
+
+
 def fused_attention(
     g: Lowering,
     q: Value,
@@ -39,15 +74,12 @@ def fused_attention(
     softcap: float | None,
     sinks: Value | None,
 ) -> tuple[str, str, str]:
-    """Write a GroupQueryAttention, which includes the rotation and the cache."""
-    return g.op(
-        "GroupQueryAttention", q, k, v, k_cache, v_cache, *_lengths(g), cos, sin, None, None, sinks,
-        count=3, domain=MICROSOFT, num_heads=heads, kv_num_heads=int(k_cache.shape[1]), scale=scale,
-        do_rotary=int(cos is not None), rotary_interleaved=int(interleaved), local_window_size=window, softcap=softcap,
-    )  # fmt: skip
+    """Write a GroupQueryAttention."""
+    attention = GroupQueryAttention(heads, scale, cos, sin, interleaved, window, softcap, sinks)
+    return attention.write(g, (q, k, v), (k_cache, v_cache), attention_lengths(g))
 
 
-def _lengths(g: Lowering) -> tuple[str, str]:
+def attention_lengths(g: Lowering) -> tuple[str, str]:
     """Return the length inputs of GroupQueryAttention, int32.
 
     These are the number of positions of each sequence minus one, [B], and the number of positions of the longest, a

@@ -15,6 +15,8 @@ HEAD_MULTIPLE = 8
 # Quantizing inputs pays from this many tokens per call on. Below, a matmul mostly waits for weights, and a short prompt
 # is answered before the second graph would be open.
 PREFILL_TOKENS = 64
+# The same for calls of several sequences, tokens of all of them together: their graph is soon open.
+BATCH_TOKENS = 6
 # Below this many numbers in the linears of its layers a model loses more by rounding, and its short matmuls are bound
 # by other costs than the kernel's work on groups: finer groups pay.
 SMALL_MODEL = 500_000_000

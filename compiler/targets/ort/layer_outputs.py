@@ -80,7 +80,7 @@ def find_layer_outputs(graph: onnx.GraphProto) -> LayerOutputs:
         layer = layer_in(node.name.rpartition("/")[0])
         if not layer and node.op_type == "Gather" and node.input[1] == "rows":
             layer = layer_of_value[inputs[0]]  # the selected tokens still belong to the layer that computed them
-        attends_over = node.input[1:3] if node.op_type in _ATTENTIONS else ()
+        attends_over = set(_attended(node))
         for name in inputs:
             if name not in attends_over:
                 users.setdefault(name, []).append(_User(node, layer))
@@ -125,3 +125,13 @@ def _inputs(node: onnx.NodeProto) -> Iterator[str]:
         if attribute.type == onnx.AttributeProto.GRAPH:
             for inner in attribute.g.node:
                 yield from _inputs(inner)
+
+
+def _attended(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the keys and values of an attention, also of one in a subgraph of the node."""
+    if node.op_type in _ATTENTIONS:
+        yield from node.input[1:3]
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _attended(inner)

@@ -17,7 +17,8 @@ from ..onnx.external import ExternalData
 from ..onnx.lower import Derived, Lowering, Table
 from ..onnx.standard import STANDARD
 from .contrib import CONTRIB
-from .facts import PREFILL_TOKENS, REQUIRES
+from .facts import BATCH_TOKENS, PREFILL_TOKENS, REQUIRES
+from .mixing import MixingLowering, can_mix
 
 DATA = "model.onnx.data"
 # Files by graph; onnxruntime-genai and Optimum expect the first name.
@@ -35,23 +36,27 @@ def write_graphs(graphs: Mapping[str, Program], folder: Path, ops: str, watch: W
     """
     with ExternalData(folder / DATA, watch) as data:
         # The step graph comes first: its weights are stored, and the prefill graph may derive its own from them.
-        files = {
-            name: _write(graphs[name], ops, data, folder / FILES[name], name == "prefill")
-            for name in FILES
-            if name in graphs
-        }
+        files = {name: _write(name, graphs[name], ops, data, folder) for name in FILES if name in graphs}
     last = PREFILL_TOKENS - 1 if "prefill" in graphs else None
     phases = {"step": Phase(1, last), "prefill": Phase(PREFILL_TOKENS)}
     return Lowered({name: phases[name] for name in files}, OrtSection(files), REQUIRES)
 
 
-def _write(program: Program, ops: str, data: ExternalData, path: Path, derives: bool) -> GraphFile:
-    lowering = Lowering(program, TABLES[ops], data, derives=derives)
+def _write(name: str, program: Program, ops: str, data: ExternalData, folder: Path) -> GraphFile:
+    is_prefill = name == "prefill"
+    mixes = is_prefill and ops == "contrib" and can_mix(program)
+    lowering = (
+        MixingLowering(program, data, derives=True)
+        if mixes
+        else Lowering(program, TABLES[ops], data, derives=is_prefill)
+    )
     lowering.run()
+    path = folder / FILES[name]
     lowering.save(path)
     check_onnx(path)
     derived = [_derived_spec(made, offset) for offset, made in lowering.derived.items()]
-    return GraphFile(path.name, derived, _stored_specs(lowering) if derived else [])
+    stored = _stored_specs(lowering) if derived else []
+    return GraphFile(path.name, derived, stored, BATCH_TOKENS if is_prefill else None)
 
 
 def _stored_specs(lowering: Lowering) -> list[StoredSpec]:

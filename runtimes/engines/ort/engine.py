@@ -62,7 +62,7 @@ class OrtEngine:
         self._ones = np.ones((1, manifest.max_seq_len), np.int64)
         self._logits = np.empty((0, manifest.model.vocab_size), np.float32)
         self._is_open = True
-        self._graph(1)
+        self._graph(self._graph_for_length(1))
         self.open_slots(slots)
 
     @property
@@ -83,12 +83,14 @@ class OrtEngine:
         batch.check(self.spec, self.slots)
         self._check_rollback(batch.slots, batch.starts)
         self._ends[batch.slots] = batch.starts + batch.lengths
-        runs = plan_runs(batch, PIECE)
+        common = self._graph_for_batch(batch)
+        runs = plan_runs(batch, PIECE, mixes=common is not None and self._graph(common).mixes)
+        graphs = [common or self._graph_for_length(run.tokens.shape[1]) for run in runs]
         if len(runs) == 1 and np.array_equal(runs[0].target, np.arange(len(batch.wanted))):
-            return HostLogits(self._run(batch, runs[0]))
+            return HostLogits(self._run(batch, runs[0], graphs[0]))
         logits = self._buffer(len(batch.wanted))
-        for run in runs:
-            values = self._run(batch, run)
+        for run, graph in zip(runs, graphs, strict=True):
+            values = self._run(batch, run, graph)
             logits[run.target[run.target >= 0]] = values[run.target >= 0]
         return HostLogits(logits)
 
@@ -125,22 +127,32 @@ class OrtEngine:
         self._closed_runs = self.runs
         self._graphs.clear()
 
-    def _run(self, batch: Batch, run: Run) -> np.ndarray:
-        """Run tokens of sequences in adjacent slots; return the logits of the wanted ones, [B * W, V]."""
-        count, length = run.tokens.shape
-        ends = run.starts + length
-        total = int(ends.max())
-        mask = self._ones[:, :total] if count == 1 else (np.arange(total) < ends[:, None]).astype(np.int64)
-        graph = self._graph(length)
-        binding = graph.binding(run.slot, count, self.caches)
-        with self.around_run([length] * count):
-            logits = graph.run(binding, batch.tokens[run.tokens], mask, run.wanted)
+    def _run(self, batch: Batch, run: Run, name: str) -> np.ndarray:
+        """Run tokens on a graph; return the logits of the wanted ones, [B * W, V]."""
+        total = int(run.ends.max())
+        is_one = len(run.ends) == 1
+        mask = self._ones[:, :total] if is_one else (np.arange(total) < run.ends[:, None]).astype(np.int64)
+        graph = self._graph(name)
+        slot, end = (None, None) if run.piece is None else (run.piece.slot, run.piece.end)
+        binding = graph.binding(run.slot, len(run.ends), self.caches, slot)
+        with self.around_run(run.tokens_per_sequence):
+            logits = graph.run(binding, batch.tokens[run.tokens], mask, run.wanted, end)
         return logits.reshape(-1, self.spec.vocab_size)
 
-    def _graph(self, length: int) -> GraphSession:
-        """Return the graph for this many tokens per sequence."""
+    def _graph_for_batch(self, batch: Batch) -> str | None:
+        """Return the name of the graph that serves all tokens of a batch of several sequences, if there is one."""
+        if len(batch.lengths) > 1:
+            for name, file in self._files.items():
+                if file.batch_tokens is not None and len(batch.tokens) >= file.batch_tokens:
+                    return name
+        return None
+
+    def _graph_for_length(self, length: int) -> str:
+        """Return the name of the graph for this many tokens per sequence."""
         fitting = {name: phase for name, phase in self.manifest.phases.items() if phase.serves(length)}
-        name = max(fitting, key=lambda n: fitting[n].min_tokens)
+        return max(fitting, key=lambda name: fitting[name].min_tokens)
+
+    def _graph(self, name: str) -> GraphSession:
         if name not in self._graphs:
             self._graphs[name] = self._open(self._files[name])
         return self._graphs[name]

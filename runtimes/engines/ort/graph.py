@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from ....errors import LlmcError
-from ..onnx_names import past_name, present_name
+from ..onnx_names import PIECE, past_name, piece_name, present_name
 from .caches import Cache
 from .section import GraphFile
 from .session import open_session
@@ -24,6 +25,7 @@ class GraphSession:
     Attributes:
         runs: the number of runs so far.
         selects_logits: True if the graph has an input with the indices of the tokens whose logits it returns.
+        mixes: True if the graph takes a piece of one more sequence.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class GraphSession:
         self.session, self._held = open_session(folder, spec, threads, model, trace)
         self.runs = 0
         self.selects_logits = any(i.name == "rows" for i in self.session.get_overridable_initializers())
+        self.mixes = any(i.name == PIECE for i in self.session.get_inputs())
         self.file = spec.file
         self.vocab_size = vocab_size
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+        self._bindings: dict[tuple[int, int, int], ort.IOBinding] = {}
         self._logits = np.empty((0, 1, vocab_size), np.float32)
         # The outputs of a binding are in the order in which they were first bound: caches, then logits.
         self._logits_output = len(self.session.get_outputs()) - 1
@@ -52,31 +55,39 @@ class GraphSession:
         """Stop profiling; return the trace file."""
         return Path(self.session.end_profiling())
 
-    def binding(self, slot: int, batch: int, caches: list[Cache]) -> ort.IOBinding:
+    def binding(self, slot: int, batch: int, caches: list[Cache], piece: int | None = None) -> ort.IOBinding:
         """Return a binding of past and present of adjacent slots to the same memory.
 
         Args:
             slot: the first slot.
             batch: the number of slots.
+            piece: the slot of a piece.
         """
-        key = (slot, batch)
+        # Without a piece, the graph copies the piece's caches onto themselves, which does nothing.
+        key = (slot, batch, slot if piece is None else piece)
         if key not in self._bindings:
             binding = self._bindings[key] = self.session.io_binding()
-            for i, (spec, arrays) in enumerate(caches):
-                for array, part in zip(arrays, spec.parts, strict=True):
-                    memory = array[slot : slot + batch]
-                    at = ("cpu", 0, array.dtype, memory.shape, memory.ctypes.data)
-                    binding.bind_input(past_name(i, part.role), *at)
-                    binding.bind_output(present_name(i, part.role), *at)
+            _bind(binding, caches, slot, batch, lambda name: name)
+            if self.mixes:
+                _bind(binding, caches, key[2], 1, piece_name)
         return self._bindings[key]
 
-    def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def run(
+        self,
+        binding: ort.IOBinding,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        wanted: np.ndarray,
+        piece_end: int | None = None,
+    ) -> np.ndarray:
         """Run new tokens; return the logits of the wanted ones, [B, W, V], valid until the next run.
 
         Args:
             tokens: int64 [B, S].
             mask: int64 [B, T], 1 at the positions that each sequence holds after the run.
             wanted: int64 [W], indices from 0 to S-1.
+            piece_end: the number of positions that a piece's sequence holds after the run. `tokens` is then [1, N]:
+                one token for each row of the mask, then the piece.
         """
         batch, length = tokens.shape
         inputs = {"input_ids": np.ascontiguousarray(tokens), "attention_mask": mask}
@@ -84,6 +95,8 @@ class GraphSession:
         returned = (wanted if len(wanted) else np.array([length - 1])) if self.selects_logits else np.arange(length)
         if self.selects_logits:
             inputs["rows"] = returned
+        if self.mixes:
+            inputs[PIECE] = np.array([] if piece_end is None else [piece_end], np.int64)
         self.runs += 1
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
@@ -114,3 +127,12 @@ class GraphSession:
                 f"ONNX Runtime {ort.__version__} failed while it ran {self.file}: {reason}.",
                 "Check the artifact on this machine: llmc verify DIR",
             ) from error
+
+
+def _bind(binding: ort.IOBinding, caches: list[Cache], slot: int, batch: int, name: Callable[[str], str]) -> None:
+    for i, (spec, arrays) in enumerate(caches):
+        for array, part in zip(arrays, spec.parts, strict=True):
+            memory = array[slot : slot + batch]
+            at = ("cpu", 0, array.dtype, memory.shape, memory.ctypes.data)
+            binding.bind_input(name(past_name(i, part.role)), *at)
+            binding.bind_output(name(present_name(i, part.role)), *at)

@@ -78,9 +78,9 @@ class LayerOutputEngine(OrtEngine):
         graph = self.graphs_with_outputs[spec.file]
         return _SessionWithLayerOutputs(self.folder, spec, self._threads, self.spec.vocab_size, graph, self._traces)
 
-    def _run(self, batch: Batch, run: Run) -> np.ndarray:
-        logits = super()._run(batch, run)
-        graph = self._graph(run.tokens.shape[1])
+    def _run(self, batch: Batch, run: Run, name: str) -> np.ndarray:
+        logits = super()._run(batch, run, name)
+        graph = self._graph(name)
         assert isinstance(graph, _SessionWithLayerOutputs)
         by_token = {layer: value for layer, value in graph.seen.items() if value.shape[:2] == run.tokens.shape}
         for layer in graph.seen.keys() - by_token:
@@ -106,12 +106,19 @@ class _SessionWithLayerOutputs(GraphSession):
         self.names = graph.values
         self.seen: dict[str, np.ndarray] = {}
 
-    def run(self, binding: ort.IOBinding, tokens: np.ndarray, mask: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def run(
+        self,
+        binding: ort.IOBinding,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        wanted: np.ndarray,
+        piece_end: int | None = None,
+    ) -> np.ndarray:
         # Bound for each call: otherwise ONNX Runtime would reuse the buffer of the last call, which may have another
         # length. Bound before the logits, which are the last output.
         for name in self.names.values():
             binding.bind_output(name, "cpu")
-        logits = super().run(binding, tokens, mask, wanted)
+        logits = super().run(binding, tokens, mask, wanted, piece_end)
         values = binding.get_outputs()[-1 - len(self.names) : -1]
         self.seen = {layer: np.array(v.numpy(), np.float32) for layer, v in zip(self.names, values, strict=True)}
         return logits

@@ -63,11 +63,16 @@ class GraphFile:
 
     A graph with derived matrices reads weights from a folder that is made for it and from nowhere else: `stored` are
     its other weights.
+
+    Attributes:
+        batch_tokens: the graph also serves calls for several sequences with at least so many tokens in all; None: the
+            tokens of each sequence decide.
     """
 
     file: str
     derived: list[DerivedSpec] = field(default_factory=list)
     stored: list[StoredSpec] = field(default_factory=list)
+    batch_tokens: int | None = None
 
 
 @dataclass(frozen=True)

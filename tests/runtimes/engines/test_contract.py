@@ -36,6 +36,7 @@ ARTIFACTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "int8 cache": ("speaking", {"kv_cache_dtype": "int8"}, CODES),
     "fp8 rings": ("gemma3_text", {"kv_cache_dtype": "fp8"}, CODES),
 }
+MIXING = ("int4", "w8a8")  # their second graph is small enough for that
 
 
 def tokens(vocab_size: int) -> np.ndarray:
@@ -65,7 +66,8 @@ def toy(kind: type[ToyEngine] = ToyEngine, rollback: int | None = None) -> Subje
 
 def of_artifact(kind: str) -> Subject:
     model, options, tolerance = ARTIFACTS[kind]
-    return Subject(llmc.load(artifact(model, **options), threads=1), tokens(72), tolerance, break_graph)
+    engine = llmc.load(artifact(model, **options), threads=1)
+    return Subject(engine, tokens(72), tolerance, break_graph, mixes=kind in MIXING)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.schemes import Grid, Override
 from llmc.passes.runner import Runner
 from llmc.runtimes.artifact.manifest import Phase
-from llmc.runtimes.engines.onnx_names import past_name, present_name
+from llmc.runtimes.engines.onnx_names import PIECE, past_name, piece_name, present_name
 from llmc.runtimes.engines.ort.derive import derive
 from llmc.runtimes.engines.ort.section import DerivedSpec, GraphFile
 from llmc.runtimes.engines.ort.session import open_session
@@ -176,8 +176,10 @@ def test_the_graph_of_many_tokens_computes_what_its_program_does(optimized: Prog
         past_name(i, part.role): np.zeros((1, cache.heads, 0, part.width), np.float32)
         for i, cache in enumerate(many.caches) for part in cache.tensors
     }  # fmt: skip
+    caches |= {piece_name(name): cache for name, cache in caches.items()}
     wanted = np.arange(PREFILL_TOKENS)
     feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "rows": wanted, **caches}
+    feeds[PIECE] = np.zeros(0, np.int64)
     got = session.run(["logits"], feeds)[0][0]
     given = {"tokens": torch.from_numpy(tokens), "starts": torch.zeros(1, dtype=torch.int64)}
     arguments = many.arguments(given | {"wanted": torch.from_numpy(wanted)}, many.empty_caches(1))

@@ -30,8 +30,9 @@ STORED = {"name": "norm", "dtype": "float32", "shape": [5, 50], "file": "data", 
 
 def document() -> dict[str, Any]:
     """Return a section in which every part ends exactly with the file."""
-    prefill = {"file": "prefill.onnx", "derived": [INT4, INT8], "stored": [STORED]}
-    return {"graphs": {"step": {"file": "model.onnx", "derived": [], "stored": []}, "prefill": prefill}}
+    prefill = {"file": "prefill.onnx", "derived": [INT4, INT8], "stored": [STORED], "batch_tokens": 6}
+    step = {"file": "model.onnx", "derived": [], "stored": [], "batch_tokens": None}
+    return {"graphs": {"step": step, "prefill": prefill}}
 
 
 def manifest_with(change: Callable[[dict[str, Any]], object]) -> Manifest:
@@ -47,7 +48,7 @@ def test_a_section_that_fits_its_files() -> None:
     assert section == OrtSection(
         {
             "step": GraphFile("model.onnx"),
-            "prefill": GraphFile("prefill.onnx", [DerivedSpec(**INT4), DerivedSpec(**INT8)], [StoredSpec(**STORED)]),
+            "prefill": GraphFile("prefill.onnx", [DerivedSpec(**INT4), DerivedSpec(**INT8)], [StoredSpec(**STORED)], 6),
         }
     )
 
