@@ -72,4 +72,5 @@ def cache_spec(cache: Cache) -> CacheSpec:
         value_dim=cache.value_dim,
         length=cache.length,
         dtype=_CACHE_DTYPES[cache.dtype],
+        slack=cache.slack,
     )
