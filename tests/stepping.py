@@ -69,6 +69,20 @@ CALLS: tuple[tuple[tuple[int, int], int], ...] = (
 )
 
 
+# For rings with 3 positions more than a window of 6: calls that go back by up to 4 positions from the furthest one.
+GOING_BACK: tuple[tuple[tuple[int, int], int], ...] = (
+    ((0, 0), 12),
+    ((8, 8), 3),
+    ((8, 11), 5),
+    ((9, 12), 1),
+    ((10, 13), 3),
+    ((9, 12), 9),
+    ((14, 17), 1),
+    ((15, 18), 10),
+    ((25, 28), 4),
+)
+
+
 def check_steps(
     program: Program,
     folder: Path,
