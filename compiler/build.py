@@ -74,7 +74,7 @@ class Build:
     def write(self, quantization: Quantization | None) -> Written:
         """Write an artifact with the weights quantized as decided."""
         config, codes = self.config, self.config.cache_codes
-        caching = caching_passes(ring=config.kv_cache == "ring", cache_codes=codes)
+        caching = caching_passes(ring=config.kv_cache == "ring", cache_codes=codes, slack=config.spec_tokens)
         finishing = self._finishing(quantization)
         program, self.last_runner = self.program.copy(), self.runner.branch()
         with self.phases("passes"):

@@ -105,6 +105,15 @@ class CompileConfig:
         choices=("ring", "static"),
         section=_CACHE,
     )
+    spec_tokens: int = option(
+        0,
+        "Let sequences go back by N + 1 positions, for drafts of N tokens: layers that keep only a sliding window keep "
+        "N positions more.",
+        metavar="N",
+        at_least=0,
+        at_most=64,
+        section=_CACHE,
+    )
     kv_cache_dtype: str = option(
         "auto",
         "Format of keys and values: 8 bits with a scale per head and token, or auto: the dtype computed in.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from ..ir.caches import Cache
 from ..ir.nodes import value_of
 from ..ir.program import Program, layer_of
 from ..kernels.ops.quantized import CACHE_CODES
+from ..runtimes.artifact.decode import encode
 from ..runtimes.artifact.manifest import FORMAT, CacheSpec, Manifest, ModelSpec, QuantizationSpec
 from ..version import __version__
 from .compress.pruning import Pruning
@@ -57,7 +57,7 @@ def describe(
         caches=[cache_spec(cache) for cache in program.caches],
         quantization=quantization,
         pruning=pruning.spec(),
-        section=asdict(lowered.section),
+        section=encode(lowered.section),
         built_with={name: metadata.version(name) for name in built_with} | {"llmc": __version__},
         requires=dict(lowered.requires),
     )
@@ -72,4 +72,5 @@ def cache_spec(cache: Cache) -> CacheSpec:
         value_dim=cache.value_dim,
         length=cache.length,
         dtype=_CACHE_DTYPES[cache.dtype],
+        slack=cache.slack,
     )

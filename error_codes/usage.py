@@ -82,7 +82,7 @@ USAGE: dict[str, tuple[str, str]] = {
     ),
     "ROLLBACK_TOO_FAR": (
         "An engine can't go back to a position because later tokens have overwritten keys and values that it needs.",
-        "Start again from position 0, or compile with `--kv-cache static`.",
+        "Start again from position 0, or compile with a larger `--spec-tokens` or with `--kv-cache static`.",
     ),
     "SAMPLING_INVALID": (
         "A sampling parameter, such as `--temperature` or `--top-p`, is out of range.",

@@ -31,7 +31,7 @@ class Cache:
 
     Attributes:
         keys, values: names of the inputs.
-        ring: position p is stored at index p modulo `length`; otherwise at index p.
+        ring: position p is stored at index p modulo `length`, which is at least `window`; otherwise at index p.
         window: the number of positions that a token attends to, itself included; None for all.
         dtype: the dtype of keys and values, or of their codes. Codes have one scale per head and token.
         key_scales, value_scales: names of the inputs with the scales; None if the cache is not quantized.
@@ -48,6 +48,11 @@ class Cache:
     dtype: torch.dtype
     key_scales: str | None = None
     value_scales: str | None = None
+
+    @property
+    def slack(self) -> int:
+        """How many more positions a ring keeps than its attention sees; 0 if it is not a ring."""
+        return self.length - self.window if self.ring and self.window is not None else 0
 
     @property
     def tensors(self) -> tuple[CacheInput, ...]:

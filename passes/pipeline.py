@@ -80,14 +80,15 @@ def optimizing_passes(dropped: Sequence[str] = ()) -> list[Pass]:
     return [*PIPELINE[:canonical], *drop, *PIPELINE[canonical:], CheckTokenIndependence()]
 
 
-def caching_passes(*, ring: bool = True, cache_codes: str | None = None) -> list[Pass]:
+def caching_passes(*, ring: bool = True, cache_codes: str | None = None, slack: int = 0) -> list[Pass]:
     """Return optimized or quantized -> cached.
 
     Args:
         ring: layers with a sliding window keep only that window.
         cache_codes: format that keys and values are quantized to, "int8" or "fp8"; None keeps them.
+        slack: how many positions such layers keep beyond their window.
     """
-    return [InsertKvCache(ring, cache_codes), SelectLogits(), HoistLogitSelection()]
+    return [InsertKvCache(ring, cache_codes, slack), SelectLogits(), HoistLogitSelection()]
 
 
 def bring_to(program: Program, stage: Stage, runner: Runner | None = None) -> Program:

@@ -24,7 +24,7 @@ def manifest(identity: str = "one", **changes: object) -> Manifest:
             "int8", "int8", "rtn", "no tokenizer", weights={"int8 by channel": 12, "as it was": 1}
         ),
         "pruning": None,
-        "section": {"graphs": {"step": {"file": "model.onnx", "derived": [], "stored": [], "batch_tokens": None}}},
+        "section": {"graphs": {"step": {"file": "model.onnx", "derived": [], "stored": []}}},
         "built_with": {"llmc": "0.1.0"},
         "requires": {"numpy": ">=1.26"},
     }

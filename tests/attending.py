@@ -87,8 +87,10 @@ def optimized(attend: Attend, value_dim: int = VALUE_DIM) -> Program:
     return capture(module, first=[RemoveNoOps()], stage=Stage.OPTIMIZED, max_seq_len=MAX_SEQ_LEN)
 
 
-def cached(attend: Attend, ring: bool = True, value_dim: int = DIM, codes: str | None = None) -> Program:
+def cached(
+    attend: Attend, ring: bool = True, value_dim: int = DIM, codes: str | None = None, slack: int = 0
+) -> Program:
     """The program with a KV cache; by default keys and values have the same width."""
     program = optimized(attend, value_dim)
-    InsertKvCache(ring, codes)(program)
+    InsertKvCache(ring, codes, slack)(program)
     return program

@@ -58,6 +58,11 @@ class Subject:
         if length:
             self.run(self.part(sequence, 0, length, slot, "none"))
 
+    def back(self, most: int) -> int:
+        """How far a slot can go back; `most` if that is any number."""
+        rollback = self.engine.spec.rollback
+        return most if rollback is None else rollback
+
     def close(self, got: np.ndarray, *wanted: np.ndarray) -> None:
         """Compare logits with those of sequences that ran alone."""
         want = np.concatenate(wanted)
@@ -180,23 +185,51 @@ def a_copy_continues_on_its_own(subject: Subject) -> None:
         subject.close(got, subject.alone[0, held : held + 1])
         subject.engine.copy_slot(0, 0, held + 1)
         subject.close(subject.run(subject.part(0, held + 1, held + 4, 0)), subject.alone[0, held + 1 : held + 4])
+    for end in (10, 30):
+        kept = end - subject.back(5)
+        subject.hold(1, 12, 0)
+        subject.hold(0, kept, 2)
+        subject.run(NewTokens(subject.tokens[1, kept:end], kept, 2, "none"))
+        subject.engine.copy_slot(2, 0, kept)
+        if subject.engine.spec.rollback is not None:
+            with subject.refused("ROLLBACK_TOO_FAR"):
+                subject.run(subject.part(0, kept - 1, kept, 0))
+        subject.close(subject.run(subject.part(0, kept, kept + 3, 0)), subject.alone[0, kept : kept + 3])
     with subject.refused("SLOT_CLOSED"):
         subject.engine.copy_slot(0, 3, 1)
 
 
 def going_back(subject: Subject) -> None:
-    """As far as the spec says, and to the beginning."""
+    """As far as the spec says, from the furthest position that the slot has held, and to the beginning."""
     subject.engine.open_slots(1)
     rollback = subject.engine.spec.rollback
-    for back in {1, 20 if rollback is None else rollback}:
+    for back in {1, subject.back(20)}:
         subject.hold(0, 30 - back, 0)
         subject.run(NewTokens(subject.tokens[1, :back], 30 - back, 0, "none"))
         subject.close(subject.run(subject.part(0, 30 - back, 32, 0)), subject.alone[0, 30 - back : 32])
     if rollback is not None:
-        with subject.refused("ROLLBACK_TOO_FAR"):
-            subject.run(subject.part(0, 32 - rollback - 1, 33, 0))
-        subject.close(subject.run(subject.part(0, 32, 33, 0)), subject.alone[0, 32:33])
+        least = 32 - rollback
+        for start, end in ((least, least + 1), (least + 1, 33)):
+            with subject.refused("ROLLBACK_TOO_FAR"):
+                subject.run(subject.part(0, least - 1, 33, 0))
+            # The first time with one new token: the slot ends earlier then, but has lost as many positions as before.
+            subject.close(subject.run(subject.part(0, start, end, 0)), subject.alone[0, start:end])
     subject.close(subject.run(subject.part(2, 0, 5, 0)), subject.alone[2, :5])
+
+
+def going_back_over_drafts(subject: Subject) -> None:
+    """Calls bring a token and drafts after it, more or fewer of them wrong; each call is also made twice."""
+    subject.engine.open_slots(2)
+    count = subject.back(5)
+    held = right = 3
+    subject.hold(0, held, 1)
+    while held + count < LENGTH:
+        right = right % count + 1
+        new = np.concatenate((subject.tokens[0, held : held + right], subject.tokens[1, held + right : held + count]))
+        for _ in range(2):
+            got = subject.run(NewTokens(new, held, 1, "all"))
+            subject.close(got[:right], subject.alone[0, held : held + right])
+        held += right
 
 
 # Refusals and failures ------------------------------------------------------------------------------------------------
@@ -237,7 +270,7 @@ def going_on_after_a_failure(subject: Subject) -> None:
             try:
                 got = subject.run(part)
             except LlmcError as refusal:
-                assert refusal.code == "ROLLBACK_TOO_FAR" and subject.engine.spec.rollback is not None
+                assert refusal.code == "ROLLBACK_TOO_FAR" and subject.back(len(part.tokens)) < len(part.tokens)
                 subject.hold(i, 20, i)
                 got = subject.run(part)
             subject.close(got, subject.alone[i, 20:23])
@@ -283,6 +316,7 @@ CLAUSES: tuple[Clause, ...] = (
     open_slots_keep_their_content,
     a_copy_continues_on_its_own,
     going_back,
+    going_back_over_drafts,
     what_is_refused_changes_nothing,
     going_on_after_a_failure,
     few_graph_runs,

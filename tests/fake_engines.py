@@ -25,7 +25,7 @@ class ToyEngine:
     A wrong slot or start thus leads to a wrong token.
 
     Args:
-        rollback: as in `EngineSpec`; slots with more than 8 tokens then refuse to go back further.
+        rollback: as in `EngineSpec`; slots that have held more than 8 tokens then refuse to go back further.
 
     Attributes:
         calls: the batch of each forward call.
@@ -47,11 +47,13 @@ class ToyEngine:
         self.opened: list[int] = []
         self.logits = np.empty(0, dtype=np.float32)
         self._slots: list[list[int]] = []
+        self._reached: list[int] = []  # the most tokens that each slot has held since it began at 0
         self.open_slots(slots)
 
     def open_slots(self, count: int) -> None:
         self._check_open()
         self._slots = [*self._slots[:count], *([] for _ in range(count - self.slots))]
+        self._reached = [*self._reached[:count], *(0 for _ in range(count - self.slots))]
         self.slots = count
         self.opened.append(count)
 
@@ -61,8 +63,8 @@ class ToyEngine:
         for slot, start in zip(batch.slots.tolist(), batch.starts.tolist(), strict=True):
             history = self._slots[slot]
             assert start <= len(history), f"slot {slot} has {len(history)} tokens, not {start}"
-            rollback = self.spec.rollback
-            if rollback is not None and 0 < start < len(history) - rollback and len(history) > self.RING:
+            rollback, reached = self.spec.rollback, self._reached[slot]
+            if rollback is not None and 0 < start < reached - rollback and reached > self.RING:
                 raise UsageError("ROLLBACK_TOO_FAR", f"Slot {slot} can't go back to {start}.", "Start again from 0.")
         self.calls.append(batch)
         self.runs += 1
@@ -71,6 +73,7 @@ class ToyEngine:
         ends = batch.lengths.cumsum()
         for slot, start, end, length in zip(batch.slots, batch.starts, ends, batch.lengths, strict=True):
             history = self._slots[slot]
+            self._reached[slot] = max(self._reached[slot] if start else 0, int(start + length))
             del history[start:]
             for token in batch.tokens[end - length : end].tolist():
                 history.append(token)
@@ -83,6 +86,7 @@ class ToyEngine:
         check_slots(np.array([source, target]), self.slots)
         self.copies.append((source, target, length))
         self._slots[target] = self._slots[source][: length if self.spec.rollback is None else None]
+        self._reached[target] = self._reached[source]
 
     def close(self) -> None:
         self._slots, self.slots = [], -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from llmc.compiler.targets.ort.write import write_graphs
 from llmc.ir.program import Program
 from llmc.passes.base import Pass
 from llmc.passes.runner import Runner
+from llmc.runtimes.artifact.decode import encode
 from llmc.runtimes.artifact.manifest import FileSpec
 from llmc.runtimes.engines.ort.engine import OrtEngine
 
@@ -37,7 +38,7 @@ def engine_of(
         "model": replace(manifest().model, vocab_size=int(program.output.meta["val"].shape[-1])),
         "max_seq_len": program.max_seq_len,
         "phases": dict(lowered.phases),
-        "section": asdict(lowered.section),
+        "section": encode(lowered.section),
         "caches": [cache_spec(cache) for cache in program.caches],
         "files": {path.name: FileSpec("", path.stat().st_size) for path in folder.iterdir()},
     }
@@ -68,6 +69,20 @@ CALLS: tuple[tuple[tuple[int, int], int], ...] = (
     ((18, 15), 9),
     ((26, 23), 2),
     ((28, 25), 1),
+)
+
+
+# For rings with 3 positions more than a window of 6: calls that go back by up to 4 positions from the furthest one.
+GOING_BACK: tuple[tuple[tuple[int, int], int], ...] = (
+    ((0, 0), 12),
+    ((8, 8), 3),
+    ((8, 11), 5),
+    ((9, 12), 1),
+    ((10, 13), 3),
+    ((9, 12), 9),
+    ((14, 17), 1),
+    ((15, 18), 10),
+    ((25, 28), 4),
 )
 
 

@@ -90,7 +90,8 @@ def _show(manifest: Manifest) -> None:
 def _as_shown(cache: CacheSpec) -> tuple[str | int, str | int, str | int, str | int, str | int, int]:
     dims = f"{cache.key_dim} and {cache.value_dim}"
     dtype = f"{cache.dtype} with scales" if cache.has_scales else cache.dtype
-    return cache.kind, cache.length, cache.heads, dims, dtype, cache.nbytes
+    positions = f"{cache.length - cache.slack} + {cache.slack}" if cache.slack else cache.length
+    return cache.kind, positions, cache.heads, dims, dtype, cache.nbytes
 
 
 def _range(least: int, most: int | None) -> str:

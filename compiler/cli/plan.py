@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     help="Largest number of sequences in a batch.",
 )
 @json_option
-@with_options("target", "dtype", "max_seq_len", "kv_cache_dtype")
+@with_options("target", "dtype", "max_seq_len", "spec_tokens", "kv_cache_dtype")
 def plan(
     model: str,
     target: str | None,
     max_seq_len: int | None,
     max_batch_size: int,
     dtype: str | None,
+    spec_tokens: int | None,
     kv_cache_dtype: str | None,
     as_json: bool,
 ) -> None:
@@ -50,6 +51,7 @@ def plan(
             target=target,
             dtype=dtype or "fp32",
             kv_cache_dtype=kv_cache_dtype or "auto",
+            spec_tokens=spec_tokens or 0,
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
             watch=watch,

@@ -118,6 +118,7 @@ def plan(
     target: str | None = None,
     dtype: str = "fp32",
     kv_cache_dtype: str = "auto",
+    spec_tokens: int = 0,
     max_seq_len: int | None = None,
     max_batch_size: int = 1,
     watch: Callable[[Pass, PassResult], None] = lambda subject, result: None,
@@ -127,7 +128,8 @@ def plan(
     Raises:
         LlmcError: if `capture` or a pass refuses the model. Such a model can't be compiled.
     """
-    options_of(CompileConfig)["kv_cache_dtype"].check(kv_cache_dtype)
+    for name, value in (("kv_cache_dtype", kv_cache_dtype), ("spec_tokens", spec_tokens)):
+        options_of(CompileConfig)[name].check(value)
     facts = find_target(target).facts
     program = capture(model, dtype=dtype, max_seq_len=max_seq_len, until=Stage.CAPTURED)
     bring_to(program, Stage.CANONICAL, Runner(watch=watch))
@@ -142,7 +144,7 @@ def plan(
         max_batch_size=max_batch_size,
         coverage=_coverage(program),
         groups=_groups(program, weights),
-        kv_cache=tuple(_kv_layers(program, cache_dtype)),
+        kv_cache=tuple(_kv_layers(program, cache_dtype, spec_tokens)),
         largest_tensor=largest,
         largest_tensor_bytes=weights[largest].nbytes,
         peak_bytes=_resident_bytes() + 2 * weights[largest].nbytes,
@@ -220,11 +222,12 @@ def _is(node: fx.Node, name: str) -> bool:
     return defined is not None and defined.name == name
 
 
-def _kv_layers(program: Program, dtype: torch.dtype) -> Iterable[KvLayer]:
+def _kv_layers(program: Program, dtype: torch.dtype, slack: int) -> Iterable[KvLayer]:
     """Yield the cache of each pair of keys and values; layers that share a pair share its cache.
 
     Args:
         dtype: the dtype of the caches.
+        slack: how many positions are kept beyond a window or a chunk.
     """
     seen = set()
     for node in program.nodes:
@@ -238,7 +241,8 @@ def _kv_layers(program: Program, dtype: torch.dtype) -> Iterable[KvLayer]:
         seen.add((call["k"], call["v"]))
         scales = 2 * SCALE_BYTES if dtype in CACHE_CODES.values() else 0
         per_token = k.shape[1] * ((k.shape[3] + v.shape[3]) * dtype.itemsize + scales)
-        yield KvLayer(where(node), int(per_token), call["window"] or call["chunk"])
+        window = call["window"] or call["chunk"]
+        yield KvLayer(where(node), int(per_token), window and window + slack)
 
 
 def _resident_bytes() -> int:

@@ -109,6 +109,9 @@ def cached_attention(
     still sees, so attention is computed before the caches are written. If there are more than MAX new tokens,
     the last MAX are stored.
 
+    A ring may be longer than the window. If `starts` then goes back, positions after it that an earlier call has stored
+    count as those MAX before them: too old to be seen, if it goes back by at most MAX - window + 1.
+
     Args:
         q: [B, H, S, D].
         k: the new keys [B, Hk, S, D]; `v`, the new values, [B, Hk, S, Dv].

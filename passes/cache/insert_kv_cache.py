@@ -29,8 +29,10 @@ class InsertKvCache(Pass):
               with positions = starts[:, None] + arange(S)
               and out, keys, values = cached_attention(q, k, v, keys.0, values.0, starts, scale)
 
-    An attention whose window or chunk is shorter than `max_seq_len` gets a ring cache of that length. Attentions of the
-    same keys and values share a cache.
+    An attention whose window or chunk is shorter than `max_seq_len` gets a ring cache of that length, and of `slack`
+    positions more: a sequence can go back by `slack` + 1 positions and find all keys that its window still sees. If
+    that is not shorter than `max_seq_len`, the cache has a place for all positions. Attentions of the same keys and
+    values share a cache.
 
     With `codes`, keys and values are quantized and each cache has scales too:
               out, keys, values, key_scales, value_scales = quant_cached_attention(
@@ -43,13 +45,15 @@ class InsertKvCache(Pass):
     Args:
         ring: if False, each cache has a place for all positions.
         codes: the dtype that keys and values are quantized to, "int8" or "fp8"; None keeps their dtype.
+        slack: how many positions a ring cache has beyond the window.
     """
 
     needs = Stage.OPTIMIZED
     reaches = Stage.CACHED
 
-    def __init__(self, ring: bool = True, codes: str | None = None) -> None:
+    def __init__(self, ring: bool = True, codes: str | None = None, slack: int = 0) -> None:
         self.ring = ring
+        self.slack = slack
         if codes is not None:
             self.numerics = Numerics.QUANTIZES_INPUTS
         self.codes = None if codes is None else CACHE_CODES[codes]
@@ -69,12 +73,12 @@ class InsertKvCache(Pass):
             call = calls[node]
             window = _window(call)
             length = program.max_seq_len
-            ring = self.ring and window is not None and window < length
+            size = length if window is None else window + self.slack
+            ring = self.ring and size < length
             key = (call["k"], call["v"], ring and window)
             is_new = key not in known
             if is_new:
-                size = min(length, window or length) if ring else length
-                cache = _new_cache(call, len(caches), size, ring, window, self.codes)
+                cache = _new_cache(call, len(caches), size if ring else length, ring, window, self.codes)
                 known[key] = len(caches), _add_inputs(program, cache)
                 caches.append(cache)
             number, inputs = known[key]

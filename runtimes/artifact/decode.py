@@ -1,18 +1,44 @@
-"""From parsed JSON to dataclasses: every key and every type must be exactly what the dataclass declares."""
+"""Between dataclasses and parsed JSON: every key and every type must be exactly what the dataclass declares.
+
+A document has a key for each field. Only fields declared with `left_out` are missing where they have their default.
+"""
 
 from __future__ import annotations
 
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+_LEFT_OUT = "left out"
+
 
 class DecodeError(ValueError):
     """A document that doesn't fit; the message names the place and the reason, without a full stop."""
+
+
+def left_out(default: Any) -> Any:
+    """Return a dataclass field that documents lack where it has its default.
+
+    With such a field, documents that don't need it stay as they were before it was declared.
+    """
+    return field(default=default, metadata={_LEFT_OUT: True})
+
+
+def encode(value: Any) -> Any:
+    """Return the document of a dataclass instance, as `decode` reads it."""
+    if is_dataclass(value):
+        given = {one.name: getattr(value, one.name) for one in fields(value)}
+        omitted = {one.name for one in fields(value) if one.metadata.get(_LEFT_OUT) and given[one.name] == one.default}
+        return {name: encode(item) for name, item in given.items() if name not in omitted}
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    return value
 
 
 def decode(kind: type[T], value: Any, where: str) -> T:
@@ -54,11 +80,12 @@ def _decode_keys(kind: type, value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise DecodeError(f"{where} is {value!r:.60}, not an object")
     hints = typing.get_type_hints(kind)
-    if missing := sorted(hints.keys() - value.keys()):
+    optional = {one.name for one in fields(kind) if one.metadata.get(_LEFT_OUT)}
+    if missing := sorted(hints.keys() - optional - value.keys()):
         raise DecodeError(f"{where} lacks {', '.join(missing)}")
     if unknown := sorted(value.keys() - hints.keys()):
         raise DecodeError(f"{where} has unknown keys: {', '.join(map(str, unknown))}")
-    return {name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+    return {name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items() if name in value}
 
 
 def _name(kind: Any) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, Literal, TypeVar
 
 from ...errors import LlmcError
-from .decode import DecodeError, decode
+from .decode import DecodeError, decode, encode, left_out
 
 FORMAT = 2
 """The manifest format that this version of llmc reads and writes."""
@@ -71,6 +71,8 @@ class CacheSpec:
         kind: "static": position p is in slot p. "ring": in slot p % length.
         length: slots along the sequence.
         dtype: of the numbers. "int8" and "fp8" are codes with a float32 scale per head and position.
+        slack: how many more positions a ring keeps than its attention sees, so that a sequence can go back by one
+            position more than that.
     """
 
     kind: Literal["static", "ring"]
@@ -79,6 +81,7 @@ class CacheSpec:
     value_dim: int
     length: int
     dtype: Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+    slack: int = left_out(0)
 
     @property
     def has_scales(self) -> bool:
@@ -209,6 +212,11 @@ class Manifest:
         """The format of quantized keys and values; None if they are not quantized."""
         return next((cache.dtype for cache in self.caches if cache.has_scales), None)
 
+    @property
+    def rollback(self) -> int | None:
+        """How many positions a sequence can go back, from the furthest that it has held; None: any number."""
+        return min((cache.slack + 1 for cache in self.caches if cache.kind == "ring"), default=None)
+
     def read_section(self, kind: type[T]) -> T:
         """Return the target's section as an instance of its dataclass.
 
@@ -222,7 +230,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the canonical bytes."""
-        return (json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+        return (json.dumps(encode(self), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
@@ -257,6 +265,8 @@ class Manifest:
         for i, cache in enumerate(self.caches):
             if min(cache.heads, cache.key_dim, cache.value_dim, cache.length) < 1 or cache.length > self.max_seq_len:
                 raise invalid_manifest(f"caches[{i}] has an impossible size")
+            if not 0 <= cache.slack < (cache.length if cache.kind == "ring" else 1):
+                raise invalid_manifest(f"caches[{i}] has an impossible slack")
         if sum(cache.nbytes for cache in self.caches) > _MOST_CACHE_BYTES:
             raise invalid_manifest("its caches would take more than a terabyte for one sequence")
 

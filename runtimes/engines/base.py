@@ -19,8 +19,9 @@ class Engine(Protocol):
 
     A cache slot holds one sequence. It stores no length: each call says how many of its positions count. A smaller
     start goes back to an earlier position, and a start of 0 begins a new sequence. The positions after a start are
-    overwritten. Layers that keep only a window can go back by `spec.rollback` positions; an engine with such layers
-    refuses more (`ROLLBACK_TOO_FAR`). The logits of a token depend on its own sequence only.
+    overwritten. Layers that keep only a window can go back by `spec.rollback` positions, from the furthest that the
+    slot has held; an engine with such layers refuses more (`ROLLBACK_TOO_FAR`). The logits of a token depend on its own
+    sequence only.
 
     A call that is refused changes nothing. After a call that failed or was interrupted, the slots of its batch hold
     the positions before its starts, or the engine refuses to continue from there (`ROLLBACK_TOO_FAR`); they can always

@@ -14,7 +14,8 @@ class EngineSpec:
         max_seq_len: the number of positions of a slot.
         device: where it computes, such as "cpu".
         threads: threads that it computes with; None if it doesn't compute on a CPU.
-        rollback: how many positions a slot can go back; None: any number.
+        rollback: how many positions a slot can go back, from the furthest that it has held since it last began at 0;
+            None: any number.
         ragged: True if one run of the graph serves sequences with different numbers of new tokens.
     """
 

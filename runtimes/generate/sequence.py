@@ -21,6 +21,7 @@ class TokenSequence:
         length: the number of tokens.
         held: how many of them are in the cache; all but the last while the sequence decodes.
         reused: how many of them were in the cache at the beginning.
+        reached: the most positions that its slot held when the sequence got it, since the slot began at 0.
         restarted_at: `length` when the cached tokens were last given up; -1 if they never were.
         finish_reason: None until the last token.
     """
@@ -42,7 +43,7 @@ class TokenSequence:
         self.id = id
         self.cache_key = request.cache_key
         self.length = self.prompt_length = len(prompt)
-        self.held = self.reused = 0
+        self.held = self.reused = self.reached = 0
         self.restarted_at = -1
         self.finish_reason: FinishReason | None = None
         self.is_greedy = params.greedy and not params.changes_logits and not params.min_tokens

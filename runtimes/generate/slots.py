@@ -16,9 +16,14 @@ _SHORTEST_REUSE = 16
 
 @dataclass(eq=False)
 class _Kept:
-    """The tokens that a slot still holds after its sequence has finished."""
+    """The tokens that a slot still holds after its sequence has finished.
+
+    Attributes:
+        reached: the most positions that the slot has held since it began at 0.
+    """
 
     ids: np.ndarray
+    reached: int
     cache_key: str
     used: int
 
@@ -75,12 +80,14 @@ class Slots:
             self._close_gaps()
             slot = len(self)
         source, length = self._find_beginning(sequence) if reuse else (None, 0)
+        reached = 0 if source is None else self._kept[source].reached
         if source != slot:
             self._move_kept(slot, keep=source)
             if source is not None:
                 self._engine.copy_slot(source, slot, length)
         self._kept.pop(slot, None)
         sequence.held = sequence.reused = length
+        sequence.reached = reached
         self._slot[sequence] = slot
         self.reading.append(sequence)
 
@@ -101,7 +108,8 @@ class Slots:
         slot = self._slot[sequence]
         if keep and sequence.cache_key is not None and sequence.held >= _SHORTEST_REUSE:
             self._clock += 1
-            self._kept[slot] = _Kept(sequence.ids[: sequence.held].copy(), sequence.cache_key, self._clock)
+            reached = max(sequence.reached, sequence.held)
+            self._kept[slot] = _Kept(sequence.ids[: sequence.held].copy(), reached, sequence.cache_key, self._clock)
         self._take_out(sequence)
 
     def forget(self) -> None:
@@ -153,15 +161,15 @@ class Slots:
         best: tuple[int | None, int] = None, 0
         for slot, kept in self._kept.items():
             if kept.cache_key == sequence.cache_key:
-                length = self._reusable(kept.ids, sequence.ids)
+                length = self._reusable(kept, sequence.ids)
                 if length > max(best[1], _SHORTEST_REUSE):
                     best = slot, length
         return best
 
-    def _reusable(self, kept: np.ndarray, ids: np.ndarray) -> int:
+    def _reusable(self, kept: _Kept, ids: np.ndarray) -> int:
         # The last token is always computed: its logits are wanted.
-        shorter = min(len(kept), len(ids) - 1)
-        differ = np.flatnonzero(kept[:shorter] != ids[:shorter])
+        shorter = min(len(kept.ids), len(ids) - 1)
+        differ = np.flatnonzero(kept.ids[:shorter] != ids[:shorter])
         common = int(differ[0]) if len(differ) else shorter
         rollback = self._engine.spec.rollback
-        return common if rollback is None or len(kept) - common <= rollback else 0
+        return common if rollback is None or kept.reached - common <= rollback else 0

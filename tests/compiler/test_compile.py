@@ -49,6 +49,7 @@ MADE: list[tuple[str, dict[str, Any]]] = [
     ("bloom", {"kv_cache_dtype": "int8"}),
     ("speaking", {"kv_cache_dtype": "int8", "quantize": "int4"}),
     ("gemma3_text", {"kv_cache_dtype": "fp8", "ops": "standard"}),
+    ("gemma3_text", {"spec_tokens": 3, "ops": "standard"}),
 ]
 
 
@@ -60,6 +61,15 @@ def test_the_gate_passes_and_passes_again(model: str, options: dict[str, Any]) -
     assert report["precision"] == limits_key(options.get("quantize", "fp32"), False, options.get("kv_cache_dtype"))
     again = llmc.Artifact(folder, open_artifact(folder), {}).verify()
     assert again.passed and [c.name for c in again.checks] == [c["name"] for c in report["checks"]]
+
+
+@pytest.mark.parametrize(("model", "count"), [("gemma3_text", 0), ("speaking", 3)])
+def test_without_slack_no_byte_differs(model: str, count: int) -> None:
+    """Neither if it is 0, nor if no layer has a window."""
+    without, with_option = artifact(model), artifact(model, spec_tokens=count)
+    files = {path.relative_to(without): path.read_bytes() for path in without.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(with_option): path.read_bytes() for path in with_option.rglob("*")}
+    assert open_artifact(with_option).rollback == (1 if model == "gemma3_text" else None)
 
 
 STATIC = (Override("*.layers.*", Grid("int8", activation="int8", static=True)),)

@@ -23,4 +23,6 @@ def test_the_manifest() -> None:
     assert manifest.requires == {"onnxruntime": ">=1.30,<2"}
     assert len(manifest.caches) == 2
     rings = open_artifact(artifact("gemma3_text")).caches
-    assert {(c.kind, c.length) for c in rings} == {("ring", 6), ("static", 128)}
+    assert {(c.kind, c.length, c.slack) for c in rings} == {("ring", 6, 0), ("static", 128, 0)}
+    longer = open_artifact(artifact("gemma3_text", spec_tokens=3)).caches
+    assert {(c.kind, c.length, c.slack) for c in longer} == {("ring", 9, 3), ("static", 128, 0)}

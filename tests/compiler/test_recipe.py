@@ -61,6 +61,7 @@ def test_a_python_without_toml_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         ({"weights": [{"name": "a", "scheme": "int4", "group": 48}]}, "48"),
         ({"quantize": "int3"}, "quantize is 'int3'"),
         ({"calib_samples": 0}, "calib_samples is 0"),
+        ({"spec_tokens": 65}, "spec_tokens is 65"),
         ({"weights": [{"name": "a", "keep": True, "scheme": "int4"}]}, "'keep'"),
     ],
 )

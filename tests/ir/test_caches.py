@@ -16,6 +16,14 @@ def test_a_cache_has_keys_and_values() -> None:
     assert CACHE.tensors == expected
 
 
+def test_a_ring_may_be_longer_than_the_window() -> None:
+    assert [replace(CACHE, ring=ring, window=window).slack for ring, window in [(True, 8), (True, 5), (False, 5)]] == [
+        0,
+        3,
+        0,
+    ]
+
+
 def test_the_scales_of_codes_follow_in_float32() -> None:
     codes = replace(CACHE, dtype=torch.int8, key_scales="ks", value_scales="vs")
     expected = (

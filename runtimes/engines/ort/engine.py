@@ -49,7 +49,7 @@ class OrtEngine:
             vocab_size=manifest.model.vocab_size,
             max_seq_len=manifest.max_seq_len,
             threads=self._threads,
-            rollback=None if self._ring is None else 1,
+            rollback=manifest.rollback,
         )
         self.around_run: Callable[[Sequence[int]], AbstractContextManager[object]] = nullcontext
         self.slots = 0
@@ -58,7 +58,7 @@ class OrtEngine:
         self._closed_runs = 0  # runs of graphs that were closed
         self._traces: Path | None = None
         self.caches: list[Cache] = [(spec, []) for spec in manifest.caches]
-        self._ends = np.zeros(0, np.int64)  # the positions that each slot holds
+        self._reached = np.zeros(0, np.int64)  # the most positions that each slot has held since it began at 0
         self._ones = np.ones((1, manifest.max_seq_len), np.int64)
         self._logits = np.empty((0, manifest.model.vocab_size), np.float32)
         self._is_open = True
@@ -71,10 +71,10 @@ class OrtEngine:
 
     def open_slots(self, count: int) -> None:
         self._check_open()
-        ends = np.zeros(count, np.int64)
-        ends[: self.slots] = self._ends[:count]
-        self.caches = [(spec, resized(spec, arrays, ends)) for spec, arrays in self.caches]
-        self.slots, self._ends = count, ends
+        reached = np.zeros(count, np.int64)
+        reached[: self.slots] = self._reached[:count]
+        self.caches = [(spec, resized(spec, arrays, reached)) for spec, arrays in self.caches]
+        self.slots, self._reached = count, reached
         for graph in self._graphs.values():
             graph.forget()
 
@@ -82,7 +82,8 @@ class OrtEngine:
         self._check_open()
         batch.check(self.spec, self.slots)
         self._check_rollback(batch.slots, batch.starts)
-        self._ends[batch.slots] = batch.starts + batch.lengths
+        ends = batch.starts + batch.lengths
+        self._reached[batch.slots] = np.where(batch.starts > 0, np.maximum(self._reached[batch.slots], ends), ends)
         common = self._graph_for_batch(batch)
         runs = plan_runs(batch, PIECE, mixes=common is not None and self._graph(common).mixes)
         graphs = [common or self._graph_for_length(run.tokens.shape[1]) for run in runs]
@@ -103,7 +104,7 @@ class OrtEngine:
             for array in arrays:
                 # A ring that is not full has a position's entries at its index, as a static cache.
                 array[target, :, :length] = array[source, :, :length]
-        self._ends[target] = length if self._ring is None else self._ends[source]
+        self._reached[target] = length if self._ring is None else self._reached[source]
 
     def close(self) -> None:
         self._close_graphs()
@@ -173,19 +174,21 @@ class OrtEngine:
     def _check_rollback(self, slots: np.ndarray, starts: np.ndarray) -> None:
         """Refuse starts whose window is partly overwritten.
 
-        A slot with more positions than a ring can go back by `spec.rollback` positions, or to 0.
+        A slot that has held more positions than a ring can go back by `spec.rollback` positions, or to 0. This counts
+        from the furthest position that it has held: going back brings no overwritten position back.
         """
         if self._ring is None:
             return
-        ends = self._ends[slots]
-        far = (starts > 0) & (starts < ends - self.spec.rollback) & (ends > self._ring)
+        reached = self._reached[slots]
+        earliest = np.where(reached > self._ring, reached - self.spec.rollback, 0)
+        far = (starts > 0) & (starts < earliest)
         if far.any():
             entry = int(far.argmax())
             raise UsageError(
                 "ROLLBACK_TOO_FAR",
-                f"Slot {slots[entry]} holds {ends[entry]} positions and can't go back to {starts[entry]}: a layer "
-                "keeps only its sliding window.",
-                "Start again from 0, or compile with --kv-cache static.",
+                f"Slot {slots[entry]} has held {reached[entry]} positions and can't go back to {starts[entry]}, only "
+                f"to {earliest[entry]} or later: a layer with a sliding window has overwritten older ones.",
+                "Start again from 0, or compile with a larger --spec-tokens or with --kv-cache static.",
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ...artifact.decode import left_out
 from ...artifact.manifest import Manifest, invalid_manifest
 
 PAGE_BYTES = 4096
@@ -72,7 +73,7 @@ class GraphFile:
     file: str
     derived: list[DerivedSpec] = field(default_factory=list)
     stored: list[StoredSpec] = field(default_factory=list)
-    batch_tokens: int | None = None
+    batch_tokens: int | None = left_out(None)
 
 
 @dataclass(frozen=True)

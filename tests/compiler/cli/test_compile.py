@@ -82,6 +82,7 @@ DEFAULTS = {"model": "demo", "output": Path("out"), "dump_ir": None, "verify": T
         ("--dtype fp32 --kv-cache static --max-seq-len 99", {"kv_cache": "static", "max_seq_len": 99}),
         ("--target ort", {"target": "ort"}),
         ("--kv-cache-dtype int8", {"kv_cache_dtype": "int8"}),
+        ("--spec-tokens 3", {"spec_tokens": 3}),
         ("--ops standard", {"ops": "standard"}),
         ("--prune 2:4", {"prune": "2:4"}),
         ("--prune 0.5 --prune-algo wanda --calib f", {"prune": 0.5, "prune_algo": "wanda", "calib": "f"}),

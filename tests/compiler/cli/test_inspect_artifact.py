@@ -54,6 +54,13 @@ def test_a_quantized_cache(tmp_path: Path) -> None:
     assert json.loads(inspect(tmp_path / "out", "--json").stdout)["cache_bytes"] == 2 * 3 * (64 + 32 + 8) * 128
 
 
+def test_a_ring_with_slack(tmp_path: Path) -> None:
+    cache = replace(manifest().caches[0], kind="ring", length=9)
+    write(tmp_path / "out", caches=[cache, replace(cache, slack=3)])
+    lines = [line.split()[:4] for line in inspect(tmp_path / "out").stdout.splitlines() if " ring " in line]
+    assert lines == [["1", "ring", "9", "3"], ["1", "ring", "6", "+"]]
+
+
 def test_the_document(folder: Path) -> None:
     document = json.loads(inspect(folder, "--json").stdout)
     assert document["files"]["model.onnx"]["bytes"] == 5

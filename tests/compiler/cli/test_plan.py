@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CompletedProcess
 
 from click.testing import CliRunner, Result
 from progress_lines import phases, rest
+from zoo.tiny import tiny_model
 
 from llmc.compiler.cli.main import main
 
@@ -48,6 +50,15 @@ def test_an_8_bit_cache(llama: str) -> None:
     assert (result.exit_code, rest(result.stderr)) == (0, "")
     assert "dtype                int8 with scales" in result.stdout
     assert "full                 20.5 kB for 4 x 32 positions" in result.stdout  # 2 x 2 heads x (16 + 16 + 2 x 4) each
+
+
+def test_slack_for_drafts(tmp_path: Path) -> None:
+    tiny_model("gemma3_text").save_pretrained(tmp_path)  # one of its layers has a window of 6
+    result = plan(str(tmp_path), "--max-seq-len", "32", "--spec-tokens", "4")
+    assert (result.exit_code, rest(result.stderr)) == (0, "")
+    assert "some layers keep at most 10 positions" in result.stdout
+    refused = plan(str(tmp_path), "--spec-tokens", "65")
+    assert refused.exit_code == 2 and "0 to 64" in refused.stderr
 
 
 def test_a_refused_model(mamba: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,15 @@ def test_a_window_limits_the_cache_of_its_layer(tmp_path: Path) -> None:
     assert result.kv_bytes == 3 * token * (config.sliding_window + 100)
 
 
+@pytest.mark.parametrize("length", [9, 100])
+def test_slack_makes_the_cache_of_a_window_longer(tmp_path: Path, length: int) -> None:
+    config = save("gemma3_text", tmp_path).config
+    result = plan(tmp_path, max_seq_len=length, spec_tokens=4)
+    token = config.num_key_value_heads * 2 * config.head_dim * 4
+    assert [layer.limit for layer in result.kv_cache] == [config.sliding_window + 4, None]
+    assert result.kv_bytes == token * (min(config.sliding_window + 4, length) + length)
+
+
 @pytest.mark.parametrize("codes", ["int8", "fp8"])
 def test_quantized_keys_and_values_have_scales(tmp_path: Path, codes: str) -> None:
     config = save("gemma3_text", tmp_path).config
@@ -89,9 +99,10 @@ def test_quantized_keys_and_values_have_scales(tmp_path: Path, codes: str) -> No
     assert result.kv_bytes == token * (config.sliding_window + 100) and "scale" in result.formulas["kv cache"]
 
 
-def test_an_unknown_cache_dtype_is_refused_before_any_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", [{"kv_cache_dtype": "int4"}, {"spec_tokens": 65}, {"spec_tokens": -1}])
+def test_a_wrong_option_of_the_cache_is_refused_before_any_work(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(LlmcError, match="CONFIG_INVALID"):
-        plan(tmp_path / "no such model", kv_cache_dtype="int4")
+        plan(tmp_path / "no such model", **wrong)
 
 
 def test_keys_and_values_may_differ_in_width(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from histories import SCALE, H, History
+from histories import GARBAGE, SCALE, H, History
 
 from llmc.kernels.ops import cached_attention
 
@@ -29,6 +29,27 @@ def test_static(check, starts: list[int], count: int, extra: dict[str, Any]):
 @pytest.mark.parametrize("extra", [{"window": 6}, {"window": 3}, {"chunk": 6}, {"window": 4, **RICH}])
 def test_ring(check, starts: list[int], count: int, extra: dict[str, Any]):
     run_check(check, History(6, ring=True), starts, count, **extra)
+
+
+@pytest.mark.parametrize("starts", [[20, 7], [9, 13]])
+@pytest.mark.parametrize("extra", [{"window": 6}, {"chunk": 6}, {"window": 6, **RICH}])
+def test_going_back_in_a_ring_longer_than_the_window(starts: list[int], extra: dict[str, Any]):
+    """Positions after the starts are as if they had never been stored, up to the length of the ring."""
+    history, count = History(9, ring=True), 11
+    expected = history.exact(starts, count, extra)[0]
+
+    def output(back: int) -> torch.Tensor:
+        args = list(history.arguments(starts, count))
+        for i, tokens in ((3, history.k), (4, history.v)):
+            stale = tokens.clone()
+            for b, start in enumerate(starts):
+                stale[b, :, start:] = GARBAGE
+            args[i] = history.cache([start + back for start in starts], stale)
+        return cached_attention(*args, SCALE, **extra, ring=True)[0]
+
+    for back in (1, 2, 3, 4):
+        torch.testing.assert_close(output(back), torch.from_numpy(expected), rtol=0, atol=1e-12)
+    assert "window" not in extra or (output(5) - torch.from_numpy(expected)).abs().max() > 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -158,6 +158,40 @@ def test_a_quantized_cache_equals_attention_over_quantized_keys_and_values(name:
     check_rerun(program)
 
 
+SLACK = 3
+
+
+@pytest.mark.parametrize("codes", [None, *QUANTIZED])
+@pytest.mark.parametrize("name", ["rotated, a window in one layer", "chunks and a wider window", "all of it in rings"])
+def test_rings_with_slack_go_back(name: str, codes: str | None) -> None:
+    """Calls of SLACK + 1 tokens of which only some are right; the next one goes back over the others."""
+    before = optimized(VARIANTS[name][0])
+    program = before.copy()
+    InsertKvCache(codes=codes, slack=SLACK)(program)
+    sizes = [c.length + SLACK if c.ring else c.length for c in VARIANTS[name][1]]
+    assert [c.length for c in program.caches] == sizes and program.caches[1].slack == SLACK
+    tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    reference = before if codes is None else with_quantized_cache(before, codes)
+    want = reference(tokens, torch.arange(LENGTH).repeat(2, 1))
+    start, right, held = 0, 0, program.empty_caches(2)
+    while start + SLACK + 1 <= LENGTH:
+        right = right % (SLACK + 1) + 1
+        new = tokens[:, start : start + SLACK + 1].clone()
+        new[:, right:] = (new[:, right:] + 1) % VOCAB
+        for _ in range(2):  # the second time, it goes back over all tokens of the first
+            out, *held = program.run(new, torch.tensor([start, start]), *held)
+            got, tolerance = out[:, :right], 1e-5 if codes is None else QUANTIZED[codes]
+            torch.testing.assert_close(got, want[:, start : start + right], atol=tolerance, rtol=0)
+        start += right
+
+
+@pytest.mark.parametrize(("slack", "ring"), [(26, True), (27, False)])
+def test_a_ring_as_long_as_the_model_is_none(slack: int, ring: bool) -> None:
+    program = optimized(plain(window=WINDOW))
+    InsertKvCache(slack=slack)(program)
+    assert program.caches == tuple(cache(i, WINDOW + slack, WINDOW, ring) for i in range(2))
+
+
 @pytest.mark.parametrize(
     ("windows", "window"), [((WINDOW, 3), WINDOW), ((3, WINDOW), WINDOW), ((WINDOW, None), None), ((None, 3), None)]
 )

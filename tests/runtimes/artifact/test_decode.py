@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from llmc.runtimes.artifact.decode import DecodeError, decode
+from llmc.runtimes.artifact.decode import DecodeError, decode, encode, left_out
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,28 @@ def test_a_key_with_a_default_must_be_there_too() -> None:
         lacking = document()
         del lacking[name]
         assert refused(lacking) == f"it lacks {name}"
+
+
+@dataclass(frozen=True)
+class Dog:
+    """A document that may lack a key."""
+
+    name: str
+    tricks: int = left_out(0)
+
+
+def test_a_field_is_left_out_where_it_has_its_default() -> None:
+    for dog, given in [(Dog("Rex"), {"name": "Rex"}), (Dog("Rex", 3), {"name": "Rex", "tricks": 3})]:
+        assert encode(dog) == given and decode(Dog, given, "it") == dog
+    assert decode(Dog, {"name": "Rex", "tricks": 0}, "it") == Dog("Rex")
+    assert refused({"tricks": 1}, Dog) == "it lacks name"
+    assert refused({"name": "Rex", "tricks": None}, Dog) == "it.tricks is None, not a whole number"
+    assert refused({"name": "Rex", "trick": 1}, Dog) == "it has unknown keys: trick"
+
+
+def test_a_document_there_and_back() -> None:
+    for given in (document(), document(owner={"length": 3, "shoe": None}, age=7)):
+        assert encode(decode(Animal, given, "it")) == given
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [], [["length", 3], ["shoe", None]]])

@@ -79,6 +79,24 @@ def test_quantized_caches_round_trip() -> None:
     assert (rounded.cache_codes, WHOLE.cache_codes) == ("fp8", None)
 
 
+def test_the_slack_of_a_ring_is_how_far_a_sequence_goes_back() -> None:
+    static = WHOLE.caches[0]
+    ring = replace(static, kind="ring", length=9)
+    assert WHOLE.rollback is None and b"slack" not in replace(WHOLE, caches=[static, ring]).to_json()
+    for slacks, rollback in [((0,), 1), ((3,), 4), ((3, 2), 3)]:
+        rings = replace(WHOLE, caches=[static, *(replace(ring, slack=slack) for slack in slacks)])
+        assert rings.rollback == rollback
+        assert Manifest.from_json(rings.to_json()) == rings
+
+
+@pytest.mark.parametrize(
+    "change", [{"slack": 1}, {"kind": "ring", "slack": -1}, {"kind": "ring", "slack": 128}, {"slack": -1}]
+)
+def test_a_slack_that_no_cache_has_is_refused(change: dict[str, Any]) -> None:
+    error = refused(lambda d: d["caches"].append(d["caches"][0] | change))
+    assert error.code == "ARTIFACT_INVALID" and "caches[1] has an impossible slack" in error.what
+
+
 def refused(change: Callable[[dict[str, Any]], object]) -> LlmcError:
     document = json.loads(WHOLE.to_json())
     change(document)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import engine_contract as contract
@@ -13,12 +14,19 @@ import pytest
 from compiled import artifact
 from engine_contract import CLAUSES, LENGTH, Clause, Subject
 from fake_engines import ToyEngine, hashed
+from zoo.tiny import tiny_model
 
 import llmc
+from llmc.compiler.targets.onnx.lower import Lowering
+from llmc.compiler.targets.onnx.scores import attend
+from llmc.compiler.targets.onnx.standard import STANDARD
+from llmc.compiler.targets.ort.write import TABLES
 from llmc.errors import LlmcError
+from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.engines.base import Engine
 from llmc.runtimes.engines.batch import Batch
 from llmc.runtimes.engines.logits import HostLogits
+from llmc.runtimes.engines.ort.engine import OrtEngine
 from llmc.runtimes.engines.ort.graph import GraphSession
 
 # Another order of sums; keys that it moves across the middle between two codes, or inputs of a kernel; inputs that one
@@ -35,6 +43,8 @@ ARTIFACTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "nf4": ("speaking", {"quantize": "nf4"}, CODES),
     "int8 cache": ("speaking", {"kv_cache_dtype": "int8"}, CODES),
     "fp8 rings": ("gemma3_text", {"kv_cache_dtype": "fp8"}, CODES),
+    "rings with slack": ("gemma3_text", {"spec_tokens": 3}, EXACT),
+    "int8 rings with slack": ("gemma3_text", {"kv_cache_dtype": "int8", "spec_tokens": 3}, CODES),
 }
 MIXING = ("int4", "w8a8")  # their second graph is small enough for that
 
@@ -86,10 +96,13 @@ def break_graph(error: BaseException) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["toy", "toy with rings", *ARTIFACTS])
+TOYS = {"toy": None, "toy with rings": 1, "toy with slack": 4}
+
+
+@pytest.fixture(scope="module", params=[*TOYS, *ARTIFACTS])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    toys: dict[str, Callable[[], Subject]] = {"toy": toy, "toy with rings": lambda: toy(rollback=1)}
-    return toys[request.param]() if request.param in toys else of_artifact(request.param)
+    kind = request.param
+    return toy(rollback=TOYS[kind]) if kind in TOYS else of_artifact(kind)
 
 
 @pytest.mark.parametrize("clause", CLAUSES, ids=lambda clause: clause.__name__)
@@ -166,6 +179,24 @@ class GoesBackTooFar(ToyEngine):
             self.spec = rollback
 
 
+class CountsFromTheEnd(ToyEngine):
+    """It goes back from where a sequence ends now, although the ring has lost more."""
+
+    def forward(self, batch: Batch) -> HostLogits:
+        self._reached = [len(slot) for slot in self._slots]
+        return super().forward(batch)
+
+
+class KeepsTooFew(ToyEngine):
+    """A ring that lacks a position if it goes back as far as it may."""
+
+    def forward(self, batch: Batch) -> HostLogits:
+        for slot, start in zip(batch.slots, batch.starts, strict=True):
+            if start and self._reached[slot] - start == self.spec.rollback:
+                self._slots[slot][0] ^= 1
+        return super().forward(batch)
+
+
 class ChecksTooLate(ToyEngine):
     def forward(self, batch: Batch) -> HostLogits:
         try:
@@ -207,6 +238,8 @@ FAULTS: list[tuple[type[ToyEngine], Clause]] = [
     (LosesSlots, contract.open_slots_keep_their_content),
     (SharesCopies, contract.a_copy_continues_on_its_own),
     (GoesBackTooFar, contract.going_back),
+    (CountsFromTheEnd, contract.going_back),
+    (KeepsTooFew, contract.going_back_over_drafts),
     (ChecksTooLate, contract.what_is_refused_changes_nothing),
     (KeepsHalf, contract.going_on_after_a_failure),
     (RunsTwice, contract.few_graph_runs),
@@ -216,13 +249,39 @@ FAULTS: list[tuple[type[ToyEngine], Clause]] = [
 
 @pytest.mark.parametrize(("fault", "clause"), FAULTS, ids=lambda value: value.__name__)
 def test_each_clause_sees_a_fault(fault: type[ToyEngine], clause: Clause) -> None:
-    rollback = 1 if fault is GoesBackTooFar else None
+    rollback = {GoesBackTooFar: 1, CountsFromTheEnd: 4, KeepsTooFew: 4}.get(fault)
     with pytest.raises((AssertionError, LlmcError, pytest.fail.Exception)):
         clause(toy(fault, rollback))
 
 
 def test_there_is_a_fault_for_each_clause() -> None:
-    assert [clause for _, clause in FAULTS] == [*CLAUSES, contract.closing]
+    assert list(dict.fromkeys(clause for _, clause in FAULTS)) == [*CLAUSES, contract.closing]
+
+
+@pytest.mark.parametrize("clause", [contract.going_back, contract.going_back_over_drafts])
+@pytest.mark.parametrize("kind", ["rings with slack", "int8 rings with slack"])
+def test_stale_positions_of_a_ring_are_seen(kind: str, clause: Clause) -> None:
+    """The rings are one position shorter than the manifest says."""
+    model, options, tolerance = ARTIFACTS[kind]
+    folder = artifact(model, **options)
+    manifest = read_manifest(folder)
+    assert manifest.rollback == 4
+    caches = [replace(cache, slack=cache.slack + (cache.kind == "ring")) for cache in manifest.caches]
+    engine = OrtEngine(folder, replace(manifest, caches=caches), threads=1)
+    with pytest.raises(AssertionError, match="logits are off by"):
+        clause(Subject(engine, tokens(72), tolerance, break_graph))
+
+
+def test_a_mask_that_forgets_the_window_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgets(g: Lowering, window: int | None, **others: Any) -> Any:
+        return attend(g, window=None, **others)
+
+    monkeypatch.setitem(TABLES, "standard", STANDARD | {"llmc.cached_attention": forgets})
+    options = {"ops": "standard", "spec_tokens": 3}
+    llmc.compile(tiny_model("gemma3_text"), tmp_path / "out", verify=False, **options)
+    subject = Subject(llmc.load(tmp_path / "out", threads=1), tokens(72), EXACT, break_graph)
+    with pytest.raises(AssertionError, match="logits are off by"):
+        contract.a_prompt_in_pieces(subject)
 
 
 def test_an_engine_is_one(subject: Subject) -> None:

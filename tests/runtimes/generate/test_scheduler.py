@@ -372,6 +372,32 @@ def test_a_changed_history_shares_its_unchanged_beginning() -> None:
     assert turns(ToyEngine(hashed(), max_seq_len=96, rollback=1), "chat", change)[1].reused_tokens == 0
 
 
+def test_a_slot_that_went_back_is_reused_as_far_as_it_can_go_back() -> None:
+    """What a slot has lost depends on the most tokens that it has held, not on those of its last request."""
+
+    class Counting(ToyEngine):
+        refusals = 0
+
+        def forward(self, batch: Batch) -> HostLogits:
+            try:
+                return super().forward(batch)
+            except LlmcError:
+                self.refusals += 1
+                raise
+
+    engine = Counting(hashed(), max_seq_len=96, rollback=4)
+    scheduler = Scheduler(engine, batch_size=1)
+    ids = np.random.default_rng(1).integers(0, 32, 41).tolist()
+    reused = []
+    for prompt in (ids, ids[:38], [*ids[:36], 1], [*ids[:37], 2]):
+        request = scheduler.add(Request(prompt, SamplingParams(max_tokens=1), "chat"))
+        answer = finish(scheduler)[request]
+        assert answer.ids == greedy(prompt, 1) and isinstance(answer.end, Finished)
+        reused.append(answer.end.reused_tokens)
+    # It held 41 tokens first, so positions before 37 are out of reach until another request begins at 0 (the third).
+    assert (reused, engine.refusals) == ([0, 37, 0, 36], 0)
+
+
 def test_two_chats_keep_their_caches() -> None:
     engine = ToyEngine(hashed(), max_seq_len=200)
     scheduler = Scheduler(engine, batch_size=3)

@@ -15,7 +15,7 @@ import torch
 from attending import SCALE, VALUE_DIM, Attend, Attending, cached, join, qkv
 from batches import forward
 from check_lowering import run_in_onnx, traced
-from stepping import CALLS, Stepping, check_steps, engine_of
+from stepping import CALLS, GOING_BACK, Stepping, check_steps, engine_of
 from torch import Tensor
 
 from llmc.compiler.targets.onnx import quantized_cache
@@ -70,6 +70,14 @@ def test_the_contrib_table_uses_standard_ops(tmp_path: Path, codes: str, ring: b
     check_steps(program, tmp_path, ops="contrib", tolerance=TOLERANCE[codes])
     kinds = {n.op_type for n in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node}
     assert "Attention" in kinds and "GroupQueryAttention" not in kinds
+
+
+@pytest.mark.parametrize("codes", CACHE_CODES)
+@pytest.mark.parametrize("ops", ["standard", "contrib"])
+def test_rings_longer_than_their_window(tmp_path: Path, ops: str, codes: str) -> None:
+    program = cached(attending(**FORMS["a window"]), True, VALUE_DIM, codes, slack=3)
+    engine = check_steps(program, tmp_path, ops=ops, calls=GOING_BACK, tolerance=TOLERANCE[codes])
+    assert engine.spec.rollback == 4
 
 
 @pytest.mark.parametrize("codes", CACHE_CODES)

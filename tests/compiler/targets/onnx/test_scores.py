@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from attending import SCALE, VALUE_DIM, Attend, Attending, cached, join, qkv
+from attending import MAX_SEQ_LEN, SCALE, VALUE_DIM, Attend, Attending, cached, join, qkv
 from batches import forward
-from stepping import check_steps, engine_of
+from stepping import GOING_BACK, check_steps, engine_of
 from torch import Tensor
 
 from llmc.kernels.ops import attention
@@ -54,6 +54,14 @@ def test_attention_equals_the_meaning_of_the_op(tmp_path: Path, name: str, ring:
     assert [cache.ring for cache in program.caches] == [ring, False]
     assert [cache.key_dim == cache.value_dim for cache in program.caches] == [False, False]
     check_steps(program, tmp_path, ops="standard")
+
+
+@pytest.mark.parametrize("name", RINGS)
+def test_rings_longer_than_their_window(tmp_path: Path, name: str) -> None:
+    program = cached(attending(**FORMS[name]), True, VALUE_DIM, slack=3)
+    assert [cache.length for cache in program.caches] == [WINDOW + 3, MAX_SEQ_LEN]
+    engine = check_steps(program, tmp_path, ops="standard", calls=GOING_BACK)
+    assert engine.spec.rollback == 4
 
 
 def test_earlier_contents_of_a_slot_are_not_seen(tmp_path: Path) -> None:

@@ -90,16 +90,18 @@ def test_an_output_ends_where_the_room_does() -> None:
     assert len(prompt) + len(done.token_ids) == llm.engine.spec.max_seq_len == 128
 
 
-def test_a_full_ring_goes_back_by_one_or_to_the_beginning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("slack", "least"), [(0, 16), (3, 13)])
+def test_a_full_ring_goes_back_by_its_slack_and_one_or_to_the_beginning(tmp_path: Path, slack: int, least: int) -> None:
     def attend(m: Attending, place: int, x: Tensor, positions: Tensor) -> Tensor:
         return join(attention(*qkv(m, place, x), SCALE, window=6))
 
-    engine = engine_of(cached(attend), tmp_path, ops="standard")
+    engine = engine_of(cached(attend, slack=slack), tmp_path, ops="standard")
     tokens = np.arange(1, 18)[None] % engine.spec.vocab_size
     forward(engine, tokens, np.array([0]))
-    forward(engine, tokens[:, -1:], np.array([16]))
-    with pytest.raises(llmc.LlmcError, match="can't go back to 12") as caught:
-        forward(engine, tokens[:, :1], np.array([12]))
+    forward(engine, tokens[:, -1:], np.array([least]))
+    said = f"Slot 0 has held 17 positions and can't go back to {least - 1}, only to {least} or later"
+    with pytest.raises(llmc.LlmcError, match=said) as caught:
+        forward(engine, tokens[:, :1], np.array([least - 1]))
     assert caught.value.code == "ROLLBACK_TOO_FAR"
-    forward(engine, tokens[:, :5], np.array([0]))
+    forward(engine, tokens[:, : 5 + slack], np.array([0]))
     forward(engine, tokens[:, :1], np.array([2]))  # it is not full yet: nothing was overwritten

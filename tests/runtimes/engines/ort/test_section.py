@@ -31,7 +31,7 @@ STORED = {"name": "norm", "dtype": "float32", "shape": [5, 50], "file": "data", 
 def document() -> dict[str, Any]:
     """Return a section in which every part ends exactly with the file."""
     prefill = {"file": "prefill.onnx", "derived": [INT4, INT8], "stored": [STORED], "batch_tokens": 6}
-    step = {"file": "model.onnx", "derived": [], "stored": [], "batch_tokens": None}
+    step = {"file": "model.onnx", "derived": [], "stored": []}
     return {"graphs": {"step": step, "prefill": prefill}}
 
 
