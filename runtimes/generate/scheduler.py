@@ -146,7 +146,7 @@ class Scheduler:
     def _run(self, parts: dict[TokenSequence, NewTokens]) -> None:
         began = self._clock()
         try:
-            logits = self.engine.forward(Batch.of(*parts.values()))
+            logits = self._forward(parts)
         except LlmcError as error:
             self._run_one_by_one(parts, error)
             return
@@ -154,13 +154,24 @@ class Scheduler:
         self._pacing.observe(decoding, sum(len(p.tokens) for p in parts.values()) - decoding, self._clock() - began)
         self._advance(parts, logits)
 
+    def _forward(self, parts: dict[TokenSequence, NewTokens]) -> Logits:
+        try:
+            return self.engine.forward(Batch.of(*parts.values()))
+        except LlmcError:
+            raise
+        except BaseException:
+            # Slots may hold more positions than their sequences know, and not all engines can go back from there.
+            for sequence in parts:
+                sequence.restarted_at = -1
+            raise
+
     def _run_one_by_one(self, parts: dict[TokenSequence, NewTokens], error: LlmcError) -> None:
         """Find the sequences of a batch that the engine can't continue; they start again, or fail."""
         for sequence, part in parts.items():
             logits, its_error = None, error
             if len(parts) > 1:
                 try:
-                    logits = self.engine.forward(Batch.of(part._replace(slot=self._slots[sequence])))
+                    logits = self._forward({sequence: part._replace(slot=self._slots[sequence])})
                 except LlmcError as own:
                     its_error = own
             if logits is not None:

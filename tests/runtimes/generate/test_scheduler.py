@@ -267,7 +267,7 @@ class Unreliable(ToyEngine):
         return logits
 
 
-@pytest.mark.parametrize("rollback", [None, 1])
+@pytest.mark.parametrize("rollback", [None, 1, 4])
 @pytest.mark.parametrize(("seed", "batch_size"), [(0, 6), (1, 3), (2, 1)])
 def test_churn(seed: int, batch_size: int, rollback: int | None) -> None:
     """Requests arrive, end and are cancelled at random: nothing is lost, doubled or mixed up, and no slot leaks."""
