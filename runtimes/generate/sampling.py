@@ -29,6 +29,9 @@ from ...errors import LlmcError, UsageError
 
 TokenIds = Sequence[int] | np.ndarray
 
+# Tokens that are handled together where not every token counts.
+_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -181,6 +184,7 @@ class Sampler:
         self.params = params
         self._stop_ids = np.array(sorted(stop_ids), dtype=np.int64)
         self._random = np.random.default_rng(params.seed) if random is None else random
+        self._keeps_all = params.top_k < 1 and params.min_p == 0 and params.top_p == 1
 
     def sample(
         self, logits: np.ndarray, prompt_ids: TokenIds = (), output_ids: TokenIds = ()
@@ -191,7 +195,7 @@ class Sampler:
             token = int(scores.argmax())
             _check_scores(scores[token])
         else:
-            token = self.choose(*self._candidates(scores))
+            token = self._choose_of_all(scores) if self._keeps_all else self.choose(*self._candidates(scores))
         return token, None if self.params.logprobs is None else _logprobs(logits, token, self.params.logprobs)
 
     def probabilities(self, logits: np.ndarray, prompt_ids: TokenIds = (), output_ids: TokenIds = ()) -> np.ndarray:
@@ -214,6 +218,17 @@ class Sampler:
         # If rounding makes the product equal to the total, the last token with a nonzero weight is drawn.
         return int(tokens[min(index, np.searchsorted(sums, sums[-1]))])
 
+    def _choose_of_all(self, scores: np.ndarray) -> int:
+        """Draw a token if no filter removes any."""
+        best = scores.max()
+        _check_scores(best)
+        weights = _weights(scores, best, self.params.temperature)
+        # First a block, then a token in it: cumulative sums of all weights would cost more than all other steps.
+        edges = np.arange(0, len(weights), _BLOCK)
+        block = self.choose(edges, np.add.reduceat(weights, edges).astype(np.float64))
+        tokens = np.arange(block, min(block + _BLOCK, len(weights)))
+        return self.choose(tokens, weights[tokens].astype(np.float64))
+
     def _scores(self, logits: np.ndarray, prompt_ids: TokenIds, output_ids: TokenIds) -> np.ndarray:
         early = len(output_ids) < self.params.min_tokens
         if not (early or self.params.changes_logits):
@@ -226,31 +241,67 @@ class Sampler:
         params = self.params
         best = scores.max()
         _check_scores(best)
-        tokens = np.arange(len(scores))
+        total = None
         if 0 < params.top_k < len(scores):
-            tokens = np.flatnonzero(scores >= np.partition(scores, -params.top_k)[-params.top_k])
+            tokens = _at_least_kth(scores, params.top_k)
+        elif params.min_p:
+            # The best token has weight 1, so a smaller weight than half of min_p is never kept.
+            tokens = np.flatnonzero(scores >= best + params.temperature * (math.log(params.min_p) - math.log(2)))
+        elif params.top_p < 1:
+            tokens, total = _nucleus_candidates(_weights(scores, best, params.temperature), params.top_p)
+        else:
+            tokens = np.arange(len(scores))
         # The exponents are at most 0, so exp can't overflow even at a tiny temperature.
         weights = np.exp((scores[tokens].astype(np.float64) - best) / params.temperature)
         if params.min_p:
-            # The best token has weight 1. min_p and top_k both keep top tokens, so their order doesn't matter.
+            # min_p and top_k both keep top tokens, so their order doesn't matter.
             kept = weights >= params.min_p
             tokens, weights = tokens[kept], weights[kept]
         if params.top_p < 1:
-            kept = _nucleus(weights, params.top_p)
+            kept = _nucleus(weights, params.top_p * (weights.sum() if total is None else total))
             tokens, weights = tokens[kept], weights[kept]
         return tokens, weights / weights.sum()
 
 
-def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
-    """Mask of the smallest set of top tokens whose mass reaches `top_p`.
+def _weights(scores: np.ndarray, best: np.floating[Any], temperature: float) -> np.ndarray:
+    """Return weights proportional to the probabilities of all tokens, float32; that of the best token is 1."""
+    weights = scores - best
+    # At the smallest temperatures, every other logit is infinitely far away.
+    with np.errstate(over="ignore"):
+        weights /= np.float32(max(temperature, 1e-30))
+    return np.exp(weights, out=weights)
+
+
+def _at_least_kth(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the tokens whose scores are at least the k-th largest."""
+    whole = len(scores) // _BLOCK * _BLOCK
+    tops = scores[:whole].reshape(-1, _BLOCK).max(1)
+    if len(tops) < k:
+        return np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    # k blocks have a score that is at least this, and few others have one: only those are sorted.
+    candidates = np.flatnonzero(scores >= np.partition(tops, -k)[-k])
+    values = scores[candidates]
+    return candidates[values >= np.partition(values, -k)[-k]]
+
+
+def _nucleus_candidates(weights: np.ndarray, top_p: float) -> tuple[np.ndarray, float]:
+    """Return the tokens that may belong to the smallest set whose mass reaches `top_p`, and the total weight.
+
+    Weights below (1 - top_p) / n of the total never belong to it: even n of them sum to less than the mass that may be
+    left out. They are usually most of the vocabulary.
+    """
+    total = float(weights.sum())
+    # float32 weights may be off by a millionth.
+    return np.flatnonzero(weights >= 0.999 * (1 - top_p) * total / len(weights)), total
+
+
+def _nucleus(weights: np.ndarray, mass: float) -> np.ndarray:
+    """Mask of the smallest set of top tokens whose weights reach `mass`.
 
     Ties with the last token of the set are kept, too.
     """
-    total = weights.sum()
-    # Weights below (1 - top_p) / n of the total never belong to the set: even n of them sum to less than the mass
-    # that may be left out. They are usually most of the vocabulary, so only the others are sorted.
-    descending = np.sort(weights[weights >= (1 - top_p) * total / len(weights)])[::-1]
-    last = np.searchsorted(descending.cumsum(), top_p * total)
+    descending = np.sort(weights)[::-1]
+    last = int(np.searchsorted(descending.cumsum(), mass))
     return weights >= descending[min(last, len(descending) - 1)]
 
 

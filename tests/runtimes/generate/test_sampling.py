@@ -214,6 +214,26 @@ def test_top_k_keeps_ties_with_the_last() -> None:
     assert (found > 0).tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize("size", [256 * 40, 256 * 40 + 100])
+@pytest.mark.parametrize("params", [{"top_k": 3}, {"top_k": 35}, {"top_k": 60}, {"top_p": 0.9}, {"min_p": 0.02}])
+def test_filters_of_a_large_vocabulary(params: dict[str, Any], size: int) -> None:
+    """Most tokens are ruled out without being sorted. Equal logits at the border, and the largest in the last place."""
+    scores = np.round(logits(size=size), 1)
+    scores[-1], scores[5] = 15, -np.inf
+    got = Sampler(SamplingParams(temperature=1, **params)).probabilities(scores)
+    all_of = softmax(scores.astype(np.float64))
+    descending = np.sort(all_of)[::-1]
+    if "top_k" in params:
+        border = descending[params["top_k"] - 1]
+    elif "top_p" in params:
+        border = descending[np.searchsorted(descending.cumsum(), params["top_p"])]
+    else:
+        border = params["min_p"] * descending[0]
+    kept = np.where(all_of >= border, all_of, 0)
+    np.testing.assert_allclose(got, kept / kept.sum(), rtol=1e-6)
+    assert got[-1] > 0
+
+
 def test_a_tiny_temperature_is_greedy() -> None:
     found = ours(SamplingParams(temperature=1e-300))
     assert found.tolist() == ours(SamplingParams()).tolist()
@@ -269,6 +289,18 @@ def test_draws_follow_the_probabilities(params: SamplingParams) -> None:
     statistic = ((drawn[want > 0] - expected) ** 2 / expected).sum()
     # The 99.9th percentile of chi-square with 11 degrees of freedom; the seeds are fixed.
     assert statistic < 31.3
+
+
+def test_draws_from_a_large_vocabulary_follow_the_probabilities() -> None:
+    """Also in its last, short part; all other tokens count as one."""
+    likely, count = np.array([3, 255, 256, 600, 769]), 20_000
+    given = np.full(770, -9, np.float32)
+    given[likely] = [1.0, 0.5, 0.0, 0.3, 1.2]
+    sampler = Sampler(SamplingParams(temperature=0.7, seed=5))
+    drawn = np.bincount([sampler.sample(given)[0] for _ in range(count)], minlength=770)
+    expected = sampler.probabilities(given)[likely] * count
+    assert ((drawn[likely] - expected) ** 2 / expected).sum() < 18.5  # 99.9th percentile with 4 degrees of freedom
+    assert drawn.sum() - drawn[likely].sum() < 30
 
 
 def test_a_seed_makes_draws_reproducible() -> None:
