@@ -226,9 +226,10 @@ captured is refused, with the code and the reason that a user sees.
 {len(lines) - refused} of {len(lines)} types are captured, canonical and equal to eager; {refused} are refused.
 
 Each captured model is then compiled for ONNX Runtime in float32 and checked by the gate: whole prompts, a ragged batch
-of three sequences token by token, and a prompt in pieces, with `max_seq_len` {MAX_SEQ_LEN}. The column `onnxruntime`
-has the worst error relative to the logits' spread; the limit is {LIMITS["fp32"].model:g}. {compiled} types compile. The
-others keep state other than keys and values between calls, or are not causal, and are refused with `CACHE_IMPOSSIBLE`.
+of three sequences token by token, and a prompt in pieces, alone and beside other sequences, with `max_seq_len`
+{MAX_SEQ_LEN}. The column `onnxruntime` has the worst error relative to the logits' spread; the limit is
+{LIMITS["fp32"].model:g}. {compiled} types compile. The others keep state other than keys and values between calls, or
+are not causal, and are refused with `CACHE_IMPOSSIBLE`.
 
 | model type | worst difference | onnxruntime | ops of the dialect | left as plain ATen, or reason of the refusal |
 |---|---|---|---|---|

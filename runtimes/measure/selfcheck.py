@@ -6,6 +6,7 @@ checks one artifact in a process of its own and prints the report as JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 
 from ...errors import LlmcError
 from ..engines.base import Engine
-from ..engines.batch import Batch
+from ..engines.batch import Batch, NewTokens
 from ..engines.load import load
 from ..memory import peak_rss
 
@@ -204,7 +205,24 @@ def _runs(engine: Engine, reference: GateReference) -> dict[str, Iterator[np.nda
             yield _compare(logits, reference, np.array([longest]), np.array([end - 1]))
             start, size = end, size + 1
 
-    return {"prompts": prefill(), "a ragged batch, token by token": decode(), "a prompt in pieces": chunks()}
+    def together() -> Iterator[np.ndarray]:
+        """Run the longest prompt in pieces, each together with one token of every other sequence."""
+        longest = int(prompts.argmax())
+        others = [index for index in range(count) if index != longest]
+        length = int(prompts[longest])
+        cuts = np.linspace(0, length, min(steps, length) + 1).astype(int).tolist()
+        for at, (start, end) in enumerate(itertools.pairwise(cuts)):
+            parts = [NewTokens(tokens[index, at : at + 1], at, index) for index in others]
+            piece = NewTokens(tokens[longest, start:end], start, longest)
+            logits = engine.forward(Batch.of(*parts, piece)).numpy()
+            yield _compare(logits, reference, np.array([*others, longest]), np.array([*[at] * len(others), end - 1]))
+
+    return {
+        "prompts": prefill(),
+        "a ragged batch, token by token": decode(),
+        "a prompt in pieces": chunks(),
+        "pieces beside other sequences": together(),
+    }
 
 
 def _compare(logits: np.ndarray, reference: GateReference, sequences: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def test_weights(tmp_path: Path, prune: str | float, algorithm: str) -> None:
     counted = sum(p.numel() for n, p in modules() if "proj" in n) / 2
     assert (stored == 0).sum() == pytest.approx(counted, rel=0.01), "what runs has these zeros"
     report = json.loads((made.path / "verify.json").read_text())
-    assert report["precision"] == "pruned fp32" and len(report["checks"]) == 6
+    assert report["precision"] == "pruned fp32" and len(report["checks"]) == 8
     for check in report["checks"]:
         assert (check["measured"] < 1e-5) == check["name"].endswith("rounded alike")
     assert verify(made.path, speaking_model()).passed

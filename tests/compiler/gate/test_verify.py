@@ -49,7 +49,7 @@ def test_quantized_weights_have_a_second_reference() -> None:
 def test_against_the_model_itself() -> None:
     folder = artifact("speaking")
     report = verify(folder, speaking_model())
-    assert report.passed and len(report.checks) == 3
+    assert report.passed and len(report.checks) == 4
     other = tiny_model("llama")
     with torch.no_grad():
         other.model.norm.weight.mul_(torch.linspace(0.9, 1.1, 64))

@@ -67,6 +67,11 @@ def forgets_what_came_before_a_piece(batch: Batch) -> Batch:
     return batch if is_step(batch) else replace(batch, starts=batch.starts * 0)
 
 
+def forgets_the_last_beside_a_piece(batch: Batch) -> Batch:
+    starts = np.maximum(batch.starts - (batch.lengths == 1), 0)
+    return batch if is_step(batch) else replace(batch, starts=starts)
+
+
 def same(*values: Any) -> Any:
     return values if len(values) > 1 else values[0]
 
@@ -81,14 +86,15 @@ def with_nan(logits: np.ndarray) -> np.ndarray:
 FAULTS = {
     "right": (same, same, ()),
     "a number more on all logits": (same, lambda logits: logits + 3, ()),
-    "positions shifted": (later, same, (0, 1, 2)),
+    "positions shifted": (later, same, (0, 1, 2, 3)),
     "a token forgotten": (forgets_the_last, same, (1,)),
     "sequences mixed up": (mixes_up_sequences_of_a_step, same, (1,)),
-    "a piece begins anew": (forgets_what_came_before_a_piece, same, (2,)),
-    "vocabulary permuted": (same, lambda logits: np.roll(logits, 1, -1), (0, 1, 2)),
-    "logits scaled": (same, lambda logits: logits * 1.01, (0, 1, 2)),
-    "not a number": (same, with_nan, (0, 1, 2)),
-    "infinite": (same, lambda logits: logits / 0 if len(logits) <= 3 else logits, (1, 2)),
+    "a piece begins anew": (forgets_what_came_before_a_piece, same, (2, 3)),
+    "a token forgotten beside a piece": (forgets_the_last_beside_a_piece, same, (3,)),
+    "vocabulary permuted": (same, lambda logits: np.roll(logits, 1, -1), (0, 1, 2, 3)),
+    "logits scaled": (same, lambda logits: logits * 1.01, (0, 1, 2, 3)),
+    "not a number": (same, with_nan, (0, 1, 2, 3)),
+    "infinite": (same, lambda logits: logits / 0 if len(logits) <= 3 else logits, (1, 2, 3)),
 }
 
 
@@ -107,19 +113,22 @@ def reference() -> GateReference:
 def test_faults_are_seen_where_they_are(engine: Engine, reference: GateReference, name: str) -> None:
     call, answer, failing = FAULTS[name]
     report = check(Wrong(engine, call, answer), reference)
-    assert [c.name for c in report.checks] == ["prompts", "a ragged batch, token by token", "a prompt in pieces"]
+    assert [c.name for c in report.checks] == [
+        "prompts", "a ragged batch, token by token", "a prompt in pieces", "pieces beside other sequences",
+    ]  # fmt: skip
     assert [i for i, c in enumerate(report.checks) if not c.ok] == list(failing)
     assert report.passed == (not failing) == report.as_dict()["passed"]
 
 
 def test_what_is_measured(engine: Engine, reference: GateReference) -> None:
     report = check(engine, reference)
-    # Prompts of 7, 26 and 70 tokens, 12 single tokens after each, and the last token of each of three pieces.
-    assert (report.precision, report.tokens) == ("fp32", 103 + 36 + 3)
+    # Prompts of 7, 26 and 70 tokens, 12 single tokens after each, and the last token of each of three pieces; then 12
+    # pieces, each beside a token of each other sequence.
+    assert (report.precision, report.tokens) == ("fp32", 103 + 36 + 3 + 36)
     assert all(0 < c.measured < 1e-5 for c in report.checks)
     # An error of a hundredth is measured as one.
     scaled = check(Wrong(engine, same, lambda logits: logits * 1.01), reference)
-    assert [c.measured for c in scaled.checks] == [pytest.approx(0.01, rel=0.01)] * 3
+    assert [c.measured for c in scaled.checks] == [pytest.approx(0.01, rel=0.01)] * 4
 
 
 def test_quantized_weights_are_checked_against_both() -> None:
@@ -127,13 +136,13 @@ def test_quantized_weights_are_checked_against_both() -> None:
     reference = GateReference.read(folder)
     engine = llmc.load(folder, threads=1)
     report = check(engine, reference)
-    assert report.passed and len(report.checks) == 6
+    assert report.passed and len(report.checks) == 8
     model, alike = report.checks[0], report.checks[1]
     assert (model.limit, alike.limit) == (LIMITS["int4"].model, LIMITS["int4"].rounded)
     assert alike.measured < model.measured / 3
     # An error against the same weights counts, whatever the one against the model is.
     other = replace(reference, rounded=reference.rounded * np.float32(0.6))
-    assert [c.ok for c in check(engine, other).checks] == [True, False] * 3
+    assert [c.ok for c in check(engine, other).checks] == [True, False] * 4
 
 
 @pytest.mark.parametrize("codes", CACHE_LIMITS)
@@ -141,7 +150,7 @@ def test_a_quantized_cache_is_checked_against_quantized_keys_and_values(codes: s
     folder = artifact("speaking", kv_cache_dtype=codes)
     reference, engine = GateReference.read(folder), llmc.load(folder, threads=1)
     report = check(engine, reference)
-    assert report.passed and report.precision == f"fp32, {codes} cache" and len(report.checks) == 6
+    assert report.passed and report.precision == f"fp32, {codes} cache" and len(report.checks) == 8
     model, alike = report.checks[0], report.checks[1]
     assert (model.limit, alike.limit) == (CACHE_LIMITS[codes].model, CACHE_LIMITS[codes].rounded)
     assert alike.measured < model.measured / 5
@@ -179,7 +188,7 @@ def selfcheck(folder: Path) -> dict[str, Any]:
 
 def test_as_a_process(tmp_path: Path) -> None:
     found = selfcheck(artifact("speaking"))
-    assert found["passed"] and len(found["checks"]) == 3 and found["peak_rss_bytes"] > 1 << 20
+    assert found["passed"] and len(found["checks"]) == 4 and found["peak_rss_bytes"] > 1 << 20
     folder = shutil.copytree(artifact("speaking"), tmp_path / "out")
     (folder / "reference.npz").unlink()
     assert selfcheck(folder)["error"]["code"] == "ARTIFACT_DAMAGED"
