@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from churn import Answer, check_churn, collect
+from compiled import artifact
 from fake_engines import EOS, ToyEngine, byte_tokenizer, hashed, scripted
 
+import llmc
 from llmc.errors import LlmcError
 from llmc.runtimes.engines.batch import Batch
 from llmc.runtimes.engines.logits import HostLogits
-from llmc.runtimes.generate.request import Event, Failed, Finished, Request, Token
+from llmc.runtimes.generate.request import Failed, Finished, Request
 from llmc.runtimes.generate.sampling import SamplingParams
 from llmc.runtimes.generate.scheduler import Scheduler
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13]]
-
-
-@dataclass
-class Answer:
-    """The events of one request."""
-
-    tokens: list[Token] = field(default_factory=list)
-    end: Finished | Failed | None = None
-
-    @property
-    def ids(self) -> list[int]:
-        return [token.token for token in self.tokens]
-
-
-def collect(events: Iterable[Event], answers: dict[int, Answer]) -> None:
-    for event in events:
-        answer = answers.setdefault(event.request, Answer())
-        assert answer.end is None, "an event after the end"
-        if isinstance(event, Token):
-            answer.tokens.append(event)
-        else:
-            answer.end = event
 
 
 def finish(scheduler: Scheduler) -> dict[int, Answer]:
@@ -249,69 +229,28 @@ def test_a_long_prompt_does_not_stall_others() -> None:
 # Coming and going -----------------------------------------------------------------------------------------------------
 
 
-class Unreliable(ToyEngine):
-    """An engine whose calls are sometimes interrupted, before or after it has run."""
-
-    def __init__(self, random: np.random.Generator, **options: Any) -> None:
-        super().__init__(hashed(), **options)
-        self.random = random
-        self.interrupts = 0
-
-    def forward(self, batch: Batch) -> HostLogits:
-        chance = self.random.random()
-        logits = super().forward(batch) if chance > 0.02 else None
-        if chance < 0.04:
-            self.interrupts += 1
-            raise KeyboardInterrupt
-        assert logits is not None
-        return logits
-
-
 @pytest.mark.parametrize("rollback", [None, 1, 4])
 @pytest.mark.parametrize(("seed", "batch_size"), [(0, 6), (1, 3), (2, 1)])
 def test_churn(seed: int, batch_size: int, rollback: int | None) -> None:
-    """Requests arrive, end and are cancelled at random: nothing is lost, doubled or mixed up, and no slot leaks."""
-    random = np.random.default_rng(seed)
-    engine = Unreliable(random, max_seq_len=96, rollback=rollback)
-    scheduler = Scheduler(engine, batch_size=batch_size, longest_piece=int(random.integers(3, 40)))
-    wanted: dict[int, tuple[list[int], int]] = {}
-    answers: dict[int, Answer] = {}
-    cancelled: dict[int, int] = {}
-    history: list[list[int]] = [[3, 1, 4, 1, 5] * 4]
-    while len(wanted) < 200 or not scheduler.is_idle:
-        if len(wanted) < 200 and random.random() < 0.5:
-            # Some prompts continue others, so that cached beginnings are reused.
-            begin = history[random.integers(len(history))] if random.random() < 0.5 else []
-            prompt = [*begin, *random.integers(0, 32, random.integers(1, 30)).tolist()]
-            count = int(random.integers(1, 14))
-            key = "shared" if random.random() < 0.8 else None
-            request = scheduler.add(Request(prompt, SamplingParams(max_tokens=count), key))
-            wanted[request] = prompt, count
-        if wanted and random.random() < 0.05:
-            request = int(random.integers(len(wanted)))
-            scheduler.cancel(request)
-            cancelled.setdefault(request, len(answers.get(request, Answer()).tokens))
-        try:
-            events = scheduler.step()
-        except KeyboardInterrupt:
-            continue
-        for event in events:
-            assert event.request not in cancelled or answers[event.request].end
-        collect(events, answers)
-        ended = [event.request for event in events if isinstance(event, Finished)]
-        histories = [[*wanted[request][0], *answers[request].ids] for request in ended]
-        history += [one for one in histories if len(one) <= 50]
-    assert engine.interrupts > 5 and scheduler.running == scheduler.waiting == 0
-    reused = 0
-    for request, (prompt, count) in wanted.items():
-        answer = answers.get(request, Answer())
-        if request in cancelled and not answer.end:
-            assert answer.ids == greedy(prompt, count)[: cancelled[request]]
-            continue
-        assert isinstance(answer.end, Finished), answer.end
-        assert answer.ids == greedy(prompt, count)
-        reused += answer.end.reused_tokens
+    engine = ToyEngine(hashed(), max_seq_len=96, rollback=rollback)
+    reused = check_churn(engine, greedy, seed, batch_size, vocab_size=32)
     assert batch_size == 1 or rollback or reused > 40
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), [("speaking", {}), ("gemma3_text", {"spec_tokens": 2}), ("gemma3_text", {"ops": "standard"})]
+)
+def test_churn_of_an_artifact(model: str, options: dict[str, Any]) -> None:
+    """In float32, with static caches, and with rings that go back by three positions or by one."""
+    folder = artifact(model, **options)
+    single = Scheduler(llmc.load(folder, threads=1), batch_size=1)
+
+    def alone(prompt: Sequence[int], count: int) -> list[int]:
+        request = single.add(Request(prompt, SamplingParams(max_tokens=count)))
+        return finish(single)[request].ids
+
+    reused = check_churn(llmc.load(folder, threads=1), alone, seed=4, batch_size=5, vocab_size=72)
+    assert reused > 40 or model == "gemma3_text"
 
 
 def test_requests_begin_in_the_order_in_which_they_came() -> None:
