@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 OURS = "llmc"
 # Minimum share of next tokens that must agree with transformers, by bits. Random weights give flat logits, whose argmax
 # often changes with 4 bits. With wrong weights, or a wrong order of rope's channels, no token agrees.
@@ -73,25 +72,32 @@ def refuse_other_weights(row: Row, expected: Sequence[int]) -> None:
         )
 
 
-def replace_section(page: Path, text: str) -> None:
-    """Replace the text between a page's two markers.
+def replace_section(page: Path, text: str, name: str = "compare") -> None:
+    """Replace the text between a page's two markers of this name.
 
     The rest of the page is unchanged.
     """
-    before, after = around_section(page)
-    page.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}")
+    before, after = around_section(page, name)
+    begin, end = markers(name)
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
 
 
-def around_section(page: Path) -> tuple[str, str]:
-    """Return the text before and after a page's two markers.
+def around_section(page: Path, name: str = "compare") -> tuple[str, str]:
+    """Return the text before and after a page's two markers of this name.
 
     A page without them is refused.
     """
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{page} has no markers for the table: add the lines {BEGIN} and {END}.")
+    begin, end = markers(name)
+    before, _, rest = page.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} has no markers for the table: add the lines {begin} and {end}.")
     return before, after
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines around a generated section."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def _with_range(row: Row, test: str) -> str:

@@ -196,13 +196,17 @@ def test_ratios_are_relative_to_the_best_peer_with_the_same_bits():
 
 
 def test_the_section_is_replaced_and_nothing_else(tmp_path):
-    from report import BEGIN, END, replace_section
+    from report import markers, replace_section
 
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    (begin, end), (other_begin, other_end) = markers("compare"), markers("compare-batches")
+    other = f"{other_begin}\nother\n{other_end}"
+    page.write_text(f"above\n{other}\n{begin}\nold\n{end}\nbelow\n")
     replace_section(page, "new\n")
     replace_section(page, "newer\n")
-    assert page.read_text() == f"above\n{BEGIN}\nnewer\n{END}\nbelow\n"
+    assert page.read_text() == f"above\n{other}\n{begin}\nnewer\n{end}\nbelow\n"
+    replace_section(page, "the other\n", "compare-batches")
+    assert page.read_text() == f"above\n{other_begin}\nthe other\n{other_end}\n{begin}\nnewer\n{end}\nbelow\n"
 
 
 @pytest.mark.parametrize("text", ["none", "<!-- compare: begin -->", "<!-- compare: end --> <!-- compare: begin -->"])
