@@ -60,6 +60,26 @@ def table(rows: Sequence[Row], expected: Sequence[int], prompt: int, tokens: int
     return "\n".join(lines)
 
 
+def serving_table(measured: Sequence[tuple[int, Row]]) -> str:
+    """Build a Markdown table of engines that serve many requests.
+
+    Entries with equal bits and equal concurrency are grouped and compared with the best peer of their group.
+
+    Args:
+        measured: concurrency, and the results at it.
+    """
+    head = ["requests at once", "engine", "format", "tokens/s", "to best peer", "seconds", "first token, p50 ms"]
+    lines = ["| " + " | ".join(head) + " |", "|--:|---|---|" + "--:|" * (len(head) - 3)]
+    for concurrency, row in sorted(measured, key=lambda one: (one[1].bits, one[0])):
+        group = [other for count, other in measured if count == concurrency and other.bits == row.bits]
+        peers = [other for other in group if other.engine != OURS]
+        cells = [str(concurrency), row.engine, row.format, _with_range(row, "tokens_per_s")]
+        cells += [_relation(row, peers, "tokens_per_s"), f"{_median(row, 'seconds'):.1f}"]
+        cells += [f"{_median(row, 'ttft_ms'):.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def refuse_other_weights(row: Row, expected: Sequence[int]) -> None:
     """Stop if too few of an engine's next tokens agree with the model.
 
