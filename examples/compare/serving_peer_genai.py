@@ -27,13 +27,13 @@ class GenaiServer(Genai, Server):
 
     def __init__(self, folder: Path, threads: int, concurrency: int, longest: int) -> None:
         super().__init__(folder, threads, longest)
-        self._concurrency = concurrency
+        self.concurrency = concurrency
 
     def serve(self, requests: Sequence[Request], on_token: OnToken) -> None:
         if any(_PAD in request.prompt for request in requests):
             raise RuntimeError(f"a prompt has the token {_PAD}, which the engine takes for padding")
-        for start in range(0, len(requests), self._concurrency):
-            self._serve_batch(start, requests[start : start + self._concurrency], on_token)
+        for start in range(0, len(requests), self.concurrency):
+            self._serve_batch(start, requests[start : start + self.concurrency], on_token)
 
     def _serve_batch(self, start: int, batch: Sequence[Request], on_token: OnToken) -> None:
         width = max(len(request.prompt) for request in batch)

@@ -39,14 +39,14 @@ class LlamaServer(Llama, Server):
 
     def __init__(self, folder: Path, threads: int, concurrency: int, longest: int) -> None:
         super().__init__(folder, threads, longest, sequences=concurrency)
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._batch = lib.llama_batch_init(self.batch_size, 0, 1)
 
     def serve(self, requests: Sequence[Request], on_token: OnToken) -> None:
         waiting = deque(enumerate(requests))
         slots: dict[int, _Slot] = {}  # by sequence id
         while waiting or slots:
-            for sequence in range(self._concurrency):
+            for sequence in range(self.concurrency):
                 if waiting and sequence not in slots:
                     index, request = waiting.popleft()
                     slots[sequence] = _Slot(index, request.prompt, request.new_tokens)

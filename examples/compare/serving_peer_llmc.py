@@ -23,16 +23,16 @@ from llmc.runtimes.measure.workload import Arrival, serve_workload
 class LlmcServer(Llmc, Server):
     def __init__(self, folder: Path, threads: int, concurrency: int, longest: int) -> None:
         super().__init__(folder, threads, longest)
-        self._concurrency = concurrency
+        self.concurrency = concurrency
 
     def measure(self, requests: Sequence[Request]) -> Served:
         arrivals = [Arrival(np.array(request.prompt), request.new_tokens) for request in requests]
-        result = serve_workload(self._engine, arrivals, self._concurrency)
+        result = serve_workload(self._engine, arrivals, self.concurrency)
         assert result.ttft_ms.p50 is not None
         return Served(result.tokens, result.seconds, result.ttft_ms.p50)
 
     def serve(self, requests: Sequence[Request], on_token: OnToken) -> None:
-        scheduler = Scheduler(self._engine, batch_size=self._concurrency)
+        scheduler = Scheduler(self._engine, batch_size=self.concurrency)
         indices = {}
         for index, request in enumerate(requests):
             params = SamplingParams(max_tokens=request.new_tokens, ignore_eos=True)

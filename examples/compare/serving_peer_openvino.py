@@ -1,19 +1,23 @@
 """Serve requests with OpenVINO GenAI's `ContinuousBatchingPipeline`.
 
-It adds prompts to running batches, in pieces where needed (`dynamic_split_fuse`). Attention, precision of the cache and
-of activations have their defaults.
+It adds prompts to running batches, in pieces where needed (`dynamic_split_fuse`). In this mode, the pipeline runs more
+than `max_num_seqs` requests at once, so it gets a request only when fewer are running. Attention, precision of the
+cache and of activations have their defaults.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 import openvino_genai
 import serving_protocol
+from openvino_genai.py_openvino_genai import GenerationStatus
 from serving_protocol import OnToken, Request, Server
 
 _CACHE_GB = 1  # of keys and values; more than 16 of the longest requests need
@@ -23,6 +27,7 @@ class OpenVinoServer(Server):
     def __init__(self, folder: Path, threads: int, concurrency: int, longest: int) -> None:
         self.version = version("openvino-genai")
         self.weights = [folder / "openvino_model.xml", folder / "openvino_model.bin"]
+        self.concurrency = concurrency
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs = concurrency
         scheduler.cache_size = _CACHE_GB
@@ -31,22 +36,25 @@ class OpenVinoServer(Server):
         )
 
     def serve(self, requests: Sequence[Request], on_token: OnToken) -> None:
-        running = {}
-        for index, request in enumerate(requests):
-            config = openvino_genai.GenerationConfig(
-                max_new_tokens=request.new_tokens, ignore_eos=True, do_sample=False
-            )
-            ids = openvino.Tensor(np.array([request.prompt], dtype=np.int64))
-            running[index] = self._pipeline.add_request(index, ids, config)
-        while self._pipeline.has_non_finished_requests():
+        waiting = deque(enumerate(requests))
+        running: dict[int, Any] = {}  # handles, by index of the request
+        while waiting or running:
+            while waiting and len(running) < self.concurrency:
+                index, request = waiting.popleft()
+                running[index] = self._add(index, request)
             self._pipeline.step()
             for index, handle in list(running.items()):
                 if handle.can_read():
                     for output in handle.read().values():
                         for token in output.generated_ids:
                             on_token(index, token)
-                if handle.get_status() != openvino_genai.GenerationStatus.RUNNING and not handle.can_read():
+                if handle.get_status() != GenerationStatus.RUNNING:
                     del running[index]
+
+    def _add(self, index: int, request: Request) -> Any:
+        ids = openvino.Tensor(np.array([request.prompt], dtype=np.int64))
+        config = openvino_genai.GenerationConfig(max_new_tokens=request.new_tokens, ignore_eos=True, do_sample=False)
+        return self._pipeline.add_request(index, ids, config)
 
 
 if __name__ == "__main__":

@@ -55,10 +55,12 @@ class Server:
     Attributes:
         version: version of the engine.
         weights: the files that hold graph and weights.
+        concurrency: the largest number of requests that it serves at once.
     """
 
     version: str
     weights: list[Path]
+    concurrency: int
 
     def serve(self, requests: Sequence[Request], on_token: OnToken) -> None:
         """Serve requests that are all there at the beginning.
@@ -113,18 +115,24 @@ def timed(server: Server, requests: Sequence[Request]) -> tuple[list[list[int]],
     """Serve requests; return the tokens of each, and the times.
 
     Raises:
-        RuntimeError: a request has another number of tokens than requested.
+        RuntimeError: a request has another number of tokens than requested, or more requests than `concurrency` have
+            been begun and are not complete.
     """
     generated: list[list[int]] = [[] for _ in requests]
     first = [0.0] * len(requests)
+    running, most = set(), 0
     last = start = time.perf_counter()
 
     def on_token(index: int, token: int) -> None:
-        nonlocal last
+        nonlocal last, most
         last = time.perf_counter()
         if not generated[index]:
             first[index] = last - start
+            running.add(index)
+            most = max(most, len(running))
         generated[index].append(token)
+        if len(generated[index]) == requests[index].new_tokens:
+            running.remove(index)
 
     server.serve(requests, on_token)
     for index, (request, tokens) in enumerate(zip(requests, generated, strict=True)):
@@ -132,5 +140,7 @@ def timed(server: Server, requests: Sequence[Request]) -> tuple[list[list[int]],
             raise RuntimeError(
                 f"the engine generated {len(tokens)} tokens instead of {request.new_tokens} for request {index}"
             )
+    if most > server.concurrency:
+        raise RuntimeError(f"the engine serves {most} requests at once instead of {server.concurrency}")
     count = sum(len(tokens) for tokens in generated)
     return generated, Served(count, last - start, 1000 * statistics.median(first))

@@ -136,10 +136,9 @@ def _fake_genai() -> SimpleNamespace:
 
 
 class _FakePipeline:
-    """OpenVINO's pipeline: each step generates a token for the first requests that are not complete."""
+    """OpenVINO's pipeline: each step generates a token for every request that is not complete."""
 
     def __init__(self, folder: str, scheduler: SimpleNamespace, device: str, properties: dict[str, int]) -> None:
-        self._scheduler = scheduler
         self._handles: list[SimpleNamespace] = []
 
     def add_request(self, index: int, ids: np.ndarray, config: SimpleNamespace) -> SimpleNamespace:
@@ -155,11 +154,8 @@ class _FakePipeline:
         self._handles.append(handle)
         return handle
 
-    def has_non_finished_requests(self) -> bool:
-        return any(handle.remaining for handle in self._handles)
-
     def step(self) -> None:
-        for handle in [one for one in self._handles if one.remaining][: self._scheduler.max_num_seqs]:
+        for handle in [one for one in self._handles if one.remaining]:
             handle.history.append(_next(handle.history))
             handle.unread.append(handle.history[-1])
             handle.remaining -= 1
@@ -169,7 +165,6 @@ def _fake_openvino() -> SimpleNamespace:
     return SimpleNamespace(
         SchedulerConfig=SimpleNamespace,
         GenerationConfig=SimpleNamespace,
-        GenerationStatus=SimpleNamespace(RUNNING="running"),
         ContinuousBatchingPipeline=_FakePipeline,
     )
 
@@ -183,6 +178,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             "llama_cpp": _FakeLlama(),
             "onnxruntime_genai": _fake_genai(),
             "openvino_genai": _fake_openvino(),
+            "openvino_genai.py_openvino_genai": SimpleNamespace(GenerationStatus=SimpleNamespace(RUNNING="running")),
             "openvino": SimpleNamespace(Tensor=lambda value: value),
         }
         for name, fake in fakes.items():
@@ -261,8 +257,8 @@ class _Clocked:
 
     version, weights = "1", ()
 
-    def __init__(self, surplus: int = 0) -> None:
-        self.now, self.surplus = 50.0, surplus
+    def __init__(self, surplus: int = 0, concurrency: int = 1) -> None:
+        self.now, self.surplus, self.concurrency = 50.0, surplus, concurrency
 
     def serve(self, requests: Sequence[Any], on_token: Callable[[int, int], None]) -> None:
         for index, request in enumerate(requests):
@@ -291,6 +287,23 @@ def test_another_number_of_tokens_is_refused(surplus):
         timed(_Clocked(surplus), [Request([1], 2), Request([1], 2)])
 
 
+@pytest.mark.parametrize(("concurrency", "accepted"), [(2, True), (1, False)])
+def test_more_requests_at_once_are_refused(concurrency, accepted):
+    from serving_protocol import Request, timed
+
+    class Pairs(_Clocked):
+        def serve(self, requests: Sequence[Any], on_token: Callable[[int, int], None]) -> None:
+            for index in (0, 1, 0, 1, 2, 2):
+                on_token(index, 7)
+
+    requests, server = [Request([1], 2)] * 3, Pairs(concurrency=concurrency)
+    if accepted:
+        assert timed(server, requests)[0] == [[7, 7]] * 3
+    else:
+        with pytest.raises(RuntimeError, match="2 requests at once instead of 1"):
+            timed(server, requests)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_result_has_the_measured_requests_and_the_checks(monkeypatch, tmp_path, capsys, lost):
     import serving_protocol
@@ -303,6 +316,7 @@ def test_a_result_has_the_measured_requests_and_the_checks(monkeypatch, tmp_path
 
         def __init__(self, *arguments: Any) -> None:
             loaded.append(arguments)
+            self.concurrency = arguments[2]
 
         def serve(self, requests: Sequence[Any], on_token: Callable[[int, int], None]) -> None:
             for index, request in enumerate(requests):
