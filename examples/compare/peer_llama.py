@@ -37,7 +37,7 @@ class Llama:
         if not self._model:
             raise RuntimeError(f"llama.cpp can't load {self.weights[0]}")
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = capacity * sequences, sequences
+        params.n_ctx, params.n_seq_max, params.kv_unified = capacity * sequences, sequences, True
         params.n_batch, params.n_ubatch = self.batch_size, 512
         params.n_threads = params.n_threads_batch = threads
         self._context = lib.llama_init_from_model(self._model, params)

@@ -232,7 +232,7 @@ def test_llama_slots_take_the_next_request_beside_generating_ones(serve):
         [(0, first), (1, 9), (1, 10)],
         [(0, second)],
     ]
-    assert (library.params.n_seq_max, library.params.n_ctx) == (2, 128)
+    assert (library.params.n_seq_max, library.params.n_ctx, library.params.kv_unified) == (2, 128, True)
 
 
 def test_llama_prompts_are_cut_where_a_batch_is_full(serve):
