@@ -2,8 +2,7 @@
 
 Every `llama_decode` has the last token of each generating slot, and as much of the other slots' prompts as a batch of
 2048 tokens has room for. A free slot takes the next request. The slots share one cache (`--kv-unified`); a cache for
-each was slower. Other settings as in the speed measurement: micro-batch of 512, default flash
-attention, f16 cache.
+each was slower. Other settings as in the speed measurement: micro-batch of 512, default flash attention, f16 cache.
 """
 
 from __future__ import annotations
