@@ -52,9 +52,11 @@ interop: $(READY)
 extras: $(READY)
 	$(BIN)/python tests/extras.py
 
-# Beside onnxruntime-genai, llama.cpp and OpenVINO in one run, each in an environment of its own; takes an hour.
+# Beside onnxruntime-genai, llama.cpp and OpenVINO in one run, each in an environment of its own: single sequences, then
+# many requests at once; takes two hours.
 compare: $(READY)
 	$(BIN)/python examples/compare/compare.py --cache .cache/compare --model demo --model llama-1b --write docs/performance.md
+	$(BIN)/python examples/compare/serving.py --cache .cache/compare --model demo --write docs/performance.md
 
 # Measures the loss from quantization, of every scheme and of llama.cpp and onnxruntime-genai, against the same
 # reference logits; takes two hours.

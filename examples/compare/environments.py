@@ -5,12 +5,17 @@ Their requirements conflict, and none may change llmc's environment.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+
+# Environment variables for the peers that are compiled while they are installed. A wheel from pip's cache would be one
+# for another machine, or without them.
+_COMPILED = {"llama": {"CXXFLAGS": f"-include {HERE / 'amx_config.h'}"}}
 
 _CHECK_PINS = """
 import sys
@@ -39,9 +44,12 @@ def python_of(engine: str, cache: Path) -> Path:
     if _mismatch(python, files):
         print(f"installing {engine} into {folder}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        options = ["--no-cache-dir"] if engine in _COMPILED else []
+        environment = {**os.environ, **_COMPILED.get(engine, {})}
         for path in files:
             no_deps = ["--no-deps"] if path.name.endswith(".nodeps.txt") else []
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *no_deps, "-r", path], check=True)
+            command = [python, "-m", "pip", "install", "--quiet", *options, *no_deps, "-r", path]
+            subprocess.run(command, check=True, env=environment)
         if wrong := _mismatch(python, files):
             raise SystemExit(f"{folder} has {wrong}; delete the folder and start again.")
     return python

@@ -25,7 +25,9 @@ def _print_error(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 
 
 class Llama:
-    def __init__(self, folder: Path, threads: int, capacity: int) -> None:
+    batch_size = 512
+
+    def __init__(self, folder: Path, threads: int, capacity: int, sequences: int = 1) -> None:
         self.version = f"{lib.llama_version().decode()} (llama-cpp-python {version('llama-cpp-python')})"
         self.weights = [folder / "model.gguf"]
         lib.llama_backend_init()
@@ -35,10 +37,12 @@ class Llama:
         if not self._model:
             raise RuntimeError(f"llama.cpp can't load {self.weights[0]}")
         params = lib.llama_context_default_params()
-        params.n_ctx = capacity
-        params.n_batch = params.n_ubatch = 512
+        params.n_ctx, params.n_seq_max, params.kv_unified = capacity * sequences, sequences, True
+        params.n_batch, params.n_ubatch = self.batch_size, 512
         params.n_threads = params.n_threads_batch = threads
         self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise RuntimeError(f"llama.cpp can't make a context for {sequences} sequences of {capacity} tokens")
         self._vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
 
     def reset(self) -> None:
@@ -55,7 +59,11 @@ class Llama:
         ids = (lib.llama_token * len(tokens))(*tokens)  # the batch points to this array, so it must outlive the call
         if status := lib.llama_decode(self._context, lib.llama_batch_get_one(ids, len(tokens))):
             raise RuntimeError(f"llama_decode returned {status}")
-        logits = lib.llama_get_logits_ith(self._context, -1)
+        return self._next_token(-1)
+
+    def _next_token(self, output: int) -> int:
+        """Return the most probable token at a position of the last batch."""
+        logits = lib.llama_get_logits_ith(self._context, output)
         return int(np.ctypeslib.as_array(logits, shape=(self._vocab,)).argmax())
 
 

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from environments import HERE, python_of, requirements
@@ -39,27 +39,36 @@ class Variant:
     """An engine with one of its formats.
 
     Formats with equal `bits` are compared with each other.
+
+    Attributes:
+        batch_format: format of the files for several sequences at once; empty: those of `format`.
     """
 
     engine: str
     format: str
     bits: int
+    batch_format: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.engine}-{self.format}"
+
+    @property
+    def for_batches(self) -> Variant:
+        """The variant of the files for several sequences at once."""
+        return replace(self, format=self.batch_format or self.format, batch_format="")
 
 
 VARIANTS = [
     Variant("llmc", "int4", 4),
     Variant("llama", "Q4_0", 4),
     Variant("llama", "Q4_K_M", 4),
-    Variant("genai", "int4", 4),
+    Variant("genai", "int4", 4, batch_format="int4-all-logits"),
     Variant("openvino", "int4", 4),
     Variant("llmc", "int8", 8),
     Variant("llmc", "w8a8", 8),
     Variant("llama", "Q8_0", 8),
-    Variant("genai", "int8", 8),
+    Variant("genai", "int8", 8, batch_format="int8-all-logits"),
     Variant("openvino", "int8", 8),
 ]
 
@@ -110,10 +119,12 @@ def _llama(python: Path, format: str, hf: Path, out: Path) -> None:
 
 
 def _genai(python: Path, format: str, hf: Path, out: Path) -> None:
-    # Logits of the last position only, and int8 activations: the fastest settings of its builder for a CPU.
-    options = ["accuracy_level=4", "prune_lm_head=true"]
+    # Logits of the last position only, and int8 activations: the fastest settings of its builder for a CPU. In a batch
+    # of prompts that are padded on the right, the last position is padding, so a batch needs all logits.
+    precision, _, all_logits = format.partition("-")
+    options = ["accuracy_level=4", f"prune_lm_head={'false' if all_logits else 'true'}"]
     cache = out.with_name(f"{out.name}-work")
-    builder = ["-m", "onnxruntime_genai.models.builder", "-i", hf, "-o", out, "-p", format, "-e", "cpu", "-c", cache]
+    builder = ["-m", "onnxruntime_genai.models.builder", "-i", hf, "-o", out, "-p", precision, "-e", "cpu", "-c", cache]
     run_python(python, *builder, "--extra_options", *options)
     shutil.rmtree(cache, ignore_errors=True)
 

@@ -17,16 +17,20 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 WORKLOAD = "workload.json"
 
 
-class Engine(Protocol):
-    """A loaded model that generates greedily, one sequence at a time."""
+class Loaded(Protocol):
+    """A loaded model."""
 
     version: str
     weights: list[Path]  # the files that hold graph and weights
+
+
+class Engine(Loaded, Protocol):
+    """A loaded model that generates greedily, one sequence at a time."""
 
     def reset(self) -> None:
         """Empty the cache. This is not measured."""
@@ -61,18 +65,25 @@ def run(name: str, load: Load) -> None:
     pp, tg = measure(engine, workload["vocab_size"], args.prompt, args.tokens, args.repeats)
     greedy, following = checks(engine, workload["check"]["prompt"], workload["check"]["expected"])
     result = {
-        "engine": name,
-        "version": engine.version,
-        "format": model.name,
-        "bytes": sum(path.stat().st_size for path in engine.weights),
+        **describe_engine(name, engine, model, load_s),
         "pp": pp,
         "tg": tg,
-        "load_s": load_s,
-        "peak_rss": peak_rss(),
         "greedy": greedy,
         "following": following,
     }
     print(json.dumps(result), flush=True)
+
+
+def describe_engine(name: str, loaded: Loaded, model: Path, load_s: float) -> dict[str, Any]:
+    """Return the part of a result that all measurements have."""
+    return {
+        "engine": name,
+        "version": loaded.version,
+        "format": model.name,
+        "bytes": sum(path.stat().st_size for path in loaded.weights),
+        "load_s": load_s,
+        "peak_rss": peak_rss(),
+    }
 
 
 def measure(engine: Engine, vocab: int, prompt: int, tokens: int, repeats: int) -> tuple[list[float], list[float]]:

@@ -28,9 +28,10 @@ from quality_make import Made, make, parameters
 from quality_plot import Point, svg
 from quality_reference import ReferenceLogits, fingerprint, write_atomically
 from quality_report import ENGINES, Row, reason_of, table
-from quality_speed import Workload, graphs_of, run_peer, run_rounds, speed_key
+from quality_speed import Workload, graphs_of, run_rounds, speed_key
 from quality_variants import CANDIDATES, UNQUANTIZED
 from report import around_section, replace_section
+from turns import run_peer
 
 from llmc.errors import LlmcError
 from llmc.runtimes.engines.cores import physical_cores

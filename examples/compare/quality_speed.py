@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +91,3 @@ def run_rounds(
         name: [finished[name, number] for number in range(rounds) if (name, number) in finished] for name in names
     }
     return {name: results for name, results in by_name.items() if len(results) == rounds}
-
-
-def run_peer(command: Sequence[str | Path]) -> dict[str, Any]:
-    """Run a peer and parse the last line that it prints."""
-    words = [str(part) for part in command]
-    process = subprocess.run(words, capture_output=True, text=True)
-    if process.returncode:
-        raise RuntimeError(f"{process.stderr[-4000:]}\nfailed with status {process.returncode}: {' '.join(words)}")
-    return json.loads(process.stdout.splitlines()[-1])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 OURS = "llmc"
 # Minimum share of next tokens that must agree with transformers, by bits. Random weights give flat logits, whose argmax
 # often changes with 4 bits. With wrong weights, or a wrong order of rope's channels, no token agrees.
@@ -61,6 +60,26 @@ def table(rows: Sequence[Row], expected: Sequence[int], prompt: int, tokens: int
     return "\n".join(lines)
 
 
+def serving_table(measured: Sequence[tuple[int, Row]]) -> str:
+    """Build a Markdown table of engines that serve many requests.
+
+    Entries with equal bits and equal concurrency are grouped and compared with the best peer of their group.
+
+    Args:
+        measured: concurrency, and the results at it.
+    """
+    head = ["requests at once", "engine", "format", "tokens/s", "to best peer", "seconds", "first token, p50 ms"]
+    lines = ["| " + " | ".join(head) + " |", "|--:|---|---|" + "--:|" * (len(head) - 3)]
+    for concurrency, row in sorted(measured, key=lambda one: (one[1].bits, one[0])):
+        group = [other for count, other in measured if count == concurrency and other.bits == row.bits]
+        peers = [other for other in group if other.engine != OURS]
+        cells = [str(concurrency), row.engine, row.format, _with_range(row, "tokens_per_s")]
+        cells += [_relation(row, peers, "tokens_per_s"), f"{_median(row, 'seconds'):.1f}"]
+        cells += [f"{_median(row, 'ttft_ms'):.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def refuse_other_weights(row: Row, expected: Sequence[int]) -> None:
     """Stop if too few of an engine's next tokens agree with the model.
 
@@ -73,25 +92,32 @@ def refuse_other_weights(row: Row, expected: Sequence[int]) -> None:
         )
 
 
-def replace_section(page: Path, text: str) -> None:
-    """Replace the text between a page's two markers.
+def replace_section(page: Path, text: str, name: str = "compare") -> None:
+    """Replace the text between a page's two markers of this name.
 
     The rest of the page is unchanged.
     """
-    before, after = around_section(page)
-    page.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}")
+    before, after = around_section(page, name)
+    begin, end = markers(name)
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
 
 
-def around_section(page: Path) -> tuple[str, str]:
-    """Return the text before and after a page's two markers.
+def around_section(page: Path, name: str = "compare") -> tuple[str, str]:
+    """Return the text before and after a page's two markers of this name.
 
     A page without them is refused.
     """
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{page} has no markers for the table: add the lines {BEGIN} and {END}.")
+    begin, end = markers(name)
+    before, _, rest = page.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} has no markers for the table: add the lines {begin} and {end}.")
     return before, after
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines around a generated section."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def _with_range(row: Row, test: str) -> str:

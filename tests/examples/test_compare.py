@@ -169,6 +169,23 @@ def test_a_requirement_that_is_not_an_exact_pin_is_refused(tmp_path):
         pins(tmp_path / "x.txt")
 
 
+@pytest.mark.parametrize("engine", ["llama", "genai"])
+def test_a_compiled_peer_is_compiled_anew_with_its_flags(tmp_path, monkeypatch, engine):
+    import environments
+
+    mismatches = iter(["none", ""])
+    runs = []
+    monkeypatch.setattr(environments, "_mismatch", lambda python, files: next(mismatches))
+    monkeypatch.setattr(environments.subprocess, "run", lambda command, **options: runs.append((command, options)))
+    environments.python_of(engine, tmp_path)
+    installs = [(command, options["env"].get("CXXFLAGS", "")) for command, options in runs if "install" in command]
+    assert len(installs) == len(environments.requirements(engine))
+    for command, flags in installs:
+        assert ("--no-cache-dir" in command) == (engine == "llama")
+        assert ("amx_config.h" in flags) == (engine == "llama")
+        assert engine != "llama" or Path(flags.removeprefix("-include ")).exists()
+
+
 def _round(engine: str, pp: list[float], tg: list[float], following: tuple[int, ...] = (7, 8, 9)) -> dict:
     return {
         "engine": engine, "version": "1", "bytes": 5_000_000, "pp": pp, "tg": tg,
@@ -196,13 +213,17 @@ def test_ratios_are_relative_to_the_best_peer_with_the_same_bits():
 
 
 def test_the_section_is_replaced_and_nothing_else(tmp_path):
-    from report import BEGIN, END, replace_section
+    from report import markers, replace_section
 
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    (begin, end), (other_begin, other_end) = markers("compare"), markers("compare-batches")
+    other = f"{other_begin}\nother\n{other_end}"
+    page.write_text(f"above\n{other}\n{begin}\nold\n{end}\nbelow\n")
     replace_section(page, "new\n")
     replace_section(page, "newer\n")
-    assert page.read_text() == f"above\n{BEGIN}\nnewer\n{END}\nbelow\n"
+    assert page.read_text() == f"above\n{other}\n{begin}\nnewer\n{end}\nbelow\n"
+    replace_section(page, "the other\n", "compare-batches")
+    assert page.read_text() == f"above\n{other_begin}\nthe other\n{other_end}\n{begin}\nnewer\n{end}\nbelow\n"
 
 
 @pytest.mark.parametrize("text", ["none", "<!-- compare: begin -->", "<!-- compare: end --> <!-- compare: begin -->"])
