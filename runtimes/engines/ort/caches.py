@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import numpy as np
 
 from ...artifact.manifest import CacheSpec
@@ -22,8 +25,21 @@ def resized(spec: CacheSpec, old: list[np.ndarray], ends: np.ndarray) -> list[np
     """
     # Unwritten positions must be finite, since they are multiplied by an attention weight of zero.
     shapes = [(len(ends), spec.heads, spec.length, part.width) for part in spec.parts]
-    arrays = [np.zeros(shape, _DTYPES[part.dtype]) for shape, part in zip(shapes, spec.parts, strict=True)]
+    arrays = [_zeros(shape, _DTYPES[part.dtype]) for shape, part in zip(shapes, spec.parts, strict=True)]
     for new, array in zip(arrays, old, strict=bool(old)):
         for slot in np.flatnonzero(ends[: len(array)]):
             new[slot, :, : ends[slot]] = array[slot, :, : ends[slot]]
     return arrays
+
+
+def _zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Return zeros whose memory is taken page by page, when it is written.
+
+    numpy asks Linux for pages of 2 MB, of which a short sequence fills little: each head of each slot would take one.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not size or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
