@@ -41,7 +41,7 @@ def python_of(engine: str, cache: Path) -> Path:
     folder = cache / "envs" / engine
     python = folder / "bin" / "python"
     files = requirements(engine)
-    if _mismatch(python, files):
+    if mismatch(python, files):
         print(f"installing {engine} into {folder}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         options = ["--no-cache-dir"] if engine in _COMPILED else []
@@ -50,7 +50,7 @@ def python_of(engine: str, cache: Path) -> Path:
             no_deps = ["--no-deps"] if path.name.endswith(".nodeps.txt") else []
             command = [python, "-m", "pip", "install", "--quiet", *options, *no_deps, "-r", path]
             subprocess.run(command, check=True, env=environment)
-        if wrong := _mismatch(python, files):
+        if wrong := mismatch(python, files):
             raise SystemExit(f"{folder} has {wrong}; delete the folder and start again.")
     return python
 
@@ -76,7 +76,8 @@ def pins(path: Path) -> list[str]:
     return required
 
 
-def _mismatch(python: Path, files: list[Path]) -> str:
+def mismatch(python: Path, files: list[Path]) -> str:
+    """Return the first package of an environment that is not the pinned version, or an empty string."""
     if not python.exists():
         return "no interpreter"
     wanted = [pin for path in files for pin in pins(path)]

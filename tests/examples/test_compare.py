@@ -175,7 +175,7 @@ def test_a_compiled_peer_is_compiled_anew_with_its_flags(tmp_path, monkeypatch, 
 
     mismatches = iter(["none", ""])
     runs = []
-    monkeypatch.setattr(environments, "_mismatch", lambda python, files: next(mismatches))
+    monkeypatch.setattr(environments, "mismatch", lambda python, files: next(mismatches))
     monkeypatch.setattr(environments.subprocess, "run", lambda command, **options: runs.append((command, options)))
     environments.python_of(engine, tmp_path)
     installs = [(command, options["env"].get("CXXFLAGS", "")) for command, options in runs if "install" in command]
