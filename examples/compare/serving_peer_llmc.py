@@ -28,8 +28,7 @@ class LlmcServer(Llmc, Server):
     def measure(self, requests: Sequence[Request]) -> Served:
         arrivals = [Arrival(np.array(request.prompt), request.new_tokens) for request in requests]
         result = serve_workload(self._engine, arrivals, self.concurrency)
-        assert result.ttft_ms.p50 is not None
-        return Served(result.tokens, result.seconds, result.ttft_ms.p50)
+        return Served(result.tokens, result.seconds, 1000 * float(np.median(result.ttft_s)))
 
     def serve(self, requests: Sequence[Request], on_token: OnToken) -> None:
         scheduler = Scheduler(self._engine, batch_size=self.concurrency)

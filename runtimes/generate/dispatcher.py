@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import AsyncIterator, Collection, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .interrupts import deferred_interrupts
 from .request import Event, Failed, Finished, Request
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import asyncio  # imported where it is used: it takes a third of the time of importing llmc
 
 _Reader = TypeVar("_Reader", Iterator[Event], AsyncIterator[Event])
 
@@ -82,6 +84,8 @@ class Dispatcher:
 
     async def _step_async(self, unfinished: set[int]) -> None:
         """Step in another thread, one task at a time; all else happens in the thread of the event loop."""
+        import asyncio
+
         async with self._lock():
             if any(event.request in unfinished for event in self._events):
                 return  # another task has stepped
@@ -105,6 +109,8 @@ class Dispatcher:
 
     def _lock(self) -> asyncio.Lock:
         """Return the lock of the running event loop."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._stepping = loop, asyncio.Lock()

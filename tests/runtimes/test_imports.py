@@ -41,3 +41,8 @@ def test_the_package_itself_imports_only_its_version() -> None:
     modules = imported("import llmc") - imported("pass")
     assert {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) == {"llmc"}
     assert {name for name in modules if name.startswith("llmc.")} == {"llmc.version"}
+
+
+def test_asyncio_is_imported_when_it_is_used() -> None:
+    """It takes as long as a third of the rest."""
+    assert "asyncio" not in imported("import llmc; llmc.LLM")
