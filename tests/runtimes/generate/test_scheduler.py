@@ -222,7 +222,7 @@ def test_a_long_prompt_does_not_stall_others() -> None:
         if any(event.request == long for event in events):
             break
     assert np.percentile(times[1:], 99) <= 2 * 0.0085
-    assert len(times) < 120, "pieces are as long as that allows"
+    assert len(times) < 170, "pieces are as long as that allows"
     assert now - began < 2.5
 
 
