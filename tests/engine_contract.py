@@ -59,7 +59,7 @@ class Subject:
             self.run(self.part(sequence, 0, length, slot, "none"))
 
     def back(self, most: int) -> int:
-        """How far a slot can go back; `most` if that is any number."""
+        """The number of positions that a slot can go back; `most` if there is no limit."""
         rollback = self.engine.spec.rollback
         return most if rollback is None else rollback
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -65,18 +66,14 @@ def fused_attention(
     k_cache: Value,
     v_cache: Value,
     starts: Value,
-    heads: int,
-    scale: float,
-    cos: Value | None,
-    sin: Value | None,
-    interleaved: bool,
-    window: int | None,
-    softcap: float | None,
-    sinks: Value | None,
+    **shared: Any,
 ) -> tuple[str, str, str]:
-    """Write a GroupQueryAttention."""
-    attention = GroupQueryAttention(heads, scale, cos, sin, interleaved, window, softcap, sinks)
-    return attention.write(g, (q, k, v), (k_cache, v_cache), attention_lengths(g))
+    """Write a GroupQueryAttention.
+
+    Args:
+        shared: the fields of `GroupQueryAttention`.
+    """
+    return GroupQueryAttention(**shared).write(g, (q, k, v), (k_cache, v_cache), attention_lengths(g))
 
 
 def attention_lengths(g: Lowering) -> tuple[str, str]:

@@ -14,6 +14,7 @@ that this sequence holds after the call, [1]; [0] elements mean that there is no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import onnx
 import torch
@@ -79,24 +80,15 @@ class MixingLowering(Lowering):
 
 
 def mixing_attention(
-    g: MixingLowering,
-    q: Value,
-    k: Value | None,
-    v: Value | None,
-    k_cache: Value,
-    v_cache: Value,
-    starts: Value,
-    heads: int,
-    scale: float,
-    cos: Value | None,
-    sin: Value | None,
-    interleaved: bool,
-    window: int | None,
-    softcap: float | None,
-    sinks: Value | None,
-) -> tuple[str, str, str]:
-    """Write an attention for the rows of a batch, or for one row with tokens of several sequences and a piece."""
-    attention = GroupQueryAttention(heads, scale, cos, sin, interleaved, window, softcap, sinks)
+    g: MixingLowering, q: Value, k: Value | None, v: Value | None, k_cache: Value, v_cache: Value, starts: Value,
+    **shared: Any,
+) -> tuple[str, str, str]:  # fmt: skip
+    """Write an attention for the rows of a batch, or for one row with tokens of several sequences and a piece.
+
+    Args:
+        shared: the fields of `GroupQueryAttention`.
+    """
+    attention = GroupQueryAttention(**shared)
     caches = k_cache, v_cache
     piece_caches = g.piece_cache(k_cache), g.piece_cache(v_cache)
     lengths, piece_lengths = attention_lengths(g), _piece_lengths(g)

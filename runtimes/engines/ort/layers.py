@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -106,19 +107,12 @@ class _SessionWithLayerOutputs(GraphSession):
         self.names = graph.values
         self.seen: dict[str, np.ndarray] = {}
 
-    def run(
-        self,
-        binding: ort.IOBinding,
-        tokens: np.ndarray,
-        mask: np.ndarray,
-        wanted: np.ndarray,
-        piece_end: int | None = None,
-    ) -> np.ndarray:
+    def run(self, binding: ort.IOBinding, *arguments: Any, **named: Any) -> np.ndarray:
         # Bound for each call: otherwise ONNX Runtime would reuse the buffer of the last call, which may have another
         # length. Bound before the logits, which are the last output.
         for name in self.names.values():
             binding.bind_output(name, "cpu")
-        logits = super().run(binding, tokens, mask, wanted, piece_end)
+        logits = super().run(binding, *arguments, **named)
         values = binding.get_outputs()[-1 - len(self.names) : -1]
         self.seen = {layer: np.array(v.numpy(), np.float32) for layer, v in zip(self.names, values, strict=True)}
         return logits

@@ -312,7 +312,7 @@ def test_a_changed_history_shares_its_unchanged_beginning() -> None:
 
 
 def test_a_slot_that_went_back_is_reused_as_far_as_it_can_go_back() -> None:
-    """What a slot has lost depends on the most tokens that it has held, not on those of its last request."""
+    """A ring overwrites old positions as a slot fills. The most tokens that it has held count, not the last ones."""
 
     class Counting(ToyEngine):
         refusals = 0
