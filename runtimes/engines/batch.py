@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -53,18 +54,16 @@ class Batch:
     def of(cls, *parts: NewTokens) -> Batch:
         """Join the new tokens of sequences."""
         tokens = [np.asarray(part.tokens, np.int64).reshape(-1) for part in parts]
-        lengths = np.array([len(one) for one in tokens], np.int64)
-        ends = lengths.cumsum()
-        wanted = [
-            np.arange(end - {"all": length, "last": min(1, length), "none": 0}[part.logits], end)
-            for part, length, end in zip(parts, lengths, ends, strict=True)
-        ]
+        lengths = [len(one) for one in tokens]
+        wanted: list[int] = []
+        for part, length, end in zip(parts, lengths, itertools.accumulate(lengths), strict=True):
+            wanted += range(end - {"all": length, "last": min(1, length), "none": 0}[part.logits], end)
         return cls(
-            np.concatenate(tokens) if tokens else np.empty(0, np.int64),
-            lengths,
-            np.array([part.start for part in parts], np.int64),
-            np.array([part.slot for part in parts], np.int64),
-            np.concatenate(wanted) if wanted else np.empty(0, np.int64),
+            tokens[0] if len(tokens) == 1 else np.concatenate([np.empty(0, np.int64), *tokens]),
+            *(
+                np.array(numbers, np.int64)
+                for numbers in (lengths, [part.start for part in parts], [part.slot for part in parts], wanted)
+            ),
         )
 
     @classmethod
@@ -106,19 +105,22 @@ class Batch:
         check_slots(self.slots, slots)
 
     def _problem(self) -> str | None:
-        count = len(self.lengths)
-        if not count:
+        # Lists, because numpy takes several times as long for a few numbers, and this is in each step of a sequence.
+        lengths, starts, slots = self.lengths.tolist(), self.starts.tolist(), self.slots.tolist()
+        if not lengths:
             return "it has no sequence"
-        if len(self.starts) != count or len(self.slots) != count:
-            return f"{count} lengths, {len(self.starts)} starts and {len(self.slots)} slots"
-        if self.lengths.min() < 1 or self.lengths.sum() != len(self.tokens):
-            return f"the lengths {self.lengths.tolist()} for {len(self.tokens)} tokens"
-        if self.starts.min() < 0:
-            return f"the start {self.starts.min()}"
-        if len(set(self.slots.tolist())) != count:
-            return f"the slots {self.slots.tolist()}, of which one is twice"
+        if len(starts) != len(lengths) or len(slots) != len(lengths):
+            return f"{len(lengths)} lengths, {len(starts)} starts and {len(slots)} slots"
+        if min(lengths) < 1 or sum(lengths) != len(self.tokens):
+            return f"the lengths {lengths} for {len(self.tokens)} tokens"
+        if min(starts) < 0:
+            return f"the start {min(starts)}"
+        if len(set(slots)) != len(slots):
+            return f"the slots {slots}, of which one is twice"
         wanted = self.wanted
-        if len(wanted) and (wanted[0] < 0 or wanted[-1] >= len(self.tokens) or (np.diff(wanted) <= 0).any()):
+        if len(wanted) and (
+            wanted[0] < 0 or wanted[-1] >= len(self.tokens) or (len(wanted) > 1 and (np.diff(wanted) <= 0).any())
+        ):
             return "the wanted indices are not ascending indices of its tokens"
         return None
 

@@ -57,7 +57,11 @@ def plan_runs(batch: Batch, longest: int, mixes: bool = False) -> list[Run]:
     Args:
         longest: the most tokens of a sequence in a run; longer sequences are cut.
     """
-    places = np.full(len(batch.tokens), -1)
+    count = len(batch.tokens)
+    if len(batch.lengths) == 1 and count <= longest:
+        wanted = batch.wanted
+        return [Run(np.arange(count)[None], batch.starts + count, int(batch.slots[0]), wanted, np.arange(len(wanted)))]
+    places = np.full(count, -1)
     places[batch.wanted] = np.arange(len(batch.wanted))
     steps, pieces = _steps(batch, places), _pieces(batch, places, longest)
     joined = min(len(steps), len(pieces)) if mixes else 0
