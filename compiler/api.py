@@ -95,7 +95,8 @@ def compile(
     config = make_config(**options) if config is None else config
     target = find_target(config.target)
     target.check(config)
-    text = read_text(config.calib) if config.reads_text else None
+    reads_text = config.reads_text or target.has_constant_cache_scales(config)
+    text = read_text(config.calib) if reads_text else None
     output = Path(output)
     check_output(output)
     phases = Phases(watch)
@@ -107,7 +108,7 @@ def compile(
             program = program_of(source, module, config.max_seq_len)
         with phases("hash"):
             known = identity(source, module)
-        build = Build(source, module, program, config, target, writer, phases, runner, known)
+        build = Build(source, module, program, config, target, text, writer, phases, runner, known)
         depends_on = known, config, program.max_seq_len, text and text.sha256
         cache = stack.enter_context(CalibrationCache.of(cache_dir(), *depends_on))
         if config.drop_layers:

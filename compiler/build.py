@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from ..errors import LlmcError
 from ..ir.program import Program
 from ..passes.base import Pass
+from ..passes.cache.insert_kv_cache import ChannelScales
 from ..passes.pipeline import caching_passes
 from ..passes.runner import Runner
 from ..runtimes.artifact.canonical import write_json
 from ..runtimes.artifact.manifest import Manifest, QuantizationSpec
 from ..runtimes.artifact.write import ArtifactWriter
 from ..runtimes.measure.selfcheck import limits_key
+from ..runtimes.measure.texts import Text
+from .compress.cache_scales import cache_scales
+from .compress.calibration_text import calibration_tokens
 from .compress.dequantized import describe_dequantized
 from .compress.pruning import Pruning
 from .compress.quantization import Quantization
@@ -29,6 +34,9 @@ from .gate.verify import check_in_new_process, gate_failed
 from .metadata_files import save_metadata_files
 from .phases import Phases
 from .targets.base import Target
+
+# Sequences of the calibration text that the scales of keys and values are measured on.
+_CACHE_SEQUENCES = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ class Build:
     """Writes artifacts of one optimized program; each one replaces the one before.
 
     Attributes:
+        text: the calibration text, if something is calibrated.
         runner: has run the passes so far; each artifact continues with the fuel that is left.
         last_runner: has run the passes of the artifact that was written last.
     """
@@ -64,6 +73,7 @@ class Build:
     program: Program
     config: CompileConfig
     target: Target
+    text: Text | None
     writer: ArtifactWriter
     phases: Phases
     runner: Runner
@@ -74,13 +84,17 @@ class Build:
     def write(self, quantization: Quantization | None) -> Written:
         """Write an artifact with the weights quantized as decided."""
         config, codes = self.config, self.config.cache_codes
-        caching = caching_passes(ring=config.kv_cache == "ring", cache_codes=codes, slack=config.spec_tokens)
         finishing = self._finishing(quantization)
         program, self.last_runner = self.program.copy(), self.runner.branch()
         with self.phases("passes"):
             quantizing = quantization.passes if quantization else []
             self.last_runner.run(program, quantizing)
             changed = program.copy() if quantization or self.pruning or codes else None
+        scales = self._cache_scales(program)
+        caching = caching_passes(
+            ring=config.kv_cache == "ring", cache_codes=codes, slack=config.spec_tokens, cache_scales=scales
+        )
+        with self.phases("passes"):
             self.last_runner.run(program, caching)
             graphs = {
                 name: self.last_runner.run(program.copy(), passes, graph=name) for name, passes in finishing.items()
@@ -99,10 +113,24 @@ class Build:
                 self.identity,
             )  # fmt: skip
         if changed is not None and codes is not None:
-            changed = with_quantized_cache(changed, codes)
+            changed = with_quantized_cache(changed, codes, program)
         common = [*self.pruning.optimizing, *self.pruning.passes, *quantizing, *caching]
         precision = quantization.precision if quantization else config.dtype
         return Written(program, changed, Recipe(common, finishing), precision, manifest)
+
+    def _cache_scales(self, program: Program) -> list[ChannelScales]:
+        """Return the constant scales of keys and values; none if each token has its own."""
+        if self.text is None or not self.target.has_constant_cache_scales(self.config):
+            return []
+        samples, length = min(_CACHE_SEQUENCES, self.config.calib_samples), self.config.calib_length
+        try:
+            tokens = calibration_tokens(self.source, self.text, samples, length, program.max_seq_len)
+        except LlmcError as error:
+            if error.code.startswith("TOKENIZER"):
+                return []
+            raise
+        with self.phases("calibrate caches"):
+            return cache_scales(program, tokens, lambda *done: self.phases.watch("calibrate caches", *done))
 
     def _spec(self, quantization: Quantization | None) -> QuantizationSpec | None:
         if quantization is not None:

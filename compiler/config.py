@@ -116,7 +116,7 @@ class CompileConfig:
     )
     kv_cache_dtype: str = option(
         "auto",
-        "Format of keys and values: 8 bits with a scale per head and token, or auto: the dtype computed in.",
+        "Format of keys and values: 8 bits, or auto: the dtype computed in.",
         choices=("auto", *CACHE_CODE_NAMES),
         section=_CACHE,
     )

@@ -73,4 +73,5 @@ def cache_spec(cache: Cache) -> CacheSpec:
         length=cache.length,
         dtype=_CACHE_DTYPES[cache.dtype],
         slack=cache.slack,
+        scales="channel" if cache.is_quantized and cache.key_scales is None else "token",
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels.ops.quantized import CACHE_CODES
+
 
 @dataclass(frozen=True)
 class CacheInput:
@@ -33,8 +35,9 @@ class Cache:
         keys, values: names of the inputs.
         ring: position p is stored at index p modulo `length`, which is at least `window`; otherwise at index p.
         window: the number of positions that a token attends to, itself included; None for all.
-        dtype: the dtype of keys and values, or of their codes. Codes have one scale per head and token.
-        key_scales, value_scales: names of the inputs with the scales; None if the cache is not quantized.
+        dtype: the dtype of keys and values, or of their codes.
+        key_scales, value_scales: names of the inputs with the scales of codes, one per head and token. None if keys and
+            values are not quantized, or if their scales are constants of the program, one per channel.
     """
 
     keys: str
@@ -48,6 +51,11 @@ class Cache:
     dtype: torch.dtype
     key_scales: str | None = None
     value_scales: str | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """True if keys and values are stored as codes."""
+        return self.dtype in CACHE_CODES.values()
 
     @property
     def slack(self) -> int:

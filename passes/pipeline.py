@@ -13,7 +13,7 @@ from ..ir.stages import Stage
 from .base import Pass, Reach
 from .cache.check_token_independence import CheckTokenIndependence
 from .cache.hoist_logit_selection import HoistLogitSelection
-from .cache.insert_kv_cache import InsertKvCache
+from .cache.insert_kv_cache import ChannelScales, InsertKvCache
 from .cache.select_logits import SelectLogits
 from .match.fold_constants import FoldConstants
 from .match.match_activation import MatchActivation
@@ -80,15 +80,18 @@ def optimizing_passes(dropped: Sequence[str] = ()) -> list[Pass]:
     return [*PIPELINE[:canonical], *drop, *PIPELINE[canonical:], CheckTokenIndependence()]
 
 
-def caching_passes(*, ring: bool = True, cache_codes: str | None = None, slack: int = 0) -> list[Pass]:
+def caching_passes(
+    *, ring: bool = True, cache_codes: str | None = None, slack: int = 0, cache_scales: Sequence[ChannelScales] = ()
+) -> list[Pass]:
     """Return optimized or quantized -> cached.
 
     Args:
         ring: layers with a sliding window keep only that window.
         cache_codes: format that keys and values are quantized to, "int8" or "fp8"; None keeps them.
         slack: how many positions such layers keep beyond their window.
+        cache_scales: constant scales of int8 keys and values for each attention; empty: each token has its own.
     """
-    return [InsertKvCache(ring, cache_codes, slack), SelectLogits(), HoistLogitSelection()]
+    return [InsertKvCache(ring, cache_codes, slack, cache_scales), SelectLogits(), HoistLogitSelection()]
 
 
 def bring_to(program: Program, stage: Stage, runner: Runner | None = None) -> Program:

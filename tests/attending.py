@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
-from llmc.passes.cache.insert_kv_cache import InsertKvCache
+from llmc.passes.cache.insert_kv_cache import ChannelScales, InsertKvCache
 from llmc.passes.match.remove_no_ops import RemoveNoOps
 
 WIDTH, HEADS, KV_HEADS, DIM, VALUE_DIM = 12, 4, 2, 32, 4
@@ -81,6 +81,12 @@ def qkv(m: Attending, place: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return split(q, HEADS), split(k, KV_HEADS), split(v, KV_HEADS)
 
 
+def channel_scales(heads: int = KV_HEADS, dim: int = DIM, value_dim: int | None = None) -> ChannelScales:
+    """Scales with which numbers between -1 and 1 are rounded visibly; larger ones saturate."""
+    keys, values = (torch.linspace(0.008, 0.03, heads * n).view(heads, n) for n in (dim, value_dim or dim))
+    return ChannelScales(keys, values.flip(1))
+
+
 def optimized(attend: Attend, value_dim: int = VALUE_DIM) -> Program:
     """The optimized program, without a cache."""
     module = Attending(attend, value_dim)
@@ -88,9 +94,19 @@ def optimized(attend: Attend, value_dim: int = VALUE_DIM) -> Program:
 
 
 def cached(
-    attend: Attend, ring: bool = True, value_dim: int = DIM, codes: str | None = None, slack: int = 0
+    attend: Attend,
+    ring: bool = True,
+    value_dim: int = DIM,
+    codes: str | None = None,
+    slack: int = 0,
+    by_channel: bool = False,
 ) -> Program:
-    """The program with a KV cache; by default keys and values have the same width."""
+    """The program with a KV cache; by default keys and values have the same width.
+
+    Args:
+        by_channel: the scales of codes are constants.
+    """
     program = optimized(attend, value_dim)
-    InsertKvCache(ring, codes, slack)(program)
+    scales = [channel_scales(value_dim=value_dim)] * 2 if by_channel else []
+    InsertKvCache(ring, codes, slack, scales)(program)
     return program

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attending import channel_scales
 from check_pass import capture
 from torch import Tensor, nn
 
@@ -48,9 +49,15 @@ class Layer(nn.Module):
         return linear(out.transpose(1, 2).flatten(2), self.head.weight, self.head.bias)
 
 
-def fused(**options: Any) -> Program:
+def fused(*, by_channel: bool = False, **options: Any) -> Program:
+    """Return a program with a fused attention.
+
+    Args:
+        by_channel: keys and values are int8 codes with constant scales.
+    """
     program = capture(Layer(**options), first=[RemoveNoOps()], stage=Stage.OPTIMIZED)
-    InsertKvCache(ring=False)(program)
+    codes = ("int8", 0, [channel_scales(KV_HEADS, options["dim"])]) if by_channel else ()
+    InsertKvCache(False, *codes)(program)
     assert FuseAttention(8)(program).matches == 1
     return program
 

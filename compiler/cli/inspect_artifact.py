@@ -89,7 +89,7 @@ def _show(manifest: Manifest) -> None:
 
 def _as_shown(cache: CacheSpec) -> tuple[str | int, str | int, str | int, str | int, str | int, int]:
     dims = f"{cache.key_dim} and {cache.value_dim}"
-    dtype = f"{cache.dtype} with scales" if cache.has_scales else cache.dtype
+    dtype = f"{cache.dtype} with a scale per {cache.scales}" if cache.is_quantized else cache.dtype
     positions = f"{cache.length - cache.slack} + {cache.slack}" if cache.slack else cache.length
     return cache.kind, positions, cache.heads, dims, dtype, cache.nbytes
 

@@ -105,7 +105,7 @@ class _Bisection:
 
 def _quantizes_inputs(program: Program) -> bool:
     """Return True if a sum in another order may move an activation to another code."""
-    if any(cache.key_scales for cache in program.caches):
+    if any(cache.is_quantized for cache in program.caches):
         return True
     linears = (node for node in program.nodes if is_op(node, quant_linear))
     return any(quant_linear.bind(n.args, dict(n.kwargs))["activation"] != "none" for n in linears)

@@ -26,7 +26,8 @@ from ..targets.registry import find_target
 from .layers import count_ops
 from .output_size import formulas, output_bytes
 
-# In an 8-bit cache, the key and the value of each head and token have one scale each, in bytes.
+# In an 8-bit cache, the key and the value of each head and token have one scale each, in bytes, unless scales are
+# constants. A ring has no constant scales.
 SCALE_BYTES = 4
 
 
@@ -130,12 +131,14 @@ def plan(
     """
     for name, value in (("kv_cache_dtype", kv_cache_dtype), ("spec_tokens", spec_tokens)):
         options_of(CompileConfig)[name].check(value)
-    facts = find_target(target).facts
+    chosen = find_target(target)
+    facts = chosen.facts
     program = capture(model, dtype=dtype, max_seq_len=max_seq_len, until=Stage.CAPTURED)
     bring_to(program, Stage.CANONICAL, Runner(watch=watch))
     weights = {name: weight for name, weight in program.weights.items() if not weight.is_constant}
     largest = max(weights, key=lambda name: weights[name].nbytes)
     cache_dtype = TORCH_DTYPES[dtype] if kv_cache_dtype == "auto" else CACHE_CODES[kv_cache_dtype]
+    has_constants = chosen.has_constant_cache_scales(CompileConfig(kv_cache_dtype=kv_cache_dtype))
     return CompilePlan(
         model=program.source,
         dtype=dtype,
@@ -144,7 +147,7 @@ def plan(
         max_batch_size=max_batch_size,
         coverage=_coverage(program),
         groups=_groups(program, weights),
-        kv_cache=tuple(_kv_layers(program, cache_dtype, spec_tokens)),
+        kv_cache=tuple(_kv_layers(program, cache_dtype, spec_tokens, has_constants)),
         largest_tensor=largest,
         largest_tensor_bytes=weights[largest].nbytes,
         peak_bytes=_resident_bytes() + 2 * weights[largest].nbytes,
@@ -154,8 +157,11 @@ def plan(
             " holds its texts and the values of one layer",
             **formulas(facts),
             "kv cache": "kv heads x (key dim + value dim) x bytes per number, for each attention with keys of its own"
+            + ("" if kv_cache_dtype == "auto" else f"; {SCALE_BYTES} bytes for the scale of each key and of each value")
             + (
-                "" if kv_cache_dtype == "auto" else f"; {SCALE_BYTES} bytes for the scale of each key and of each value"
+                ", but none in layers without a window: calibration makes their scales constants"
+                if has_constants
+                else ""
             ),
         },
     )
@@ -222,12 +228,13 @@ def _is(node: fx.Node, name: str) -> bool:
     return defined is not None and defined.name == name
 
 
-def _kv_layers(program: Program, dtype: torch.dtype, slack: int) -> Iterable[KvLayer]:
+def _kv_layers(program: Program, dtype: torch.dtype, slack: int, has_constants: bool) -> Iterable[KvLayer]:
     """Yield the cache of each pair of keys and values; layers that share a pair share its cache.
 
     Args:
         dtype: the dtype of the caches.
         slack: how many positions are kept beyond a window or a chunk.
+        has_constants: layers without a window have constant scales.
     """
     seen = set()
     for node in program.nodes:
@@ -239,9 +246,10 @@ def _kv_layers(program: Program, dtype: torch.dtype, slack: int) -> Iterable[KvL
         if (call["k"], call["v"]) in seen:
             continue
         seen.add((call["k"], call["v"]))
-        scales = 2 * SCALE_BYTES if dtype in CACHE_CODES.values() else 0
-        per_token = k.shape[1] * ((k.shape[3] + v.shape[3]) * dtype.itemsize + scales)
         window = call["window"] or call["chunk"]
+        has_scales = dtype in CACHE_CODES.values() and (window is not None or not has_constants)
+        scales = 2 * SCALE_BYTES if has_scales else 0
+        per_token = k.shape[1] * ((k.shape[3] + v.shape[3]) * dtype.itemsize + scales)
         yield KvLayer(where(node), int(per_token), window and window + slack)
 
 

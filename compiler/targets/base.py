@@ -186,6 +186,10 @@ class Target(ABC):
             said.append(self.facts.emulated[config.quantize])
         return said
 
+    def has_constant_cache_scales(self, config: CompileConfig) -> bool:
+        """Return True if quantized keys and values have constant scales, which a calibration text determines."""
+        return False
+
     def input_exemption(self, config: CompileConfig) -> InputExemption | None:
         """Return how to choose linears whose inputs stay exact; None if no kernel quantizes inputs on its own."""
         return None

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .attention import attend, visible
 from .op import op
+from .precision import accumulator
+from .quantized import dequantize_by_channel, quantize_by_channel
 
 
 def _positions_of(indices: Tensor, lengths: Tensor, ring: bool) -> Tensor:
@@ -83,6 +85,14 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, *
     return out, k_cache.new_empty(k_cache.shape), v_cache.new_empty(v_cache.shape)
 
 
+def _stored(x: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+    return x.to(dtype) if scales is None else quantize_by_channel(x, scales)
+
+
+def _loaded(x: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return x if scales is None else dequantize_by_channel(x, scales).to(accumulator(dtype))
+
+
 @op(fake=_shapes)
 def cached_attention(
     q: Tensor,
@@ -98,6 +108,8 @@ def cached_attention(
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
     ring: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal attention of S new tokens over the cached ones and themselves.
 
@@ -112,16 +124,21 @@ def cached_attention(
     A ring may be longer than the window. If `starts` then goes back, positions after it that an earlier call has stored
     count as those MAX before them: too old to be seen, if it goes back by at most MAX - window + 1.
 
+    With scales, the caches hold int8 codes. All tokens, new ones too, are quantized before any token attends to them.
+
     Args:
         q: [B, H, S, D].
         k: the new keys [B, Hk, S, D]; `v`, the new values, [B, Hk, S, Dv].
         k_cache: [B, Hk, MAX, D]; `v_cache` [B, Hk, MAX, Dv].
         starts: [B] int64, the number of positions cached for each sequence; new token i has position starts + i.
         window: as in `attention`, and so are `chunk`, `softcap`, `sinks` and `slopes`.
+        k_scales: [Hk, D], the scale of each channel of the keys; `v_scales`, of the values, [Hk, Dv].
     """
-    k, v = k.to(k_cache.dtype), v.to(v_cache.dtype)
+    k, v = _stored(k, k_cache.dtype, k_scales), _stored(v, v_cache.dtype, v_scales)
+    new_k, old_k = (_loaded(each, k_scales, q.dtype) for each in (k, k_cache))
+    new_v, old_v = (_loaded(each, v_scales, q.dtype) for each in (v, v_cache))
     out = attend_over(
-        q, k, v, k_cache, v_cache, starts, scale,
+        q, new_k, new_v, old_k, old_v, starts, scale,
         window=window, chunk=chunk, softcap=softcap, sinks=sinks, slopes=slopes, ring=ring,
     )  # fmt: skip
     return out, write(k_cache, k, starts, ring), write(v_cache, v, starts, ring)

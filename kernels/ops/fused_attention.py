@@ -34,6 +34,8 @@ def fused_attention(
     window: int | None,
     softcap: float | None,
     sinks: Tensor | None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`cached_attention` of projections that are not split into heads.
 
@@ -43,7 +45,7 @@ def fused_attention(
         q: [B, S, H*D]; k [B, S, Hk*D] and v [B, S, Hk*Dv]. If k and v are None, q is all three concatenated.
         heads: the number of query heads; the other sizes are read from the caches.
         cos: [M, R/2], as is `sin`; queries and keys are rotated by `rope`. None: no rotation.
-        window: as in `cached_attention`, and so are `softcap` and `sinks`.
+        window: as in `cached_attention`, and so are `softcap`, `sinks`, `k_scales` and `v_scales`.
     """
     kv_heads, dim, value_dim = k_cache.shape[1], k_cache.shape[3], v_cache.shape[3]
     if k is None or v is None:
@@ -53,6 +55,7 @@ def fused_attention(
         positions = starts.unsqueeze(1) + torch.arange(q.shape[2], device=q.device)
         q, k = (rope.meaning(x, positions, cos, sin, interleaved) for x in (q, k))
     out, k_cache, v_cache = cached_attention.meaning(
-        q, k, v, k_cache, v_cache, starts, scale, window=window, softcap=softcap, sinks=sinks
-    )
+        q, k, v, k_cache, v_cache, starts, scale,
+        window=window, softcap=softcap, sinks=sinks, k_scales=k_scales, v_scales=v_scales,
+    )  # fmt: skip
     return out.transpose(1, 2).flatten(2), k_cache, v_cache

@@ -8,7 +8,8 @@ The schemes of a weight [O, I]. Groups of consecutive input channels share a sca
     fp8_e5m2  float8_e5m2 [O, I]     code * scale
     nf4       uint8 [O, I/2]         NF4[code] * scale; low nibble first
 
-Keys and values in an 8-bit cache are quantized per token and head, as activations are: int8 codes -127..127, or E4M3.
+Keys and values in an 8-bit cache are quantized in one of two ways. Per token and head, as activations are: int8 codes
+-127..127, or E4M3. Or with a constant scale per channel: int8 codes -128..127.
 """
 
 from __future__ import annotations
@@ -145,6 +146,19 @@ def quantize_cached(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def dequantize_cached(codes: Tensor, scales: Tensor) -> Tensor:
     """Dequantize keys or values of a cache to float32."""
     return codes.to(scales.dtype) * scales
+
+
+def quantize_by_channel(x: Tensor, scales: Tensor) -> Tensor:
+    """Quantize keys or values [B, Hk, S, D] for a cache with constant scales [Hk, D]; return int8 codes.
+
+    Ties round to the even code. Values beyond the largest code saturate.
+    """
+    return torch.round(x.float() / scales.unsqueeze(1)).clamp(-128.0, 127.0).to(torch.int8)
+
+
+def dequantize_by_channel(codes: Tensor, scales: Tensor) -> Tensor:
+    """Dequantize codes [B, Hk, S, D] with scales [Hk, D] to float32."""
+    return codes.to(scales.dtype) * scales.unsqueeze(1)
 
 
 def nonzero(scales: Tensor) -> Tensor:

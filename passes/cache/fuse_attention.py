@@ -35,8 +35,8 @@ class FuseAttention(Rewrite):
 
     Left alone: 1. a ring cache, in which a token's place is not its position; 2. chunks and alibi slopes, which the
     fused op does not support; 3. heads of keys and values whose sizes differ or are not supported by fused kernels;
-    4. heads that are not joined to [B, S, H*D]; 5. quantized keys and values: their scales differ from token to token,
-    and fused kernels support only constant scales.
+    4. heads that are not joined to [B, S, H*D]; 5. quantized keys and values whose scales differ
+    from token to token: fused kernels support only constant scales.
 
     Args:
         head_multiple: the target's fused kernel takes heads whose size is a multiple of this, and rotates as many
@@ -78,7 +78,8 @@ class FuseAttention(Rewrite):
             packed = _packed(flat)
             fused = program.call(
                 fused_attention, *(packed or flat), call["k_cache"], call["v_cache"], call["starts"], heads,
-                call["scale"], *tables, call["window"], call["softcap"], call["sinks"], like=node,
+                call["scale"], *tables, call["window"], call["softcap"], call["sinks"],
+                call["k_scales"], call["v_scales"], like=node,
             )  # fmt: skip
             out, keys, values = (program.item(fused, i) for i in range(3))
         for user in list(node.users):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +14,21 @@ from ...ir.caches import Cache
 from ...ir.nodes import set_where, value_of
 from ...ir.program import Program, where
 from ...ir.stages import Stage
+from ...ir.weights import constant
 from ...kernels.ops import attention, cached_attention, quant_cached_attention
 from ...kernels.ops.quantized import CACHE_CODES
 from ..base import Fuel, Numerics, Pass, PassResult
 from ..queries import is_op, shape
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ChannelScales:
+    """Constant scales of the codes of keys [Hk, D] and of values [Hk, Dv]."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class InsertKvCache(Pass):
@@ -37,6 +47,10 @@ class InsertKvCache(Pass):
     With `codes`, keys and values are quantized and each cache has scales too:
               out, keys, values, key_scales, value_scales = quant_cached_attention(
                   q, k, v, keys.0, values.0, key_scales.0, value_scales.0, starts, scale)
+    With constant scales, the caches are as without codes, and the scales are weights:
+              out, keys, values = cached_attention(
+                  q, k, v, keys.0, values.0, starts, scale, k_scales=keys.0.scales, v_scales=values.0.scales)
+    A ring cache has no constant scales.
 
     Refused: 1. attention that is not causal; 2. a bias on the scores, which is computed for the whole sequence; 3. a
     number of queries or keys that is not one for each token; 4. a program without attention. The pass rewrites all
@@ -46,14 +60,21 @@ class InsertKvCache(Pass):
         ring: if False, each cache has a place for all positions.
         codes: the dtype that keys and values are quantized to, "int8" or "fp8"; None keeps their dtype.
         slack: how many positions a ring cache has beyond the window.
+        scales: the constant scales of int8 codes for each attention, in the program's order. If empty, all scales are
+            those of single tokens.
     """
 
     needs = Stage.OPTIMIZED
     reaches = Stage.CACHED
 
-    def __init__(self, ring: bool = True, codes: str | None = None, slack: int = 0) -> None:
+    def __init__(
+        self, ring: bool = True, codes: str | None = None, slack: int = 0, scales: Sequence[ChannelScales] = ()
+    ) -> None:
+        if scales and codes != "int8":
+            raise ValueError(f"only int8 codes can have constant scales, not {codes}")
         self.ring = ring
         self.slack = slack
+        self.scales = scales
         if codes is not None:
             self.numerics = Numerics.QUANTIZES_INPUTS
         self.codes = None if codes is None else CACHE_CODES[codes]
@@ -69,24 +90,28 @@ class InsertKvCache(Pass):
         known: dict[Any, tuple[int, list[fx.Node]]] = {}  # by keys, values and ring length
         results: list[fx.Node] = []
         caches: list[Cache] = []
-        for node in attentions:
+        for i, node in enumerate(attentions):
             call = calls[node]
             window = _window(call)
             length = program.max_seq_len
             size = length if window is None else window + self.slack
             ring = self.ring and size < length
+            scales = self.scales[i] if self.scales and not ring else None
             key = (call["k"], call["v"], ring and window)
             is_new = key not in known
             if is_new:
-                cache = _new_cache(call, len(caches), size if ring else length, ring, window, self.codes)
+                size = size if ring else length
+                cache = _new_cache(call, len(caches), size, ring, window, self.codes, scales is None)
                 known[key] = len(caches), _add_inputs(program, cache)
                 caches.append(cache)
             number, inputs = known[key]
             caches[number] = _with_window(caches[number], window)
             options = {n: call[n] for n in ("window", "chunk", "softcap", "sinks", "slopes") if call[n] is not None}
+            if scales is not None:
+                options |= _add_scales(program, caches[number], scales, node)
             with program.graph.inserting_before(node):
                 new = program.call(
-                    quant_cached_attention if self.codes else cached_attention,
+                    quant_cached_attention if self.codes and scales is None else cached_attention,
                     call["q"], call["k"], call["v"], *inputs, starts, call["scale"], **options,
                     **({"ring": True} if ring else {}), like=node,
                 )  # fmt: skip
@@ -108,6 +133,15 @@ def _add_inputs(program: Program, cache: Cache) -> list[fx.Node]:
             value = torch.empty(batch, cache.heads, cache.length, part.width, dtype=part.dtype)
         inputs.append(program.add_input(part.name, value, after=program.inputs[-1]))
     return inputs
+
+
+def _add_scales(program: Program, cache: Cache, scales: ChannelScales, like: fx.Node) -> dict[str, fx.Node]:
+    """Return the options with which `cached_attention` quantizes by channel."""
+    weights = {}
+    for option, name, values in (("k_scales", cache.keys, scales.keys), ("v_scales", cache.values, scales.values)):
+        name = f"{name}.scales"
+        weights[option] = program.add_weight(name, constant(values, name), like=like)
+    return weights
 
 
 def _check(program: Program, node: fx.Node, call: dict[str, Any]) -> None:
@@ -135,7 +169,13 @@ def _window(call: dict[str, Any]) -> int | None:
 
 
 def _new_cache(
-    call: dict[str, Any], number: int, length: int, ring: bool, window: int | None, codes: torch.dtype | None
+    call: dict[str, Any],
+    number: int,
+    length: int,
+    ring: bool,
+    window: int | None,
+    codes: torch.dtype | None,
+    scales_by_token: bool,
 ) -> Cache:
     k, v = value_of(call["k"]), value_of(call["v"])
     return Cache(
@@ -148,8 +188,8 @@ def _new_cache(
         ring=ring,
         window=window,
         dtype=codes or k.dtype,
-        key_scales=f"key_scales_{number}" if codes else None,
-        value_scales=f"value_scales_{number}" if codes else None,
+        key_scales=f"key_scales_{number}" if codes and scales_by_token else None,
+        value_scales=f"value_scales_{number}" if codes and scales_by_token else None,
     )
 
 

@@ -70,9 +70,11 @@ class CacheSpec:
     Attributes:
         kind: "static": position p is in slot p. "ring": in slot p % length.
         length: slots along the sequence.
-        dtype: of the numbers. "int8" and "fp8" are codes with a float32 scale per head and position.
+        dtype: of the numbers. "int8" and "fp8" are codes.
         slack: how many more positions a ring keeps than its attention sees, so that a sequence can go back by one
             position more than that.
+        scales: what a scale of codes is for. "token": a token and head; they are float32, and parts of the cache.
+            "channel": a channel of a head; they are constants of the graphs.
     """
 
     kind: Literal["static", "ring"]
@@ -82,9 +84,10 @@ class CacheSpec:
     length: int
     dtype: Literal["fp32", "fp16", "bf16", "int8", "fp8"]
     slack: int = left_out(0)
+    scales: Literal["token", "channel"] = left_out("token")
 
     @property
-    def has_scales(self) -> bool:
+    def is_quantized(self) -> bool:
         """True if keys and values are quantized."""
         return self.dtype in ("int8", "fp8")
 
@@ -92,7 +95,7 @@ class CacheSpec:
     def parts(self) -> list[CachePart]:
         """The tensors that a runtime keeps from call to call, in the order of the graphs' inputs."""
         parts = [CachePart("key", self.key_dim, self.dtype), CachePart("value", self.value_dim, self.dtype)]
-        if self.has_scales:
+        if self.is_quantized and self.scales == "token":
             parts += [CachePart("key_scale", 1, "fp32"), CachePart("value_scale", 1, "fp32")]
         return parts
 
@@ -210,7 +213,7 @@ class Manifest:
     @property
     def cache_codes(self) -> str | None:
         """The format of quantized keys and values; None if they are not quantized."""
-        return next((cache.dtype for cache in self.caches if cache.has_scales), None)
+        return next((cache.dtype for cache in self.caches if cache.is_quantized), None)
 
     @property
     def rollback(self) -> int | None:

@@ -26,6 +26,7 @@ from llmc.compiler.targets.onnx import quantized_cache
 from llmc.compiler.targets.onnx.lower import Lowering
 from llmc.compiler.targets.onnx.standard import STANDARD
 from llmc.compiler.targets.ort import write
+from llmc.compiler.targets.ort.group_query_attention import GroupQueryAttention
 from llmc.ir.program import Miss, Program
 from llmc.kernels.ops import quant_linear
 from llmc.passes.quantize.quantization_plan import is_head
@@ -70,6 +71,19 @@ def test_without_slack_no_byte_differs(model: str, count: int) -> None:
     files = {path.relative_to(without): path.read_bytes() for path in without.rglob("*") if path.is_file()}
     assert files == {path.relative_to(with_option): path.read_bytes() for path in with_option.rglob("*")}
     assert open_artifact(with_option).rollback == (1 if model == "gemma3_text" else None)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "scales"),
+    [
+        ("speaking", {"kv_cache_dtype": "int8"}, "channel"),
+        ("speaking", {"kv_cache_dtype": "int8", "ops": "standard"}, "token"),
+        ("speaking", {"kv_cache_dtype": "fp8"}, "token"),
+        ("llama", {"kv_cache_dtype": "int8"}, "token"),  # no tokenizer: nothing to calibrate with
+    ],
+)
+def test_what_scales_of_keys_and_values_are_for(model: str, options: dict[str, Any], scales: str) -> None:
+    assert {cache.scales for cache in open_artifact(artifact(model, **options)).caches} == {scales}
 
 
 STATIC = (Override("*.layers.*", Grid("int8", activation="int8", static=True)),)
@@ -159,7 +173,33 @@ def test_a_wrong_scale_in_a_cache_is_refused(
 ) -> None:
     monkeypatch.setattr(quantized_cache, "dequantized", dequantized)
     with pytest.raises(LlmcError) as caught:
-        llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype=codes)
+        llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype=codes, ops="standard")
+    assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what
+
+
+def constants_too_large(self: GroupQueryAttention, g: Lowering) -> None:
+    self._scales = [g.op("Mul", each, g.constant(1.1, torch.float32)) for each in self._scales]
+
+
+def constants_of_another_head_for_many_queries(self: GroupQueryAttention, g: Lowering) -> None:
+    for i, each in enumerate(self._scales_by_head):
+        halves = (g.op("Slice", each, *map(g.constant, ([start], [end], [0]))) for start, end in ((32, 64), (0, 32)))
+        self._scales_by_head[i] = g.op("Concat", *halves, axis=0)
+
+
+@pytest.mark.parametrize("fault", [constants_too_large, constants_of_another_head_for_many_queries])
+def test_a_wrong_constant_scale_is_refused(
+    tmp_path: Path, fault: Callable[[GroupQueryAttention, Lowering], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = GroupQueryAttention.__init__
+
+    def make_wrong(self: GroupQueryAttention, g: Lowering, *rest: Any, **shared: Any) -> None:
+        make(self, g, *rest, **shared)
+        fault(self, g)
+
+    monkeypatch.setattr(GroupQueryAttention, "__init__", make_wrong)
+    with pytest.raises(LlmcError) as caught:
+        llmc.compile(speaking_model(), tmp_path / "out", kv_cache_dtype="int8")
     assert caught.value.code == "GATE_FAILED" and "rounded alike" in caught.value.what
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +104,27 @@ class OnnxGraph:
             yield self.nodes
         finally:
             self.nodes = outer
+
+    def if_else(
+        self,
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+        dtypes: Sequence[torch.dtype],
+    ) -> tuple[str, ...]:
+        """Append an If; each branch has the nodes that one of the functions appends.
+
+        Args:
+            dtypes: those of the results of either function.
+        """
+        branches = {"then_branch": self._branch(then, dtypes), "else_branch": self._branch(otherwise, dtypes)}
+        return self.op("If", condition, count=len(dtypes), **branches)
+
+    def _branch(self, make: Callable[[], Sequence[str]], dtypes: Sequence[torch.dtype]) -> onnx.GraphProto:
+        with self.subgraph() as nodes:
+            names = make()
+        outputs = [helper.make_tensor_value_info(n, element(d), None) for n, d in zip(names, dtypes, strict=True)]
+        return helper.make_graph(nodes, "branch", [], outputs)
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Value:
         """Return a small value that the graph itself stores; equal values share it."""

@@ -1,4 +1,4 @@
-"""`quant_cached_attention` in plain ONNX.
+"""Attention over quantized keys and values in plain ONNX.
 
 Codes and scales are written in place, and the filled part of the cache is dequantized for the Attention op.
 E4M3 codes are bytes here, because ONNX Runtime has neither Slice nor TensorScatter of float8 on CPUs.
@@ -12,7 +12,7 @@ import torch
 
 from ....kernels.ops.quantized import CACHE_CODES
 from .graph import Value, element
-from .lower import Lowering
+from .lower import Lowering, WeightValue
 from .quantized_inputs import token_scale
 from .scores import key_positions, ring_slots, weigh, written_to_ring
 
@@ -49,6 +49,56 @@ def attend(
         positions = _filled(g, positions)
     out = weigh(g, q, keys, values, positions, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks, slopes)
     return out, *written
+
+
+def attend_by_channel(
+    g: Lowering,
+    q: Value,
+    k: Value,
+    v: Value,
+    k_cache: Value,
+    v_cache: Value,
+    starts: Value,
+    scale: float,
+    window: int | None,
+    chunk: int | None,
+    softcap: float | None,
+    sinks: Value | None,
+    slopes: Value | None,
+    k_scales: WeightValue,
+    v_scales: WeightValue,
+) -> tuple[str, str, str]:
+    """Attend to the filled part of a cache whose codes have constant scales.
+
+    A code is not multiplied by the scale of its channel. Each query is multiplied by the scales of the keys, and each
+    output by those of the values: it is the same, and there are fewer of them.
+    """
+    shared = ("cache", str(k_cache), str(k), str(v))
+    if shared not in g.memo:
+        pairs = (k_cache, _codes(g, k, k_scales)), (v_cache, _codes(g, v, v_scales))
+        written = [g.op("TensorScatter", cache, new, g.starts, axis=2) for cache, new in pairs]
+        g.memo[shared] = *written, *(g.cast(_filled(g, codes), torch.float32) for codes in written)
+    keys, values, attended_keys, attended_values = g.memo[shared]
+    heads = int(q.shape[1])
+    queries = Value(g.op("Mul", q, _by_head(g, k_scales, heads)), torch.float32, q.shape)
+    at = _filled(g, key_positions(g, int(k_cache.shape[2]), ring=False))
+    out = weigh(
+        g, queries, attended_keys, attended_values, at, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks,
+        slopes,
+    )  # fmt: skip
+    return g.op("Mul", out, _by_head(g, v_scales, heads)), keys, values
+
+
+def _codes(g: Lowering, x: Value, scales: WeightValue) -> str:
+    """Quantize keys or values to int8 by channel."""
+    units = g.op("Div", x, _by_head(g, scales, int(x.shape[1])))
+    return g.op("QuantizeLinear", units, g.constant(1.0, torch.float32), g.constant(0, torch.int8))
+
+
+def _by_head(g: Lowering, scales: WeightValue, heads: int) -> Value:
+    """Return scales of kv heads for all heads, [heads, 1, D]."""
+    values = scales.weight.evaluate()
+    return g.constant(values.repeat_interleave(heads // values.shape[0], 0).unsqueeze(1))
 
 
 # Cached codes, cached scales and new tokens, of keys or of values.

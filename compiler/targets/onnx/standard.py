@@ -14,6 +14,7 @@ from .lower import Lowering, Table, WeightValue
 from .moe import MOE
 from .quantized import standard_embedding, standard_linear
 from .quantized_cache import attend as attend_quantized
+from .quantized_cache import attend_by_channel
 from .scores import attend
 
 
@@ -56,6 +57,14 @@ def _is_shared(g: Lowering, weight: Value) -> bool:
     return len(node.users) > 1
 
 
+def cached_attention(
+    g: Lowering, ring: bool, k_scales: Value | None, v_scales: Value | None, **call: Any
+) -> tuple[str, str, str]:
+    if isinstance(k_scales, WeightValue) and isinstance(v_scales, WeightValue):
+        return attend_by_channel(g, k_scales=k_scales, v_scales=v_scales, **call)
+    return attend(g, ring=ring, **call)
+
+
 def embedding(g: Lowering, ids: Value, weight: Value) -> str:
     return g.op("Gather", weight, ids, axis=0)
 
@@ -77,7 +86,7 @@ STANDARD: Table = (
     | MOE
     | {
         "llmc.add_rms_norm": add_rms_norm,
-        "llmc.cached_attention": attend,
+        "llmc.cached_attention": cached_attention,
         "llmc.embedding": embedding,
         "llmc.gated_act": gated_act,
         "llmc.layer_norm": layer_norm,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from ..onnx.graph import MICROSOFT, Value
 from ..onnx.lower import Lowering, Table
 from ..onnx.standard import STANDARD
+from .group_query_attention import GroupQueryAttention, Lengths, ManyQueries
 from .quantized_contrib import contrib_embedding, contrib_linear
 
 
@@ -25,39 +25,6 @@ def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
     return y if bias is None else g.op("Add", y, bias)
 
 
-@dataclass(frozen=True)
-class GroupQueryAttention:
-    """The op that includes the rotation and the update of the caches: what all its calls in a layer share."""
-
-    heads: int
-    scale: float
-    cos: Value | None
-    sin: Value | None
-    interleaved: bool
-    window: int | None
-    softcap: float | None
-    sinks: Value | None
-
-    def write(
-        self,
-        g: Lowering,
-        qkv: tuple[Value | str | None, ...],
-        caches: tuple[Value, Value],
-        lengths: tuple[str, str],
-    ) -> tuple[str, str, str]:
-        """Append a call; return its result and the updated caches.
-
-        Args:
-            lengths: see `attention_lengths`.
-        """
-        return g.op(
-            "GroupQueryAttention", *qkv, *caches, *lengths, self.cos, self.sin, None, None, self.sinks,
-            count=3, domain=MICROSOFT, num_heads=self.heads, kv_num_heads=int(caches[0].shape[1]), scale=self.scale,
-            do_rotary=int(self.cos is not None), rotary_interleaved=int(self.interleaved),
-            local_window_size=self.window, softcap=self.softcap,
-        )  # fmt: skip
-
-
 def fused_attention(
     g: Lowering,
     q: Value,
@@ -71,21 +38,26 @@ def fused_attention(
     """Write a GroupQueryAttention.
 
     Args:
-        shared: the fields of `GroupQueryAttention`.
+        shared: the remaining arguments of the op.
     """
-    return GroupQueryAttention(**shared).write(g, (q, k, v), (k_cache, v_cache), attention_lengths(g))
+    attention = GroupQueryAttention(g, int(k_cache.shape[1]), **shared)
+    many = many_queries(g) if attention.has_codes else None
+    return attention.write(g, (q, k, v), (k_cache, v_cache), attention_lengths(g), many)
 
 
-def attention_lengths(g: Lowering) -> tuple[str, str]:
-    """Return the length inputs of GroupQueryAttention, int32.
-
-    These are the number of positions of each sequence minus one, [B], and the number of positions of the longest, a
-    scalar. Both include the new tokens.
-    """
+def attention_lengths(g: Lowering) -> Lengths:
+    """Return the lengths of the graph's sequences."""
     if "lengths" not in g.memo:
         last = g.cast(g.op("Sub", g.held, g.constant([1])), torch.int32)
         g.memo["lengths"] = last, g.cast(g.op("Squeeze", g.total), torch.int32)
     return g.memo["lengths"]
+
+
+def many_queries(g: Lowering) -> ManyQueries:
+    """Return what it takes to attend by numbers for the graph's tokens."""
+    if "many queries" not in g.memo:
+        g.memo["many queries"] = ManyQueries.of(g, g.starts, g.total, g.positions())
+    return g.memo["many queries"]
 
 
 CONTRIB: Table = STANDARD | {

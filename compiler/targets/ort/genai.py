@@ -13,7 +13,7 @@ from ....ir.program import Program
 def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
     """Return the config, or None if onnxruntime-genai cannot run the program.
 
-    It supports only static caches of one shape for all layers, in the dtype of the computation and without scales.
+    It supports only static caches of one shape for all layers, in the dtype of the computation.
 
     Args:
         folder: contains the artifact's config.json and generation_config.json.
@@ -22,7 +22,7 @@ def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
     first = caches[0]
     uniform = all(
         not c.ring
-        and c.key_scales is None
+        and not c.is_quantized
         and (c.heads, c.key_dim, c.value_dim) == (first.heads, first.key_dim, first.key_dim)
         for c in caches
     )

@@ -13,19 +13,18 @@ that this sequence holds after the call, [1]; [0] elements mean that there is no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import onnx
 import torch
-from onnx import helper
 
 from ....ir.program import Program, op_name
 from ....runtimes.engines.onnx_names import PIECE, past_name, piece_name, present_name
 from ..onnx.external import ExternalData
-from ..onnx.graph import Value, element
+from ..onnx.graph import Value
 from ..onnx.lower import Lowering, Table, stored_as
-from .contrib import CONTRIB, GroupQueryAttention, attention_lengths
+from .contrib import CONTRIB, attention_lengths, many_queries
+from .group_query_attention import GroupQueryAttention, Lengths, ManyQueries
 
 # Ends a slice behind any token.
 _END = 1 << 30
@@ -86,9 +85,10 @@ def mixing_attention(
     """Write an attention for the rows of a batch, or for one row with tokens of several sequences and a piece.
 
     Args:
-        shared: the fields of `GroupQueryAttention`.
+        shared: the remaining arguments of the op.
     """
-    attention = GroupQueryAttention(**shared)
+    attention = GroupQueryAttention(g, int(k_cache.shape[1]), **shared)
+    many, piece_many = (many_queries(g), _piece_many(g)) if attention.has_codes else (None, None)
     caches = k_cache, v_cache
     piece_caches = g.piece_cache(k_cache), g.piece_cache(v_cache)
     lengths, piece_lengths = attention_lengths(g), _piece_lengths(g)
@@ -96,33 +96,24 @@ def mixing_attention(
 
     def plain() -> tuple[str, ...]:
         kept = (g.op("Identity", cache) for cache in piece_caches)  # the same memory: nothing is copied
-        return *attention.write(g, (q, k, v), caches, lengths), *kept
+        return *attention.write(g, (q, k, v), caches, lengths, many), *kept
 
     def mixed() -> tuple[str, ...]:
         first, last, axis = g.constant([0]), g.constant([_END]), g.constant([1])
         singles = [x and _swapped(g, g.op("Slice", x, first, count, axis)) for x in (q, k, v)]
         pieces = [x and g.op("Slice", x, count, last, axis) for x in (q, k, v)]
-        out, *updated = attention.write(g, tuple(singles), caches, lengths)
-        piece_out, *piece_updated = attention.write(g, tuple(pieces), piece_caches, piece_lengths)
+        out, *updated = attention.write(g, singles, caches, lengths)
+        piece_out, *piece_updated = attention.write(g, pieces, piece_caches, piece_lengths, piece_many)
         return g.op("Concat", _swapped(g, out), piece_out, axis=1), *updated, *piece_updated
 
     results = [q.dtype, *(cache.dtype for cache in (*caches, *piece_caches))]
-    out, keys, values, piece_keys, piece_values = g.op(
-        "If", is_plain, count=5, then_branch=_branch(g, plain, results), else_branch=_branch(g, mixed, results)
-    )
+    out, keys, values, piece_keys, piece_values = g.if_else(is_plain, plain, mixed, results)
     g.update_piece(k_cache, piece_keys)
     g.update_piece(v_cache, piece_values)
     return out, keys, values
 
 
 MIXING: Table = CONTRIB | {"llmc.fused_attention": mixing_attention}
-
-
-def _branch(g: MixingLowering, make: Callable[[], Sequence[str]], dtypes: Sequence[torch.dtype]) -> onnx.GraphProto:
-    with g.subgraph() as nodes:
-        names = make()
-    outputs = [helper.make_tensor_value_info(n, element(d), None) for n, d in zip(names, dtypes, strict=True)]
-    return helper.make_graph(nodes, "branch", [], outputs)
 
 
 def _swapped(g: MixingLowering, x: str) -> str:
@@ -144,7 +135,7 @@ def _sequences(g: MixingLowering) -> str:
     return g.memo["sequences"]
 
 
-def _piece_lengths(g: MixingLowering) -> tuple[str, str]:
+def _piece_lengths(g: MixingLowering) -> Lengths:
     """Return `attention_lengths` of the piece."""
     if "piece lengths" not in g.memo:
         last = g.cast(g.op("Sub", g.piece, g.constant([1])), torch.int32)
@@ -152,3 +143,16 @@ def _piece_lengths(g: MixingLowering) -> tuple[str, str]:
         longest = g.cast(g.op("ReduceSum", g.piece, g.constant([0]), keepdims=0), torch.int32)
         g.memo["piece lengths"] = last, longest
     return g.memo["piece lengths"]
+
+
+def _piece_many(g: MixingLowering) -> ManyQueries:
+    """Return `many_queries` of the piece."""
+    if "piece many" not in g.memo:
+        tokens = g.op("Shape", "input_ids", start=1, end=2)
+        count = g.op("Max", g.op("Sub", tokens, _sequences(g)), g.constant([0]))
+        starts = Value(g.op("Sub", g.piece, count), torch.int64, (1,))
+        steps = g.op("Range", g.constant(0), g.op("Squeeze", count), g.constant(1))
+        positions = g.op("Add", g.op("Unsqueeze", starts, g.constant([1])), steps)
+        longest = Value(g.op("ReduceSum", g.piece, g.constant([0]), keepdims=1), torch.int64, (1,))
+        g.memo["piece many"] = ManyQueries.of(g, starts, longest, Value(positions, torch.int64, (1, 1)))
+    return g.memo["piece many"]

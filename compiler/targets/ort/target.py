@@ -33,6 +33,10 @@ class OrtTarget(Target):
         if not own.round_prompts and not (config.quantize == "int4" and own.ops == "contrib"):
             raise invalid("round_prompts is false", "Leave it out: only int4 with `ops` contrib quantizes inputs.")
 
+    def has_constant_cache_scales(self, config: CompileConfig) -> bool:
+        # The fused kernel dequantizes on the way, but it has no scales of single tokens.
+        return config.cache_codes == "int8" and self.options_of(config).ops == "contrib"
+
     def input_exemption(self, config: CompileConfig) -> InputExemption | None:
         return INPUT_EXEMPTION if self._quantizes_prompts(config) else None
 

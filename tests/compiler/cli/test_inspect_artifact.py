@@ -50,7 +50,7 @@ def test_a_quantized_cache(tmp_path: Path) -> None:
     text = inspect(tmp_path / "out").stdout
     # 3 heads of 64 and 32 bytes and two scales of 4, 128 positions, two layers
     assert "\nCaches of one sequence, 79.9 kB\n" in text
-    assert "     2  static        128      3  64 and 32      int8 with scales  79.9 kB" in text
+    assert "     2  static        128      3  64 and 32      int8 with a scale per token  79.9 kB" in text
     assert json.loads(inspect(tmp_path / "out", "--json").stdout)["cache_bytes"] == 2 * 3 * (64 + 32 + 8) * 128
 
 

@@ -94,9 +94,11 @@ def test_slack_makes_the_cache_of_a_window_longer(tmp_path: Path, length: int) -
 def test_quantized_keys_and_values_have_scales(tmp_path: Path, codes: str) -> None:
     config = save("gemma3_text", tmp_path).config
     result = plan(tmp_path, max_seq_len=100, kv_cache_dtype=codes)
-    token = config.num_key_value_heads * 2 * (config.head_dim + 4)
-    assert [layer.bytes_per_token for layer in result.kv_cache] == [token, token]
-    assert result.kv_bytes == token * (config.sliding_window + 100) and "scale" in result.formulas["kv cache"]
+    codes_only, token = (config.num_key_value_heads * 2 * (config.head_dim + scale) for scale in (0, 4))
+    whole = codes_only if codes == "int8" else token  # calibration makes the scales of int8 codes constants
+    assert [layer.bytes_per_token for layer in result.kv_cache] == [token, whole]
+    assert result.kv_bytes == token * config.sliding_window + whole * 100 and "scale" in result.formulas["kv cache"]
+    assert ("constants" in result.formulas["kv cache"]) == (codes == "int8")
 
 
 @pytest.mark.parametrize("wrong", [{"kv_cache_dtype": "int4"}, {"spec_tokens": 65}, {"spec_tokens": -1}])

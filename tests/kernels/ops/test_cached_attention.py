@@ -69,6 +69,36 @@ def test_a_token_beyond_a_static_cache_is_not_stored(check):
 
 
 @pytest.mark.parametrize("ring", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_with_constant_scales(check, dtype: torch.dtype, ring: bool):
+    """It equals attention over a history of dequantized keys and values, and stores their codes."""
+    starts, count = [7, 3], 4
+    plain, dequantized = (History(8 if ring else 12, ring, dtype) for _ in range(2))
+    scales, codes = {}, {}
+    for name in ("k", "v"):
+        tokens = getattr(plain, name).float()
+        heads, dim = tokens.shape[1], tokens.shape[3]
+        # Of the first channel all numbers saturate; -128 is a code, 128 is none.
+        scale = torch.linspace(0.01, 0.04, heads * dim).view(heads, dim)
+        scale[:, 0] = 1e-3
+        units = (tokens.numpy() / scale.numpy()[:, None]).round()
+        codes[name] = torch.from_numpy(units.clip(-128, 127))
+        scales[f"{name}_scales"] = scale
+        setattr(dequantized, name, codes[name].double() * scale.double()[:, None])
+    dequantized.q = plain.q
+
+    def caches(lengths: list[int]) -> list[torch.Tensor]:
+        held = (plain.cache(lengths, codes[name].float()) for name in ("k", "v"))
+        return [torch.where(cache == GARBAGE, 100.0, cache).to(torch.int8) for cache in held]
+
+    q, k, v, _, _, at = plain.arguments(starts, count)
+    extra = {"window": 6}
+    expected = dequantized.exact(starts, count, extra)[0], *caches([start + count for start in starts])
+    assert {-128, 127} <= set(codes["k"].unique().int().tolist())
+    check(cached_attention, (q, k, v, *caches(starts), at, SCALE), {**extra, "ring": ring, **scales}, expected)
+
+
+@pytest.mark.parametrize("ring", [False, True])
 def test_several_calls_equal_one_call(ring: bool):
     history = History(8 if ring else 24, ring)
     q, k, v, *caches, starts = history.arguments([0, 2], 20)

@@ -94,6 +94,18 @@ def test_layout_and_rotation_are_fused(name: str) -> None:
         assert (call["cos"] is None) == (rotations == 0)
 
 
+def test_constant_scales_are_fused_and_those_of_tokens_are_not() -> None:
+    before = cached(attend_by(rotated(False)), ring=False, codes="int8", by_channel=True)
+    program = check_pass(FuseAttention(8), before, matches=2, gone={"llmc.cached_attention", "llmc.rope"})
+    for i, call in enumerate(fused_calls(program)):
+        assert (str(call["k_scales"].target), str(call["v_scales"].target)) == (
+            f"keys_{i}.scales",
+            f"values_{i}.scales",
+        )
+    by_token = cached(attend_by(rotated(False)), ring=False, codes="int8")
+    check_pass(FuseAttention(8), by_token, matches=0, there={"llmc.quant_cached_attention"})
+
+
 def from_one_linear(order: tuple[int, ...] = (0, 1, 2)) -> Attend:
     """Split q, k and v from the output of one linear, in the order of these indices."""
     sizes = ((HEADS, DIM), (KV_HEADS, DIM), (KV_HEADS, DIM))

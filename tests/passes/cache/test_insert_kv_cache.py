@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from attending import DIM, HEADS, KV_HEADS, MAX_SEQ_LEN, SCALE, VALUE_DIM, Attend, Attending, join, optimized, qkv
+from attending import (
+    DIM,
+    HEADS,
+    KV_HEADS,
+    MAX_SEQ_LEN,
+    SCALE,
+    VALUE_DIM,
+    Attend,
+    Attending,
+    channel_scales,
+    join,
+    optimized,
+    qkv,
+)
 from check_pass import VOCAB, check_rerun
 from torch import Tensor
 
@@ -151,11 +164,44 @@ def test_a_quantized_cache_equals_attention_over_quantized_keys_and_values(name:
 
     tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     got, positions = run_in_chunks(program, tokens), torch.arange(LENGTH).repeat(2, 1)
-    want, unrounded = with_quantized_cache(before, codes)(tokens, positions), before(tokens, positions)
+    want, unrounded = with_quantized_cache(before, codes, program)(tokens, positions), before(tokens, positions)
     for i, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
         torch.testing.assert_close(got[i, start:end], want[i, start:end], atol=QUANTIZED[codes], rtol=0)
         assert (got[i, start:end] - unrounded[i, start:end]).abs().max() > 2e-4, "nothing was rounded"
     check_rerun(program)
+
+
+@pytest.mark.parametrize("name", ["plain", "shared", "shared, a window in one layer", "softcap, sinks and slopes"])
+def test_int8_codes_with_constant_scales(name: str) -> None:
+    """A ring cache has no constant scales; attentions that share a cache share them."""
+    attend, caches = VARIANTS[name]
+    before = optimized(attend)
+    program = before.copy()
+    scales = [channel_scales(value_dim=VALUE_DIM)] * 2
+    InsertKvCache(codes="int8", scales=scales)(program)
+    for made, plain_one in zip(program.caches, caches, strict=True):
+        own = (made.key_scales, made.value_scales)
+        assert made == replace(plain_one, dtype=torch.int8, key_scales=own[0], value_scales=own[1])
+        assert (None in own) == (not plain_one.ring) and made.is_quantized and not plain_one.is_quantized
+    found = {name: weight.evaluate() for name, weight in program.weights.items() if name.endswith(".scales")}
+    want = {}
+    for i, one in enumerate(caches):
+        want |= {} if one.ring else {f"keys_{i}.scales": scales[0].keys, f"values_{i}.scales": scales[0].values}
+    assert found.keys() == want.keys() and all(torch.equal(found[n], want[n]) for n in want)
+
+    tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    got, positions = run_in_chunks(program, tokens), torch.arange(LENGTH).repeat(2, 1)
+    rounded = with_quantized_cache(before, "int8", program)(tokens, positions)
+    by_token = with_quantized_cache(before, "int8")(tokens, positions)
+    for i, (start, end) in enumerate(((0, LENGTH - AHEAD), (AHEAD, LENGTH))):
+        torch.testing.assert_close(got[i, start:end], rounded[i, start:end], atol=QUANTIZED["int8"], rtol=0)
+        assert (by_token[i, start:end] - rounded[i, start:end]).abs().max() > 1e-3, "the scales made no difference"
+    check_rerun(program)
+
+
+def test_only_int8_codes_have_constant_scales() -> None:
+    with pytest.raises(ValueError, match="not fp8"):
+        InsertKvCache(codes="fp8", scales=[channel_scales()])
 
 
 SLACK = 3
@@ -171,7 +217,7 @@ def test_rings_with_slack_go_back(name: str, codes: str | None) -> None:
     sizes = [c.length + SLACK if c.ring else c.length for c in VARIANTS[name][1]]
     assert [c.length for c in program.caches] == sizes and program.caches[1].slack == SLACK
     tokens = torch.randint(0, VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
-    reference = before if codes is None else with_quantized_cache(before, codes)
+    reference = before if codes is None else with_quantized_cache(before, codes, program)
     want = reference(tokens, torch.arange(LENGTH).repeat(2, 1))
     start, right, held = 0, 0, program.empty_caches(2)
     while start + SLACK + 1 <= LENGTH:

@@ -79,6 +79,15 @@ def test_quantized_caches_round_trip() -> None:
     assert (rounded.cache_codes, WHOLE.cache_codes) == ("fp8", None)
 
 
+def test_constant_scales_are_no_part_of_a_cache() -> None:
+    cache = replace(WHOLE.caches[0], dtype="int8", scales="channel")
+    constant = replace(WHOLE, caches=[cache])
+    assert Manifest.from_json(constant.to_json()) == constant and constant.cache_codes == "int8"
+    assert cache.parts == [CachePart("key", 64, "int8"), CachePart("value", 32, "int8")]
+    assert cache.nbytes == 3 * (64 + 32) * 128
+    assert b"scales" not in replace(WHOLE, caches=[replace(cache, scales="token")]).to_json()
+
+
 def test_the_slack_of_a_ring_is_how_far_a_sequence_goes_back() -> None:
     static = WHOLE.caches[0]
     ring = replace(static, kind="ring", length=9)

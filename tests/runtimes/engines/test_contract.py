@@ -18,8 +18,7 @@ from zoo.tiny import tiny_model
 
 import llmc
 from llmc.compiler.targets.onnx.lower import Lowering
-from llmc.compiler.targets.onnx.scores import attend
-from llmc.compiler.targets.onnx.standard import STANDARD
+from llmc.compiler.targets.onnx.standard import STANDARD, cached_attention
 from llmc.compiler.targets.ort.write import TABLES
 from llmc.errors import LlmcError
 from llmc.runtimes.artifact.open import read_manifest
@@ -42,11 +41,13 @@ ARTIFACTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "w8a8": ("speaking", {"quantize": "w8a8"}, INPUTS),
     "nf4": ("speaking", {"quantize": "nf4"}, CODES),
     "int8 cache": ("speaking", {"kv_cache_dtype": "int8"}, CODES),
+    "int8 cache, standard": ("speaking", {"kv_cache_dtype": "int8", "ops": "standard"}, CODES),
+    "int4 and int8 cache": ("speaking", {"quantize": "int4", "kv_cache_dtype": "int8"}, INPUTS),
     "fp8 rings": ("gemma3_text", {"kv_cache_dtype": "fp8"}, CODES),
     "rings with slack": ("gemma3_text", {"spec_tokens": 3}, EXACT),
     "int8 rings with slack": ("gemma3_text", {"kv_cache_dtype": "int8", "spec_tokens": 3}, CODES),
 }
-MIXING = ("int4", "w8a8")  # their second graph is small enough for that
+MIXING = ("int4", "w8a8", "int4 and int8 cache")  # their second graph is small enough for that
 
 
 def tokens(vocab_size: int) -> np.ndarray:
@@ -274,7 +275,7 @@ def test_stale_positions_of_a_ring_are_seen(kind: str, clause: Clause) -> None:
 
 def test_a_mask_that_forgets_the_window_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgets(g: Lowering, window: int | None, **others: Any) -> Any:
-        return attend(g, window=None, **others)
+        return cached_attention(g, window=None, **others)
 
     monkeypatch.setitem(TABLES, "standard", STANDARD | {"llmc.cached_attention": forgets})
     options = {"ops": "standard", "spec_tokens": 3}

@@ -62,6 +62,15 @@ def test_attention_equals_the_meaning_of_the_op(tmp_path: Path, name: str, ring:
     check_steps(program, tmp_path, ops="standard", tolerance=TOLERANCE[codes])
 
 
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("ops", ["standard", "contrib"])
+def test_constant_scales(tmp_path: Path, ops: str, name: str) -> None:
+    """A ring beside it keeps scales of tokens."""
+    program = cached(attending(**FORMS[name]), True, VALUE_DIM, "int8", by_channel=True)
+    assert [cache.key_scales is None for cache in program.caches] == [name == "all positions", True]
+    check_steps(program, tmp_path, ops=ops, tolerance=TOLERANCE["int8"])
+
+
 @pytest.mark.parametrize("codes", CACHE_CODES)
 @pytest.mark.parametrize("ring", [False, True])
 def test_the_contrib_table_uses_standard_ops(tmp_path: Path, codes: str, ring: bool) -> None:

@@ -33,9 +33,11 @@ def logits(engine: OrtEngine, *parts: NewTokens) -> np.ndarray:
     return engine.forward(Batch.of(*parts)).numpy().copy()
 
 
+@pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("name", FORMS)
-def test_a_piece_runs_with_other_sequences(tmp_path: Path, name: str) -> None:
-    program = fused(**FORMS[name])
+def test_a_piece_runs_with_other_sequences(tmp_path: Path, name: str, by_channel: bool) -> None:
+    program = fused(**FORMS[name], by_channel=by_channel)
+    tolerance = 5e-3 if by_channel else 1e-5  # sums in another order may change the nearest code
     for number, (lengths, size) in enumerate(PIECES):
         tokens = RANDOM.integers(0, VOCAB, (4, 32))
         folders = [tmp_path / f"{kind}{number}" for kind in ("mixing", "plain")]
@@ -48,11 +50,11 @@ def test_a_piece_runs_with_other_sequences(tmp_path: Path, name: str) -> None:
         got = logits(mixing, piece, *parts)
         assert mixing.runs - before == 1
         want = np.concatenate([logits(plain, part) for part in (piece, *parts)])
-        assert np.abs(got - want).max() <= 1e-5
+        assert np.abs(got - want).max() <= tolerance
         # What they wrote into the caches: every sequence continues alone.
         for i, length in enumerate([*(n + 1 for n in lengths), size + 1]):
             part = NewTokens(tokens[i, length : length + 1] if length < 32 else [3], length, i)
-            assert np.abs(logits(mixing, part) - logits(plain, part)).max() <= 1e-5
+            assert np.abs(logits(mixing, part) - logits(plain, part)).max() <= tolerance
 
 
 def engine_of_one(program: Program, folder: Path) -> OrtEngine:
