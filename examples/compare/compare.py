@@ -17,7 +17,7 @@ from typing import Any
 import turns
 from environments import HERE, python_of
 from machine import describe
-from report import Row, around_section, refuse_other_weights, replace_section, table
+from report import Row, around_section, context_table, refuse_other_weights, replace_section, table
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
     models = turns.prepare_models(args, turns.selected_variants(args))
     expected = {model.name: model.expected for model in models}
     options = [f"--{name}={getattr(args, name)}" for name in ("prompt", "tokens", "threads", "repeats")]
+    options += ["--at", *map(str, args.at)]
     jobs = [
         turns.Job(
             model.name,
@@ -53,6 +54,9 @@ def main() -> None:
             if job.model == model.name
         ]
         text += ["", f"### {turns.TITLES[model.name]}", "", table(rows, model.expected, args.prompt, args.tokens)]
+        if args.at:
+            text += ["", "Tokens a second after a prompt of so many tokens, and the ratio to the best peer:"]
+            text += ["", context_table(rows)]
     print("\n".join(text))
     if args.write:
         replace_section(args.write, "\n".join(text))
@@ -63,6 +67,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument(
+        "--at", type=int, nargs="*", default=[128, 512, 1024, 1900], metavar="N",
+        help="lengths of prompts to decode after; default: 128 512 1024 1900",
+    )  # fmt: skip
     return turns.parse(parser)
 
 

@@ -49,7 +49,8 @@ class Llama:
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
 
     def generate(self, prompt: list[int], count: int, on_token: Callable[[int], None]) -> None:
-        token = self._decode(prompt)
+        for start in range(0, len(prompt), self.batch_size):
+            token = self._decode(prompt[start : start + self.batch_size])
         on_token(token)
         for _ in range(count - 1):
             token = self._decode([token])

@@ -31,7 +31,8 @@ from protocol import WORKLOAD
 import llmc
 
 DEFAULT_CACHE = HERE.parents[1] / ".cache" / "compare"
-LLMC_MAX_SEQ_LEN = 1024  # llmc's cache, like those of its peers, is only slightly larger than needed
+# llmc's caches, like those of its peers, are only slightly larger than needed.
+LLMC_MAX_SEQ_LEN = 2048
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class Variant:
 
 VARIANTS = [
     Variant("llmc", "int4", 4),
+    Variant("llmc", "int4-kv-int8", 4),
     Variant("llama", "Q4_0", 4),
     Variant("llama", "Q4_K_M", 4),
     Variant("genai", "int4", 4, batch_format="int4-all-logits"),
     Variant("openvino", "int4", 4),
     Variant("llmc", "int8", 8),
+    Variant("llmc", "int8-kv-int8", 8),
     Variant("llmc", "w8a8", 8),
     Variant("llama", "Q8_0", 8),
     Variant("genai", "int8", 8, batch_format="int8-all-logits"),
@@ -105,9 +108,9 @@ def recipe_key(engine: str) -> str:
 
 def _llmc(python: Path, format: str, hf: Path, out: Path) -> None:
     code = "from llmc.compiler.cli.main import main; main()"
-    run_python(
-        python, "-c", code, "compile", hf, "-o", out, f"--quantize={format}", f"--max-seq-len={LLMC_MAX_SEQ_LEN}"
-    )
+    scheme, _, cache = format.partition("-kv-")
+    options = [f"--quantize={scheme}", f"--kv-cache-dtype={cache or 'auto'}", f"--max-seq-len={LLMC_MAX_SEQ_LEN}"]
+    run_python(python, "-c", code, "compile", hf, "-o", out, *options)
 
 
 def _llama(python: Path, format: str, hf: Path, out: Path) -> None:

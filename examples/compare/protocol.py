@@ -5,6 +5,9 @@
     tg: decode speed, 128 tokens / seconds. The time starts at the first greedy token after a prompt of one random
         token. It ends after 128 more decode steps of one token. End-of-text tokens don't stop an engine.
 
+    at: decode speed in a long context, 32 tokens / seconds, after random prompts of several lengths. The time starts at
+        the first greedy token after the prompt.
+
 Each runs once unmeasured before the measured repeats. Peers import this file in their own environments, so it uses the
 standard library only.
 """
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 WORKLOAD = "workload.json"
+TOKENS_AT = 32
 
 
 class Loaded(Protocol):
@@ -51,6 +55,7 @@ def run(name: str, load: Load) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--at", type=int, nargs="*", default=[], help="lengths of prompts to decode after")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workload", type=Path, help=f"default: {WORKLOAD} next to MODEL_DIR")
@@ -59,15 +64,18 @@ def run(name: str, load: Load) -> None:
     workload = json.loads((args.workload or model.parent / WORKLOAD).read_text())
 
     start = time.perf_counter()
-    engine = load(model, args.threads, args.prompt + args.tokens)
+    capacity = max([args.prompt + args.tokens, *(length + TOKENS_AT + 1 for length in args.at)])
+    engine = load(model, args.threads, capacity)
     load_s = time.perf_counter() - start
 
     pp, tg = measure(engine, workload["vocab_size"], args.prompt, args.tokens, args.repeats)
+    at = {length: decode_after(engine, workload["vocab_size"], length, args.repeats) for length in args.at}
     greedy, following = checks(engine, workload["check"]["prompt"], workload["check"]["expected"])
     result = {
         **describe_engine(name, engine, model, load_s),
         "pp": pp,
         "tg": tg,
+        "at": at,
         "greedy": greedy,
         "following": following,
     }
@@ -102,6 +110,19 @@ def measure(engine: Engine, vocab: int, prompt: int, tokens: int, repeats: int) 
             pp.append(prefill)
             tg.append(decode)
     return pp, tg
+
+
+def decode_after(engine: Engine, vocab: int, length: int, repeats: int) -> list[float]:
+    """Measure tokens per second of decode after a prompt of this length, in each repeat.
+
+    One unmeasured repeat comes first.
+    """
+    chooser = random.Random(length)
+    speeds = []
+    for _ in range(repeats + 1):
+        _, times = timed(engine, chooser.choices(range(vocab), k=length), TOKENS_AT + 1)
+        speeds.append(TOKENS_AT / (times[-1] - times[1]))
+    return speeds[1:]
 
 
 def checks(engine: Engine, prompt: list[int], expected: list[int]) -> tuple[list[int], list[int]]:

@@ -60,6 +60,26 @@ def table(rows: Sequence[Row], expected: Sequence[int], prompt: int, tokens: int
     return "\n".join(lines)
 
 
+def context_table(rows: Sequence[Row]) -> str:
+    """Build a Markdown table of decode speeds by the length of the context, each with its ratio to the best peer.
+
+    Entries with equal bits are grouped and compared with the best peer of their group.
+    """
+    lengths = list(rows[0].rounds[0]["at"])
+    head = ["engine", "format", "MB", *(f"{length}" for length in lengths)]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
+    flat = [(row, Row(row.bits, row.format, [{**one, **one["at"]} for one in row.rounds])) for row in rows]
+    for row, each in sorted(flat, key=lambda pair: pair[0].bits):
+        peers = [other for _, other in flat if other.bits == row.bits and other.engine != OURS]
+        relations = (
+            f"{_with_range(each, length)}, {_relation(each, peers, length)}".rstrip(", ") for length in lengths
+        )
+        lines.append(
+            "| " + " | ".join([row.engine, row.format, f"{row.rounds[0]['bytes'] / 1e6:.0f}", *relations]) + " |"
+        )
+    return "\n".join(lines)
+
+
 def serving_table(measured: Sequence[tuple[int, Row]]) -> str:
     """Build a Markdown table of engines that serve many requests.
 

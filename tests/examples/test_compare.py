@@ -73,6 +73,14 @@ def test_repeats_have_different_tokens_that_are_the_same_for_all_engines(countin
     assert counting.prompts == measured
 
 
+def test_decoding_is_measured_after_prompts_of_a_length(counting):
+    from protocol import TOKENS_AT, decode_after
+
+    assert decode_after(counting, 100, 50, 2) == [0.25] * 2
+    assert [len(prompt) for prompt in counting.prompts] == [50] * 3 and len(set(map(tuple, counting.prompts))) == 3
+    assert counting.now == 3 * (1000 + 50 + 4 * (TOKENS_AT + 1))
+
+
 def test_the_checks_continue_the_expected_text(counting):
     from protocol import checks
 
@@ -210,6 +218,22 @@ def test_ratios_are_relative_to_the_best_peer_with_the_same_bits():
     assert lines[4][6:] == ["0.60", "0.33", "1.0", "7", "2"]
     assert lines[5][6:8] == ["1.00", "1.00"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_speeds_by_the_length_of_the_context():
+    from report import Row, context_table
+
+    def row(engine: str, bits: int, *rounds: tuple[float, float]) -> Row:
+        return Row(
+            bits, "x", [_round(engine, [1], [1]) | {"at": {"128": [a, 9 * a, a], "1900": [b]}} for a, b in rounds]
+        )
+
+    rows = [row("genai", 8, (7, 7)), row("llmc", 4, (40, 20), (60, 22), (50, 24)), row("llama.cpp", 4, (100, 11))]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in context_table(rows).splitlines()]
+    assert lines[0] == ["engine", "format", "MB", "128", "1900"]
+    assert lines[2] == ["llmc", "x", "5", "50 (40 to 60), 0.50", "22 (20 to 24), 2.00"]
+    assert lines[3][3:] == ["100 (100 to 100), 1.00", "11 (11 to 11), 1.00"]
+    assert lines[4][0] == "genai"
 
 
 def test_the_section_is_replaced_and_nothing_else(tmp_path):
