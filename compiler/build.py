@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..errors import LlmcError
+from ..ir.caches import ChannelScales
 from ..ir.program import Program
 from ..passes.base import Pass
-from ..passes.cache.insert_kv_cache import ChannelScales
 from ..passes.pipeline import caching_passes
 from ..passes.runner import Runner
 from ..runtimes.artifact.canonical import write_json
@@ -19,8 +18,7 @@ from ..runtimes.artifact.manifest import Manifest, QuantizationSpec
 from ..runtimes.artifact.write import ArtifactWriter
 from ..runtimes.measure.selfcheck import limits_key
 from ..runtimes.measure.texts import Text
-from .compress.cache_scales import cache_scales
-from .compress.calibration_text import calibration_tokens
+from .compress.cache_scales import cache_scales, sample_tokens
 from .compress.dequantized import describe_dequantized
 from .compress.pruning import Pruning
 from .compress.quantization import Quantization
@@ -34,9 +32,6 @@ from .gate.verify import check_in_new_process, gate_failed
 from .metadata_files import save_metadata_files
 from .phases import Phases
 from .targets.base import Target
-
-# Sequences of the calibration text that the scales of keys and values are measured on.
-_CACHE_SEQUENCES = 4
 
 
 @dataclass(frozen=True)
@@ -122,13 +117,9 @@ class Build:
         """Return the constant scales of keys and values; none if each token has its own."""
         if self.text is None or not self.target.has_constant_cache_scales(self.config):
             return []
-        samples, length = min(_CACHE_SEQUENCES, self.config.calib_samples), self.config.calib_length
-        try:
-            tokens = calibration_tokens(self.source, self.text, samples, length, program.max_seq_len)
-        except LlmcError as error:
-            if error.code.startswith("TOKENIZER"):
-                return []
-            raise
+        tokens = sample_tokens(self.source, self.text, self.config, program.max_seq_len)
+        if tokens is None:
+            return []
         with self.phases("calibrate caches"):
             return cache_scales(program, tokens, lambda *done: self.phases.watch("calibrate caches", *done))
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..kernels.ops.quantized import CACHE_CODES
+
+
+@dataclass(frozen=True)
+class ChannelScales:
+    """Constant scales of the codes of keys [heads, key dim] and of values [heads, value dim]."""
+
+    keys: Tensor
+    values: Tensor
 
 
 @dataclass(frozen=True)

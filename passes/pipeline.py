@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import UsageError
+from ..ir.caches import ChannelScales
 from ..ir.program import Program
 from ..ir.stages import Stage
 from .base import Pass, Reach
 from .cache.check_token_independence import CheckTokenIndependence
 from .cache.hoist_logit_selection import HoistLogitSelection
-from .cache.insert_kv_cache import ChannelScales, InsertKvCache
+from .cache.insert_kv_cache import InsertKvCache
 from .cache.select_logits import SelectLogits
 from .match.fold_constants import FoldConstants
 from .match.match_activation import MatchActivation

@@ -8,10 +8,11 @@ import torch
 from check_pass import VOCAB, capture
 from torch import Tensor, nn
 
+from llmc.ir.caches import ChannelScales
 from llmc.ir.program import Program
 from llmc.ir.stages import Stage
 from llmc.kernels.ops import embedding, linear
-from llmc.passes.cache.insert_kv_cache import ChannelScales, InsertKvCache
+from llmc.passes.cache.insert_kv_cache import InsertKvCache
 from llmc.passes.match.remove_no_ops import RemoveNoOps
 
 WIDTH, HEADS, KV_HEADS, DIM, VALUE_DIM = 12, 4, 2, 32, 4

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
 from ...errors import LlmcError
+from ...ir.caches import ChannelScales
 from ...ir.program import Program
 from ...kernels.ops import attention
 from ...kernels.ops.quantized import SMALLEST_ABSMAX
-from ...passes.cache.insert_kv_cache import ChannelScales
 from ...passes.queries import arguments, is_op
+from ...runtimes.measure.texts import Text
+from .calibration_text import calibration_tokens
 from .stream import Stream
+
+if TYPE_CHECKING:
+    from ..config import CompileConfig
+    from ..frontend.sources import ModelSource
+
+# Sequences of the calibration text that keys and values are measured on.
+_SEQUENCES = 4
 
 # Other texts have larger keys and values than the calibration text. The largest code stands for this many times what
 # the calibration text has.
 HEADROOM = 1.5
+
+
+def sample_tokens(source: ModelSource, text: Text, config: CompileConfig, max_seq_len: int) -> Tensor | None:
+    """Return sequences of the calibration text, [sequences, length]; None if the model has no tokenizer to read it."""
+    try:
+        return calibration_tokens(source, text, min(_SEQUENCES, config.calib_samples), config.calib_length, max_seq_len)
+    except LlmcError as error:
+        if error.code.startswith("TOKENIZER"):
+            return None
+        raise
 
 
 def cache_scales(

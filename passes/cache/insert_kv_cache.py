@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ...errors import LlmcError
-from ...ir.caches import Cache
+from ...ir.caches import Cache, ChannelScales
 from ...ir.nodes import set_where, value_of
 from ...ir.program import Program, where
 from ...ir.stages import Stage
@@ -21,14 +21,6 @@ from ..base import Fuel, Numerics, Pass, PassResult
 from ..queries import is_op, shape
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class ChannelScales:
-    """Constant scales of the codes of keys [Hk, D] and of values [Hk, Dv]."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class InsertKvCache(Pass):

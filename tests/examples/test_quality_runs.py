@@ -115,7 +115,7 @@ def test_the_compiler_gets_the_flags_and_its_error_is_reported(tmp_path, monkeyp
     monkeypatch.setattr(quality_make.subprocess, "run", run)
     report = quality_make.compile_llmc(Path("python"), ("--int4", "--algo", "awq"), tmp_path, tmp_path / "out")
     assert report == {"seconds": {"write": 1}}
-    flags = ["--int4", "--algo", "awq", "--max-seq-len=1024", "--json"]
+    flags = ["--int4", "--algo", "awq", "--max-seq-len=2048", "--json"]
     assert seen[0][3:] == ["compile", str(tmp_path), "-o", str(tmp_path / "out"), *flags]
     refused = json.dumps({"error": {"code": "GATE_FAILED", "what": "It differs.", "hint": ""}})
     monkeypatch.setattr(

@@ -60,6 +60,7 @@ def _is_shared(g: Lowering, weight: Value) -> bool:
 def cached_attention(
     g: Lowering, ring: bool, k_scales: Value | None, v_scales: Value | None, **call: Any
 ) -> tuple[str, str, str]:
+    """Write an attention over numbers, or over codes with constant scales, which no ring has."""
     if isinstance(k_scales, WeightValue) and isinstance(v_scales, WeightValue):
         return attend_by_channel(g, k_scales=k_scales, v_scales=v_scales, **call)
     return attend(g, ring=ring, **call)

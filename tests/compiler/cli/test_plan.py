@@ -49,7 +49,7 @@ def test_an_8_bit_cache(llama: str) -> None:
     result = plan(llama, "--max-seq-len", "32", "--max-batch-size", "4", "--kv-cache-dtype", "int8")
     assert (result.exit_code, rest(result.stderr)) == (0, "")
     assert "dtype                int8 with scales" in result.stdout
-    assert "full                 20.5 kB for 4 x 32 positions" in result.stdout  # 2 x 2 heads x (16 + 16 + 2 x 4) each
+    assert "full                 16.4 kB for 4 x 32 positions" in result.stdout  # 2 x 2 heads x (16 + 16) each
 
 
 def test_slack_for_drafts(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_codes_with_constant_scales(check, dtype: torch.dtype, ring: bool):
         scale[:, 0] = 1e-3
         units = (tokens.numpy() / scale.numpy()[:, None]).round()
         codes[name] = torch.from_numpy(units.clip(-128, 127))
-        scales[f"{name}_scales"] = scale
+        scales[{"k": "k_scales", "v": "v_scales"}[name]] = scale
         setattr(dequantized, name, codes[name].double() * scale.double()[:, None])
     dequantized.q = plain.q
 
