@@ -270,6 +270,8 @@ class Manifest:
                 raise invalid_manifest(f"caches[{i}] has an impossible size")
             if not 0 <= cache.slack < (cache.length if cache.kind == "ring" else 1):
                 raise invalid_manifest(f"caches[{i}] has an impossible slack")
+            if cache.scales == "channel" and not cache.is_quantized:
+                raise invalid_manifest(f"caches[{i}] has scales, but no codes")
         if sum(cache.nbytes for cache in self.caches) > _MOST_CACHE_BYTES:
             raise invalid_manifest("its caches would take more than a terabyte for one sequence")
 

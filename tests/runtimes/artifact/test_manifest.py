@@ -106,6 +106,11 @@ def test_a_slack_that_no_cache_has_is_refused(change: dict[str, Any]) -> None:
     assert error.code == "ARTIFACT_INVALID" and "caches[1] has an impossible slack" in error.what
 
 
+def test_scales_without_codes_are_refused() -> None:
+    error = refused(lambda d: d["caches"].append(d["caches"][0] | {"scales": "channel"}))
+    assert error.code == "ARTIFACT_INVALID" and "caches[1] has scales, but no codes" in error.what
+
+
 def refused(change: Callable[[dict[str, Any]], object]) -> LlmcError:
     document = json.loads(WHOLE.to_json())
     change(document)
