@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmc.runtimes.engines.batch import Batch, NewTokens
+from llmc.runtimes.engines.batch import Batch, NewTokens, Wanted
 from llmc.runtimes.engines.ort.runs import plan_runs
 
 Shape = tuple[tuple[int, ...], int, list[int], tuple[int, int] | None]
@@ -39,6 +39,16 @@ def test_several_tokens_have_runs_of_their_own() -> None:
         ((1, 2), 1, [11], None),
         ((1, 1), 1, [12], None),
     ]
+
+
+@pytest.mark.parametrize("logits", ["all", "last", "none"])
+def test_a_sequence_alone_has_one_run_up_to_the_longest(logits: Wanted) -> None:
+    alone = Batch.one([4, 5, 6], 7, 2, logits)
+    assert shapes(alone, longest=3) == [((1, 3), 2, [10], None)]
+    assert shapes(alone, longest=2) == [((1, 2), 2, [9], None), ((1, 1), 2, [10], None)]
+    (run,) = plan_runs(alone, longest=3)
+    assert run.wanted.tolist() == {"all": [0, 1, 2], "last": [2], "none": []}[logits]
+    assert run.target.tolist() == list(range(len(run.wanted))) and run.tokens.tolist() == [[0, 1, 2]]
 
 
 def test_a_graph_that_mixes_joins_pieces_with_single_tokens() -> None:
