@@ -54,7 +54,7 @@ def attention_lengths(g: Lowering) -> Lengths:
 
 
 def many_queries(g: Lowering) -> ManyQueries:
-    """Return what it takes to attend by numbers for the graph's tokens."""
+    """Return the places of the graph's new tokens."""
     if "many queries" not in g.memo:
         g.memo["many queries"] = ManyQueries.of(g, g.starts, g.total, g.positions())
     return g.memo["many queries"]

@@ -30,7 +30,7 @@ Lengths = tuple[str, str]
 
 @dataclass(frozen=True)
 class ManyQueries:
-    """What it takes to attend by numbers, for S new tokens of each of B sequences.
+    """The places of many new tokens: S of each of B sequences. Attention by numbers needs them.
 
     Attributes:
         condition: True if S is at least MANY_QUERIES; a scalar.

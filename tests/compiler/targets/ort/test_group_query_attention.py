@@ -15,7 +15,7 @@ from llmc.compiler.targets.ort.group_query_attention import MANY_QUERIES
 
 # Sums in another order may change the nearest code of a value.
 TOLERANCE = 5e-3
-# Many tokens from the start, a few, one, many again behind them, and one that sees all of them.
+# Many tokens, few, one, and many again. The last token sees all of them.
 LONG = (((0, 0), 14), ((14, 14), 3), ((17, 15), 1), ((18, 16), MANY_QUERIES), ((30, 28), 1))
 
 
