@@ -7,6 +7,7 @@ E4M3 codes are bytes here, because ONNX Runtime has neither Slice nor TensorScat
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -27,17 +28,15 @@ def attend(
     k_scales: Value,
     v_scales: Value,
     starts: Value,
-    scale: float,
-    window: int | None,
-    chunk: int | None,
-    softcap: float | None,
-    sinks: Value | None,
-    slopes: Value | None,
     ring: bool,
+    **weighing: Any,
 ) -> tuple[str, ...]:
     """Attend to the filled part of the cache, dequantized.
 
     The cost of a call depends on the length of the longest sequence and not on the size of the cache.
+
+    Args:
+        weighing: the arguments of `weigh` from `scale` on.
     """
     shared = ("cache", str(k_cache), str(k), str(v), ring)
     if shared not in g.memo:
@@ -47,7 +46,7 @@ def attend(
     positions = key_positions(g, int(k_cache.shape[2]), ring)
     if not ring:
         positions = _filled(g, positions)
-    out = weigh(g, q, keys, values, positions, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks, slopes)
+    out = weigh(g, q, keys, values, positions, int(k_cache.shape[1]), **weighing)
     return out, *written
 
 
@@ -59,19 +58,17 @@ def attend_by_channel(
     k_cache: Value,
     v_cache: Value,
     starts: Value,
-    scale: float,
-    window: int | None,
-    chunk: int | None,
-    softcap: float | None,
-    sinks: Value | None,
-    slopes: Value | None,
     k_scales: WeightValue,
     v_scales: WeightValue,
+    **weighing: Any,
 ) -> tuple[str, str, str]:
     """Attend to the filled part of a cache whose codes have constant scales.
 
     A code is not multiplied by the scale of its channel. Each query is multiplied by the scales of the keys, and each
     output by those of the values: it is the same, and there are fewer of them.
+
+    Args:
+        weighing: the arguments of `weigh` from `scale` on.
     """
     shared = ("cache", str(k_cache), str(k), str(v))
     if shared not in g.memo:
@@ -82,10 +79,7 @@ def attend_by_channel(
     heads = int(q.shape[1])
     queries = Value(g.op("Mul", q, _by_head(g, k_scales, heads)), torch.float32, q.shape)
     at = _filled(g, key_positions(g, int(k_cache.shape[2]), ring=False))
-    out = weigh(
-        g, queries, attended_keys, attended_values, at, int(k_cache.shape[1]), scale, window, chunk, softcap, sinks,
-        slopes,
-    )  # fmt: skip
+    out = weigh(g, queries, attended_keys, attended_values, at, int(k_cache.shape[1]), **weighing)
     return g.op("Mul", out, _by_head(g, v_scales, heads)), keys, values
 
 

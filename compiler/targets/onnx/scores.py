@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .graph import Value
@@ -16,18 +18,16 @@ def attend(
     k_cache: Value,
     v_cache: Value,
     starts: Value,
-    scale: float,
-    window: int | None,
-    chunk: int | None,
-    softcap: float | None,
-    sinks: Value | None,
-    slopes: Value | None,
     ring: bool,
+    **weighing: Any,
 ) -> tuple[str, str, str]:
     """Write new tokens to the cache and attend to all of it.
 
     With a ring, attend to the old cache and the new tokens, and write afterwards: a new token may overwrite a position
     that an earlier new token still sees.
+
+    Args:
+        weighing: the arguments of `weigh` from `scale` on.
     """
     shared = ("cache", str(k_cache), str(k), str(v), ring)
     if shared not in g.memo:
@@ -35,7 +35,7 @@ def attend(
     keys, values, all_keys, all_values = g.memo[shared]
     positions = key_positions(g, int(k_cache.shape[2]), ring)
     kv_heads = int(k_cache.shape[1])
-    out = weigh(g, q, all_keys, all_values, positions, kv_heads, scale, window, chunk, softcap, sinks, slopes)
+    out = weigh(g, q, all_keys, all_values, positions, kv_heads, **weighing)
     return out, keys, values
 
 
