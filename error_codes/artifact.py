@@ -126,4 +126,12 @@ MACHINE: dict[str, tuple[str, str]] = {
         "The result can't be written to standard output, for example because the disk is full.",
         "Redirect the output to another place.",
     ),
+    "TENSORRT_MISSING": (
+        "The artifact needs TensorRT, which is not installed or can't be imported.",
+        "Install the package that the message names, such as `pip install tensorrt-rtx`.",
+    ),
+    "TENSORRT_VERSION": (
+        "The installed TensorRT is too old.",
+        "Update it with the command that the message gives.",
+    ),
 }

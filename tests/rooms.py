@@ -79,6 +79,11 @@ ROOMS: dict[str, Room] = {
         "the engine of ONNX Runtime",
         ("errors", "runtimes.memory", "runtimes.artifact", "runtimes.engines"),
     ),
+    "runtimes.engines.tensorrt": Room(
+        "the engine of TensorRT",
+        ("errors", "runtimes.artifact"),
+    ),
+    "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs"),
     "runtimes.generate": Room("sampling, stopping, tokenizer, generation, `LLM`", ("errors", "runtimes.engines")),
     "runtimes.measure": Room(
         "bench, workloads and their traces, evaluation, layer errors, lm-eval, the self-check",
@@ -113,6 +118,7 @@ ROOMS: dict[str, Room] = {
             "compiler.targets", "compiler.targets.onnx",
         ),
     ),
+    "compiler.targets.tensorrt": Room("target trt"),
     "compiler.recipe": Room("options from a file", ("errors", "passes.quantize", "compiler.targets")),
     "compiler.compress": Room(
         "calibration, GPTQ and other algorithms, bit allocation, pruning, `--max-kl`",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +18,11 @@ _GROUP = "llmc.targets"
 
 
 @cache
-def _built_in() -> tuple[str, ...]:
-    home = Path(__file__).parent
-    return tuple(sorted(name for name in os.listdir(home) if os.path.isfile(home / name / "target.py")))
+def _built_in() -> dict[str, Target]:
+    """Return the targets of the folders beside this file, by their names."""
+    folders = sorted(path.parent.name for path in Path(__file__).parent.glob("*/target.py"))
+    found = [importlib.import_module(f".{folder}.target", __package__).TARGET for folder in folders]
+    return {target.name: target for target in found}
 
 
 @cache
@@ -44,8 +45,7 @@ def find_target(name: str | None = None) -> Target:
     """
     name = DEFAULT_TARGET if name is None else name
     if name in _built_in():
-        found: Target = importlib.import_module(f".{name}.target", __package__).TARGET
-        return found
+        return _built_in()[name]
     if name in _plugins():
         loaded: Target = _plugins()[name].load()
         return loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,13 @@ def load(path: str | Path, *, threads: int | None = None, slots: int = 1, check_
 
 
 def find_engine(target: str) -> Callable[..., Any]:
-    """Return the engine class for a target: the folder of that name beside this file, or an entry point.
+    """Return the engine class for a target: from the folder beside this file that names the target, or a plugin.
 
     Raises:
         LlmcError: TARGET_UNKNOWN.
     """
-    if target.isidentifier() and (Path(__file__).parent / target / "engine.py").exists():
-        found: Callable[..., Any] = importlib.import_module(f".{target}.engine", __package__).ENGINE
+    if folder := _folders().get(target):
+        found: Callable[..., Any] = importlib.import_module(f".{folder}.engine", __package__).ENGINE
         return found
     for plugin in metadata.entry_points(group=_GROUP):
         if plugin.name == target:
@@ -48,3 +49,10 @@ def find_engine(target: str) -> Callable[..., Any]:
         f"The artifact is for the target {target!r}, for which there is no engine here.",
         "Update llmc, or compile for another target.",
     )
+
+
+@cache
+def _folders() -> dict[str, str]:
+    """Return the folders of engines, by the `TARGET` that each package declares. Importing a package is cheap."""
+    folders = [path.parent.name for path in Path(__file__).parent.glob("*/engine.py")]
+    return {importlib.import_module(f".{name}", __package__).TARGET: name for name in folders}

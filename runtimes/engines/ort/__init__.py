@@ -1,1 +1,3 @@
 """The engine for target "ort": ONNX Runtime."""
+
+TARGET = "ort"

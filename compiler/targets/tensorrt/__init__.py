@@ -1,0 +1,1 @@
+"""Target "trt": TensorRT engines."""

@@ -1,0 +1,1 @@
+"""CUDA's driver, called without torch. Importing this package loads no library."""

@@ -1,0 +1,3 @@
+"""The engine for target "trt": TensorRT."""
+
+TARGET = "trt"
