@@ -166,7 +166,7 @@ class Build:
             reference.save(self.writer.folder)
         with self.phases("gate"):
             self.writer.seal(written.manifest)
-            verdict = check_in_new_process(self.writer.folder)
+            verdict = check_in_new_process(self.writer.folder, self.target.gate_opener)
             self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
         if not verdict.report.passed:
             with self.phases("bisect"):

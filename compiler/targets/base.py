@@ -109,12 +109,15 @@ class Target(ABC):
         summary: one line for `--help` and `llmc doctor`.
         options: dataclass of the options that only this target has, declared with `compiler.options.option`.
         facts: what its kernels can run.
+        gate_opener: the function, as `module:name`, that opens an artifact for the gate while it is compiled, where the
+            engine may not run on the compiling machine; None: its engine.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[type]
     facts: ClassVar[KernelFacts]
+    gate_opener: ClassVar[str | None] = None
 
     def options_of(self, config: CompileConfig) -> Any:
         """Return this target's own options in a config."""

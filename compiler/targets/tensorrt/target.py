@@ -24,6 +24,7 @@ class TensorRtTarget(Target):
     summary = "TensorRT on GPUs"
     options = TensorRtOptions
     facts = FACTS
+    gate_opener = "llmc.compiler.targets.tensorrt.neutral:open_neutral"
 
     def finishing_passes(
         self, config: CompileConfig, plan: QuantizationPlan | None, exact_inputs: Collection[str]
