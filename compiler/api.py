@@ -19,7 +19,7 @@ from ..passes.pipeline import bring_to
 from ..passes.runner import PassRun, Runner
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter, check_output
-from ..runtimes.measure.selfcheck import GateReport
+from ..runtimes.engines.selfcheck import GateReport
 from ..runtimes.measure.texts import read_text
 from .build import Build
 from .compress.cache import CalibrationCache

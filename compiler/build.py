@@ -16,7 +16,7 @@ from ..passes.runner import Runner
 from ..runtimes.artifact.canonical import write_json
 from ..runtimes.artifact.manifest import Manifest, QuantizationSpec
 from ..runtimes.artifact.write import ArtifactWriter
-from ..runtimes.measure.selfcheck import limits_key
+from ..runtimes.engines.selfcheck import limits_key
 from ..runtimes.measure.texts import Text
 from .compress.cache_scales import cache_scales, sample_tokens
 from .compress.dequantized import describe_dequantized

@@ -72,7 +72,7 @@ ROOMS: dict[str, Room] = {
     "runtimes.memory": Room("memory of this process"),
     "runtimes.artifact": Room("the artifact on disk: manifest, opening, writing, hashing, versions", ("errors",)),
     "runtimes.engines": Room(
-        "the engine protocol, loading; below it one folder per engine",
+        "the engine protocol, loading, the numeric check of the gate; below it one folder per engine",
         ("errors", "runtimes.artifact"),
     ),
     "runtimes.engines.ort": Room(
@@ -86,7 +86,7 @@ ROOMS: dict[str, Room] = {
     "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs"),
     "runtimes.generate": Room("sampling, stopping, tokenizer, generation, `LLM`", ("errors", "runtimes.engines")),
     "runtimes.measure": Room(
-        "bench, workloads and their traces, evaluation, layer errors, lm-eval, the self-check",
+        "bench, workloads and their traces, evaluation, layer errors, lm-eval, the check as a process",
         ("errors", "extras", "runtimes.memory", "runtimes.engines", "runtimes.generate"),
     ),
     "compiler.options": Room("options as dataclass fields, without torch", ("errors",)),
@@ -146,9 +146,9 @@ ROOMS: dict[str, Room] = {
     "compiler.build": Room(
         "writing an artifact and checking it",
         (
-            "ir", "passes.base", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.measure",
-            "compiler.config", "compiler.phases", "compiler.frontend", "compiler.targets", "compiler.compress",
-            "compiler.gate", "compiler.metadata_files", "compiler.describe",
+            "ir", "passes.base", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.engines",
+            "runtimes.measure", "compiler.config", "compiler.phases", "compiler.frontend", "compiler.targets",
+            "compiler.compress", "compiler.gate", "compiler.metadata_files", "compiler.describe",
         ),
     ),
     "compiler.trials": Room(
@@ -161,9 +161,9 @@ ROOMS: dict[str, Room] = {
     "compiler.api": Room(
         "`compile()` and `capture()` on one screen",
         (
-            "errors", "ir", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.measure",
-            "compiler.options", "compiler.config", "compiler.phases", "compiler.frontend", "compiler.targets",
-            "compiler.compress", "compiler.gate", "compiler.build", "compiler.trials",
+            "errors", "ir", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.engines",
+            "runtimes.measure", "compiler.options", "compiler.config", "compiler.phases", "compiler.frontend",
+            "compiler.targets", "compiler.compress", "compiler.gate", "compiler.build", "compiler.trials",
         ),
     ),
     "compiler.inspect": Room(

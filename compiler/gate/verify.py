@@ -14,7 +14,7 @@ from ...error_codes import make_error
 from ...errors import CheckFailedError, CompilerError
 from ...runtimes.artifact.open import open_artifact
 from ...runtimes.engines.load import load
-from ...runtimes.measure.selfcheck import Check, GateReference, GateReport, check, limits_key
+from ...runtimes.engines.selfcheck import Check, GateReference, GateReport, check, limits_key
 
 if TYPE_CHECKING:
     from torch import nn

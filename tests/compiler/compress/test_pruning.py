@@ -26,7 +26,7 @@ from llmc.compiler.targets.registry import find_target, make_config
 from llmc.ir.stages import Stage
 from llmc.passes.quantize.quantize import round_to_nearest
 from llmc.runtimes.artifact.manifest import DroppedLayers, PrunedWeights, PruningSpec
-from llmc.runtimes.measure.selfcheck import LIMITS, GateReference
+from llmc.runtimes.engines.selfcheck import LIMITS, GateReference
 from llmc.runtimes.measure.texts import read_text
 
 TEXT = "the sea is blue, and so is the sky. " * 40
