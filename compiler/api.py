@@ -19,6 +19,7 @@ from ..passes.pipeline import bring_to
 from ..passes.runner import PassRun, Runner
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter, check_output
+from ..runtimes.cache_folder import cache_dir
 from ..runtimes.engines.selfcheck import GateReport
 from ..runtimes.measure.texts import read_text
 from .build import Build
@@ -27,7 +28,6 @@ from .compress.max_kl import keep_under
 from .compress.pruning import choose_layers, choose_weights
 from .compress.quantization import quantize
 from .config import CompileConfig
-from .frontend.demo import cache_dir
 from .frontend.from_source import program_of
 from .frontend.identity import identity
 from .frontend.sources import find_source

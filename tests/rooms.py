@@ -70,6 +70,7 @@ ROOMS: dict[str, Room] = {
         ("errors", "ir", "passes.base", "passes.runner", "passes.match", "passes.optimize", "passes.cache"),
     ),
     "runtimes.memory": Room("memory of this process"),
+    "runtimes.cache_folder": Room("the user's folder for downloads and results"),
     "runtimes.artifact": Room("the artifact on disk: manifest, opening, writing, hashing, versions", ("errors",)),
     "runtimes.engines": Room(
         "the engine protocol, loading, the numeric check of the gate; below it one folder per engine",
@@ -97,7 +98,7 @@ ROOMS: dict[str, Room] = {
     "compiler.phases": Room("time and memory by phase", ("runtimes.memory",)),
     "compiler.frontend": Room(
         "from a model to a captured program: sources, checkpoints, GGUF, capture",
-        ("errors", "kernels.ops", "ir", "runtimes.artifact"),
+        ("errors", "kernels.ops", "ir", "runtimes.cache_folder", "runtimes.artifact"),
     ),
     "compiler.targets": Room(
         "the target interface and the registry; below it one folder per target",
@@ -131,8 +132,8 @@ ROOMS: dict[str, Room] = {
     "compiler.gate": Room(
         "references, the gate, the bisection of passes, layer outputs",
         (
-            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "runtimes.artifact",
-            "runtimes.engines", "runtimes.measure", "compiler.frontend", "compiler.targets",
+            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "runtimes.cache_folder",
+            "runtimes.artifact", "runtimes.engines", "runtimes.measure", "compiler.frontend", "compiler.targets",
         ),
     ),
     "compiler.metadata_files": Room("configs and tokenizer", ("errors", "ir", "compiler.frontend", "compiler.targets")),
@@ -161,9 +162,10 @@ ROOMS: dict[str, Room] = {
     "compiler.api": Room(
         "`compile()` and `capture()` on one screen",
         (
-            "errors", "ir", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.engines",
-            "runtimes.measure", "compiler.options", "compiler.config", "compiler.phases", "compiler.frontend",
-            "compiler.targets", "compiler.compress", "compiler.gate", "compiler.build", "compiler.trials",
+            "errors", "ir", "passes.runner", "passes.pipeline", "runtimes.cache_folder", "runtimes.artifact",
+            "runtimes.engines", "runtimes.measure", "compiler.options", "compiler.config", "compiler.phases",
+            "compiler.frontend", "compiler.targets", "compiler.compress", "compiler.gate", "compiler.build",
+            "compiler.trials",
         ),
     ),
     "compiler.inspect": Room(
