@@ -101,6 +101,18 @@ ARTIFACT: dict[str, tuple[str, str]] = {
 }
 
 MACHINE: dict[str, tuple[str, str]] = {
+    "CUDA_FAILED": (
+        "A call of CUDA's driver failed.",
+        "Load the artifact again. If it fails again, update NVIDIA's driver and check the GPU with `nvidia-smi`.",
+    ),
+    "CUDA_MEMORY": (
+        "The GPU has too little free memory.",
+        "Serve fewer sequences at once, end other programs on the GPU, or compile with a smaller `--max-seq-len`.",
+    ),
+    "CUDA_MISSING": (
+        "The artifact needs an NVIDIA GPU and its driver, which this machine lacks.",
+        "Use a machine with an NVIDIA GPU, or compile for another target.",
+    ),
     "DISK_FULL": ("The disk is full.", "Free some space, or write to another disk."),
     "EXTRA_MISSING": (
         "A Python module that the command needs is not installed or can't be imported.",

@@ -84,7 +84,7 @@ ROOMS: dict[str, Room] = {
         "the engine of TensorRT",
         ("errors", "runtimes.artifact"),
     ),
-    "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs"),
+    "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs", ("errors",)),
     "runtimes.generate": Room("sampling, stopping, tokenizer, generation, `LLM`", ("errors", "runtimes.engines")),
     "runtimes.measure": Room(
         "bench, workloads and their traces, evaluation, layer errors, lm-eval, the check as a process",
