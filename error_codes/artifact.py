@@ -64,6 +64,18 @@ ARTIFACT: dict[str, tuple[str, str]] = {
         "`--per-layer` is given, but the graph has no layer with a single output.",
         "Leave out `--per-layer`.",
     ),
+    "PLAN_FAILED": (
+        "TensorRT failed while it ran a plan of the artifact.",
+        "Check the artifact on this machine with `llmc verify DIR`.",
+    ),
+    "PLAN_REFUSED": (
+        "TensorRT can't open a plan of the artifact.",
+        "Build the plan again on this machine: `llmc finalize DIR`.",
+    ),
+    "PLAN_UNFIT": (
+        "The artifact has no plan for this GPU and the installed version of TensorRT.",
+        "Build a plan on this machine: `llmc finalize DIR`.",
+    ),
     "REFERENCE_MISMATCH": (
         "The reference and the artifact have different vocabularies or tokenizers.",
         "Give the model that the artifact was compiled from, or another artifact of it.",

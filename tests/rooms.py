@@ -82,7 +82,7 @@ ROOMS: dict[str, Room] = {
     ),
     "runtimes.engines.tensorrt": Room(
         "the engine of TensorRT",
-        ("errors", "runtimes.artifact"),
+        ("errors", "runtimes.cache_folder", "runtimes.artifact", "runtimes.cuda", "runtimes.engines"),
     ),
     "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs", ("errors",)),
     "runtimes.generate": Room("sampling, stopping, tokenizer, generation, `LLM`", ("errors", "runtimes.engines")),
