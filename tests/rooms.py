@@ -119,7 +119,14 @@ ROOMS: dict[str, Room] = {
             "compiler.targets", "compiler.targets.onnx",
         ),
     ),
-    "compiler.targets.tensorrt": Room("target trt"),
+    "compiler.targets.tensorrt": Room(
+        "target trt",
+        (
+            "errors", "kernels.ops", "ir", "passes.base", "passes.queries", "passes.optimize", "passes.quantize",
+            "runtimes.artifact", "runtimes.engines", "runtimes.engines.tensorrt", "compiler.options",
+            "compiler.config", "compiler.targets", "compiler.targets.onnx",
+        ),
+    ),
     "compiler.recipe": Room("options from a file", ("errors", "passes.quantize", "compiler.targets")),
     "compiler.compress": Room(
         "calibration, GPTQ and other algorithms, bit allocation, pruning, `--max-kl`",

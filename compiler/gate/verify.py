@@ -30,13 +30,22 @@ class Verdict:
     peak_rss_bytes: int
 
 
-def check_in_new_process(folder: Path) -> Verdict:
-    """Check an artifact in a fresh process, which loads it as production would: without compiler and torch.
+def check_in_new_process(folder: Path, opener: str | None = None) -> Verdict:
+    """Check an artifact in a fresh process, which loads it as production would: without torch.
+
+    Args:
+        opener: the function that opens it; see `Target.gate_opener`.
 
     Raises:
         CompilerError: GATE_BROKEN if the process dies; what the process itself refuses.
     """
-    child = [sys.executable, "-m", "llmc.runtimes.measure.selfcheck", str(folder.resolve())]
+    child = [
+        sys.executable,
+        "-m",
+        "llmc.runtimes.measure.selfcheck",
+        str(folder.resolve()),
+        *([opener] if opener else []),
+    ]
     # Not in the current folder: a folder called llmc there would be taken for the package.
     run = subprocess.run(child, capture_output=True, text=True, cwd=folder, env=os.environ | _import_path())
     try:

@@ -23,6 +23,9 @@ _ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 # Caches of one sequence may not be larger than this: a manifest must not make a runtime allocate without bounds.
 _MOST_CACHE_BYTES = 1 << 40
 
+DtypeName = Literal["fp32", "fp16", "bf16"]
+"""A dtype to compute in."""
+
 T = TypeVar("T")
 
 
@@ -186,6 +189,7 @@ class Manifest:
     It holds no time and no path of a machine: the same inputs give the same artifact.
 
     Attributes:
+        dtype: what its graphs compute in.
         phases: the graphs by name, and how many tokens per call each serves; "step" serves single tokens.
         section: what only the target's engine reads; see `read_section`.
         requires: range of versions by module, such as `>=1.30,<2`.
@@ -204,11 +208,12 @@ class Manifest:
     built_with: dict[str, str]
     requires: dict[str, str]
     files: dict[str, FileSpec] = field(default_factory=dict)
+    dtype: Literal["fp32", "fp16", "bf16"] = left_out("fp32")
 
     @property
     def precision(self) -> str:
-        """The precision of the weights: "fp32" if they are not quantized."""
-        return self.quantization.precision if self.quantization else "fp32"
+        """The precision of the weights: that of the dtype if they are not quantized."""
+        return self.quantization.precision if self.quantization else self.dtype
 
     @property
     def cache_codes(self) -> str | None:
