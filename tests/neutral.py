@@ -1,8 +1,9 @@
-"""Small neutral artifacts: a decoder in ONNX with the interface that target "trt" defines, and random weights."""
+"""Small neutral artifacts with plans of `fake_tensorrt`: of a decoder in ONNX with random weights, or compiled ones."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from llmc.runtimes.artifact.manifest import CacheSpec, Manifest, ModelSpec, Phase
+from llmc.runtimes.artifact.hashing import sha256
+from llmc.runtimes.artifact.manifest import MANIFEST, CacheSpec, FileSpec, Manifest, ModelSpec, Phase
+from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.artifact.write import ArtifactWriter
-from llmc.runtimes.engines.tensorrt.section import DATA, GRAPH, Plan, Profile, TensorRtSection
+from llmc.runtimes.engines.tensorrt.section import DATA, GRAPH, Plan, Profile, TensorRtSection, read_section
+from llmc.runtimes.engines.tensorrt.section import PROFILES as ORDER
 
 VOCAB, WIDTH, LAYERS, HEADS, HEAD_DIM = 72, 32, 2, 2, 16
 PROFILES = {"prefill": Profile(1, 32), "decode": Profile(4, 1)}
@@ -104,6 +108,24 @@ def section(plans: list[Plan] | None = None, profiles: dict[str, Profile] = PROF
     return TensorRtSection(GRAPH, "fp16", profiles, [PLAN] if plans is None else plans)
 
 
+def write_plan(folder: Path, plan: Plan, path: Path, profiles: dict[str, Profile]) -> None:
+    """Write the files of a plan for the graph at a path."""
+    (folder / plan.file).write_bytes(fake_tensorrt.plan_bytes(path, *(profiles[name] for name in ORDER)))
+    (folder / plan.record).write_bytes(b"{}")
+
+
+def copy_with_plan(compiled: Path, final: Path, plan: Plan = PLAN) -> Manifest:
+    """Copy an artifact that was compiled without a plan, and add one."""
+    shutil.copytree(compiled, final)
+    manifest = read_manifest(final)
+    own = read_section(manifest)
+    write_plan(final, plan, final.resolve() / GRAPH, own.profiles)
+    added = {name: FileSpec(sha256(final / name), (final / name).stat().st_size) for name in (plan.file, plan.record)}
+    changed = replace(manifest, section=asdict(replace(own, plans=[plan])), files=manifest.files | added)
+    (final / MANIFEST).write_bytes(changed.to_json())
+    return changed
+
+
 def write_neutral(
     final: Path,
     *,
@@ -124,9 +146,7 @@ def write_neutral(
         onnx.save(graph(length), writer.folder / GRAPH)
         (writer.folder / DATA).write_bytes(b"")
         for plan in own.plans:
-            ordered = [profiles[name] for name in ("prefill", "decode")]
-            (writer.folder / plan.file).write_bytes(fake_tensorrt.plan_bytes(final.resolve() / GRAPH, *ordered))
-            (writer.folder / plan.record).write_bytes(b"{}")
+            write_plan(writer.folder, plan, final.resolve() / GRAPH, profiles)
         if reference is not None:
             reference.save(writer.folder)
         fields: dict[str, Any] = {

@@ -35,7 +35,7 @@ class TensorRtEngine:
     Args:
         threads: not used.
         driver: the GPU's driver; by default that of the first GPU.
-        find: returns an installed library.
+        find: returns an installed library; by default `find_library`.
 
     Attributes:
         profiles: by name, what runs it.
@@ -50,13 +50,13 @@ class TensorRtEngine:
         threads: int | None = None,
         slots: int = 1,
         driver: Driver | None = None,
-        find: Callable[[Library], TensorRt] = find_library,
+        find: Callable[[Library], TensorRt] | None = None,
     ) -> None:
         # A machine without a GPU is told so, whatever else it lacks.
         self._driver = open_driver() if driver is None else driver
         self._driver.make_current()
         section = read_section(manifest)
-        plan, library = choose_plan(section, self._driver.device, folder, find)
+        plan, library = choose_plan(section, self._driver.device, folder, find or find_library)
         self.spec = EngineSpec(
             vocab_size=manifest.model.vocab_size,
             max_seq_len=manifest.max_seq_len,

@@ -16,7 +16,7 @@ from engine_contract import CLAUSES, LENGTH, Clause, Subject
 from fake_engines import ToyEngine, hashed
 from fake_tensorrt import FakeTensorRt
 from mock_cuda import MockDriver
-from neutral import VOCAB, write_neutral
+from neutral import VOCAB, copy_with_plan, write_neutral
 from zoo.tiny import tiny_model
 
 import llmc
@@ -125,6 +125,21 @@ def of_plan(kind: str, folder: Path) -> Subject:
     return Subject(engine, tokens(VOCAB), HALF, break_plan, batches_steps=batches)
 
 
+# Compiled for target "trt".
+NEUTRAL: dict[str, tuple[str, dict[str, Any], float]] = {
+    "tensorrt, compiled": ("speaking", {}, HALF),
+}
+
+
+def of_compiled_plan(kind: str, folder: Path) -> Subject:
+    model, options, tolerance = NEUTRAL[kind]
+    driver = MockDriver()
+    fake = FakeTensorRt(driver)
+    manifest = copy_with_plan(artifact(model, target="trt", engine=False, **options), folder / "out")
+    engine = TensorRtEngine(folder / "out", manifest, driver=driver, find=fake.find)
+    return Subject(engine, tokens(72), tolerance, break_plan)
+
+
 def break_plan(error: BaseException) -> AbstractContextManager[None]:
     return break_graph(error, ProfileRunner)
 
@@ -132,11 +147,13 @@ def break_plan(error: BaseException) -> AbstractContextManager[None]:
 TOYS = {"toy": None, "toy with rings": 1, "toy with slack": 4}
 
 
-@pytest.fixture(scope="module", params=[*TOYS, *ARTIFACTS, *PLANS])
+@pytest.fixture(scope="module", params=[*TOYS, *ARTIFACTS, *PLANS, *NEUTRAL])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     kind = request.param
     if kind in PLANS:
         return of_plan(kind, tmp_path_factory.mktemp("plan"))
+    if kind in NEUTRAL:
+        return of_compiled_plan(kind, tmp_path_factory.mktemp("plan"))
     return toy(rollback=TOYS[kind]) if kind in TOYS else of_artifact(kind)
 
 
