@@ -123,18 +123,34 @@ class Engine:
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
         return ACTIVATIONS[index]
 
-    def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(cuda_graph_strategy=None, allocation=None, cache=None)
-        config.create_runtime_cache = lambda: RuntimeCache(self.fake)
-        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
-        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "allocation", strategy)
-        return config
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.fake)
 
     def create_execution_context(self, how: Any) -> Context:
         if self.fake.name == "tensorrt_rtx":
             self.fake.strategies.append(how.cuda_graph_strategy.name)
             return Context(self, how.allocation, how.cache)
         return Context(self, how, None)
+
+
+class RuntimeConfig:
+    """See `IRuntimeConfig`."""
+
+    def __init__(self, fake: FakeTensorRt) -> None:
+        self.fake = fake
+        self.cuda_graph_strategy: Any = None
+        self.allocation: Any = None
+        self.cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.fake)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.allocation = strategy
 
 
 class RuntimeCache:
