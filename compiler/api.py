@@ -131,9 +131,7 @@ def compile(
             trials = Trials(build)
             quantization = keep_under(config.max_kl, quantization, trials.measure, trials.tokens)
         written = build.write(quantization)
-        if verify:
-            build.check(written)
-        manifest = writer.commit(written.manifest)
+        manifest = writer.commit(build.check(written) if verify else written.manifest)
         cache.clear()
     report: dict[str, Mapping[str, float]] = {"seconds": phases.seconds, "peak_rss_bytes": phases.peak}
     return Artifact(output, manifest, report, tuple(build.last_runner.log))

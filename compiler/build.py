@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from ..passes.base import Pass
 from ..passes.pipeline import caching_passes
 from ..passes.runner import Runner
 from ..runtimes.artifact.canonical import write_json
-from ..runtimes.artifact.manifest import Manifest, QuantizationSpec
+from ..runtimes.artifact.manifest import Manifest, QuantizationSpec, Verified
 from ..runtimes.artifact.write import ArtifactWriter
 from ..runtimes.engines.selfcheck import limits_key
 from ..runtimes.measure.texts import Text
@@ -152,8 +152,11 @@ class Build:
         exact = quantization.exact_inputs if quantization else frozenset()
         return {name: list(passes) for name, passes in self.target.finishing_passes(self.config, plan, exact).items()}
 
-    def check(self, written: Written) -> None:
+    def check(self, written: Written) -> Manifest:
         """Run the gate and leave what it measured beside the artifact.
+
+        Returns:
+            The manifest, which says where the artifact was verified.
 
         Raises:
             CheckFailedError: GATE_FAILED.
@@ -164,12 +167,16 @@ class Build:
                 self.source, self.module, written.program, precision=key, rounded=written.changed
             )
             reference.save(self.writer.folder)
+        opener = self.target.gate_opener
+        verified = Verified() if opener is None else Verified(here="graph", on_device="gate")
+        manifest = replace(written.manifest, verified=verified)
         with self.phases("gate"):
-            self.writer.seal(written.manifest)
-            verdict = check_in_new_process(self.writer.folder, self.target.gate_opener)
+            self.writer.seal(manifest)
+            verdict = check_in_new_process(self.writer.folder, opener)
             self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
         if not verdict.report.passed:
             with self.phases("bisect"):
                 found = find_faulty_pass(self._capture(), written.recipe, torch.from_numpy(reference.tokens), key)
             raise gate_failed(verdict.report, found)
         write_json(self.writer.folder / "verify.json", verdict.report.as_dict())
+        return manifest

@@ -74,7 +74,7 @@ ROOMS: dict[str, Room] = {
     "runtimes.artifact": Room("the artifact on disk: manifest, opening, writing, hashing, versions", ("errors",)),
     "runtimes.engines": Room(
         "the engine protocol, loading, the numeric check of the gate; below it one folder per engine",
-        ("errors", "runtimes.artifact"),
+        ("errors", "runtimes.cache_folder", "runtimes.artifact"),
     ),
     "runtimes.engines.ort": Room(
         "the engine of ONNX Runtime",
@@ -82,9 +82,9 @@ ROOMS: dict[str, Room] = {
     ),
     "runtimes.engines.tensorrt": Room(
         "the engine of TensorRT",
-        ("errors", "runtimes.artifact"),
+        ("errors", "runtimes.cache_folder", "runtimes.artifact", "runtimes.cuda", "runtimes.engines"),
     ),
-    "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs"),
+    "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs", ("errors",)),
     "runtimes.generate": Room("sampling, stopping, tokenizer, generation, `LLM`", ("errors", "runtimes.engines")),
     "runtimes.measure": Room(
         "bench, workloads and their traces, evaluation, layer errors, lm-eval, the check as a process",

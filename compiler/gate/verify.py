@@ -39,13 +39,8 @@ def check_in_new_process(folder: Path, opener: str | None = None) -> Verdict:
     Raises:
         CompilerError: GATE_BROKEN if the process dies; what the process itself refuses.
     """
-    child = [
-        sys.executable,
-        "-m",
-        "llmc.runtimes.measure.selfcheck",
-        str(folder.resolve()),
-        *([opener] if opener else []),
-    ]
+    given = [str(folder.resolve()), *([opener] if opener else [])]
+    child = [sys.executable, "-m", "llmc.runtimes.measure.selfcheck", *given]
     # Not in the current folder: a folder called llmc there would be taken for the package.
     run = subprocess.run(child, capture_output=True, text=True, cwd=folder, env=os.environ | _import_path())
     try:
@@ -73,7 +68,7 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> G
         model: what the artifact was compiled from, to make the reference anew; by default the artifact's own is used.
     """
     folder = Path(folder)
-    engine = load(folder)
+    engine = load(folder, check_device=False)  # the same check follows, whose result is shown
     reference = GateReference.read(folder) if model is None else _new_reference(model, folder)
     return check(engine, reference)
 

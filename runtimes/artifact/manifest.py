@@ -183,6 +183,21 @@ class FileSpec:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """Where the gate compared an artifact with its model. Without reference logits in the artifact, it did nowhere.
+
+    Attributes:
+        here: what the gate ran on the compiling machine. "engine": the artifact's own engine. "graph": its graph in
+            another runtime, because the engine can't run there.
+        on_device: what `load` still has to run on each device before the first answer. "gate": the gate's check, with
+            the engine.
+    """
+
+    here: Literal["engine", "graph"] = "engine"
+    on_device: Literal["nothing", "gate"] = "nothing"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contract between the compiler and the runtimes.
 
@@ -194,6 +209,7 @@ class Manifest:
         section: what only the target's engine reads; see `read_section`.
         requires: range of versions by module, such as `>=1.30,<2`.
         files: by name, with forward slashes; empty until the artifact is written.
+        verified: where the gate compared it with the model.
     """
 
     format: int
@@ -209,6 +225,7 @@ class Manifest:
     requires: dict[str, str]
     files: dict[str, FileSpec] = field(default_factory=dict)
     dtype: Literal["fp32", "fp16", "bf16"] = left_out("fp32")
+    verified: Verified = left_out(Verified())  # noqa: RUF009 (it makes a field)
 
     @property
     def precision(self) -> str:
