@@ -162,4 +162,24 @@ MACHINE: dict[str, tuple[str, str]] = {
         "The installed TensorRT is too old.",
         "Update it with the command that the message gives.",
     ),
+    "TRT_BUILD_FAILED": (
+        "TensorRT fails to build an engine from the graph.",
+        "Compile the model for another target, or with another scheme.",
+    ),
+    "TRT_MEMORY": (
+        "The machine has too little memory or disk space to build the TensorRT engine.",
+        "Give a smaller `--max-seq-len`, quantize the weights, or use a larger machine.",
+    ),
+    "TRT_PARSE_REFUSED": (
+        "TensorRT can't read the graph: it lacks the op that the message names.",
+        "Compile the model for another target, or with another scheme.",
+    ),
+    "TRT_SM_UNSUPPORTED": (
+        "The installed TensorRT can't build engines for the given GPU.",
+        "Choose one of the compute capabilities that the message lists.",
+    ),
+    "TRT_UNSUPPORTED": (
+        "The model or the scheme needs something that TensorRT engines can't do.",
+        "Follow the message: usually a shorter `--max-seq-len`, another scheme, or another target.",
+    ),
 }

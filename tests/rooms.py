@@ -122,9 +122,9 @@ ROOMS: dict[str, Room] = {
     "compiler.targets.tensorrt": Room(
         "target trt",
         (
-            "errors", "kernels.ops", "ir", "passes.base", "passes.queries", "passes.optimize", "passes.quantize",
-            "runtimes.artifact", "runtimes.engines", "runtimes.engines.tensorrt", "compiler.options",
-            "compiler.config", "compiler.targets", "compiler.targets.onnx",
+            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "passes.optimize",
+            "passes.quantize", "runtimes.memory", "runtimes.artifact", "runtimes.engines", "runtimes.engines.tensorrt",
+            "compiler.options", "compiler.config", "compiler.targets", "compiler.targets.onnx",
         ),
     ),
     "compiler.recipe": Room("options from a file", ("errors", "passes.quantize", "compiler.targets")),

@@ -39,13 +39,8 @@ def check_in_new_process(folder: Path, opener: str | None = None) -> Verdict:
     Raises:
         CompilerError: GATE_BROKEN if the process dies; what the process itself refuses.
     """
-    child = [
-        sys.executable,
-        "-m",
-        "llmc.runtimes.measure.selfcheck",
-        str(folder.resolve()),
-        *([opener] if opener else []),
-    ]
+    given = [str(folder.resolve()), *([opener] if opener else [])]
+    child = [sys.executable, "-m", "llmc.runtimes.measure.selfcheck", *given]
     # Not in the current folder: a folder called llmc there would be taken for the package.
     run = subprocess.run(child, capture_output=True, text=True, cwd=folder, env=os.environ | _import_path())
     try:

@@ -201,7 +201,7 @@ class Lowering(OnnxGraph):
         for i, cache in enumerate(self.program.caches):
             for part in cache.tensors:
                 (node,) = self.program.graph.find_nodes(op="placeholder", target=part.name)
-                shape = [BATCH, cache.heads, self._cache_length(cache, PAST), part.width]
+                shape: list[int | str] = [BATCH, cache.heads, self._cache_length(cache, PAST), part.width]
                 value = self.input(past_name(i, part.role), stored_as(part.dtype), shape)
                 self._values[node] = Value(value, part.dtype, value_of(node).shape)
 
@@ -228,7 +228,7 @@ class Lowering(OnnxGraph):
         self.output(logits_in_float, "logits", torch.float32, [BATCH, self._rows(), value_of(logits).shape[2]])
         parts = ((i, cache, part) for i, cache in enumerate(self.program.caches) for part in cache.tensors)
         for node, (i, cache, part) in zip(caches, parts, strict=True):
-            shape = [BATCH, cache.heads, self._cache_length(cache, PRESENT), part.width]
+            shape: list[int | str] = [BATCH, cache.heads, self._cache_length(cache, PRESENT), part.width]
             self.output(self._values[node], present_name(i, part.role), stored_as(part.dtype), shape)
 
     def _rows(self) -> int | str:
