@@ -51,7 +51,8 @@ def run(
             for name in {*layer.reads, *layer.writes} - kept:
                 if name is not None and readers[name] == 0:
                     values.pop(name, None)
-    return {name: values[name] for name in [*outputs, *keep]}
+    # A copy: constants and views of them lie in the network's memory.
+    return {name: values[name].copy() for name in [*outputs, *keep]}
 
 
 class _Layer:
