@@ -19,7 +19,8 @@ from ..passes.pipeline import bring_to
 from ..passes.runner import PassRun, Runner
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.write import ArtifactWriter, check_output
-from ..runtimes.measure.selfcheck import GateReport
+from ..runtimes.cache_folder import cache_dir
+from ..runtimes.engines.selfcheck import GateReport
 from ..runtimes.measure.texts import read_text
 from .build import Build
 from .compress.cache import CalibrationCache
@@ -27,7 +28,6 @@ from .compress.max_kl import keep_under
 from .compress.pruning import choose_layers, choose_weights
 from .compress.quantization import quantize
 from .config import CompileConfig
-from .frontend.demo import cache_dir
 from .frontend.from_source import program_of
 from .frontend.identity import identity
 from .frontend.sources import find_source
@@ -101,34 +101,37 @@ def compile(
     check_output(output)
     phases = Phases(watch)
     runner = Runner(dump=Path(dump_ir) if dump_ir else None)
+    dtype = TORCH_DTYPES[target.dtype(config)]
+    # Decisions about weights are made in float32: they are then the same for every dtype and target.
+    deciding = runner if dtype is torch.float32 else Runner()
     with ArtifactWriter(output) as writer, ExitStack() as stack:
         with phases("capture"):
             source = find_source(model, trust_remote_code=trust_remote_code)
-            module = source.build(TORCH_DTYPES[config.dtype])
+            module = source.build(torch.float32)
             program = program_of(source, module, config.max_seq_len)
         with phases("hash"):
             known = identity(source, module)
-        build = Build(source, module, program, config, target, text, writer, phases, runner, known)
+        build = Build(source, module, program, config, target, text, writer, phases, deciding, known)
         depends_on = known, config, program.max_seq_len, text and text.sha256
         cache = stack.enter_context(CalibrationCache.of(cache_dir(), *depends_on))
         if config.drop_layers:
             with phases("layer importance"):
                 build.pruning = choose_layers(source, program, config, text, cache, watch)
         with phases("passes"):
-            runner.run(program, build.pruning.optimizing)
+            deciding.run(program, build.pruning.optimizing)
         if config.prune is not None:
             with phases("prune"):
                 build.pruning = choose_weights(build.pruning, source, program, config, text, cache, watch)
-                runner.run(program, build.pruning.passes)
+                deciding.run(program, build.pruning.passes)
         with phases("quantize"):
             quantization = quantize(source, program, config, target, text, cache, watch)
+        if dtype is not torch.float32:
+            build.compute_in(dtype, runner)
         if quantization and config.max_kl is not None:
             trials = Trials(build)
             quantization = keep_under(config.max_kl, quantization, trials.measure, trials.tokens)
         written = build.write(quantization)
-        if verify:
-            build.check(written, lambda: program_of(source, module, config.max_seq_len))
-        manifest = writer.commit(written.manifest)
+        manifest = writer.commit(build.check(written) if verify else written.manifest)
         cache.clear()
     report: dict[str, Mapping[str, float]] = {"seconds": phases.seconds, "peak_rss_bytes": phases.peak}
     return Artifact(output, manifest, report, tuple(build.last_runner.log))

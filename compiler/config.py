@@ -33,7 +33,9 @@ class CompileConfig:
     """
 
     target: str | None = option(None, "The runtime to compile for.")
-    dtype: str = option("fp32", "The dtype to compute in.", choices=DTYPES)
+    dtype: str | None = option(
+        None, "The dtype to compute in.", choices=DTYPES, default_text="the target's: fp32 on CPUs, fp16 on GPUs"
+    )
     max_seq_len: int | None = option(
         None, "Longest sequence to serve.", default_text="the model's, 2048 at most", metavar="N", at_least=2
     )
@@ -99,10 +101,11 @@ class CompileConfig:
     drop_layers: int = option(
         0, "Leave out the N layers that change their input least.", metavar="N", at_least=0, section=_PRUNING
     )
-    kv_cache: str = option(
-        "ring",
+    kv_cache: str | None = option(
+        None,
         "ring: layers with a sliding window keep only that window; static: every layer keeps all positions.",
         choices=("ring", "static"),
+        default_text="ring, if the target has it",
         section=_CACHE,
     )
     spec_tokens: int = option(

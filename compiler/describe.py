@@ -14,7 +14,7 @@ from ..ir.nodes import value_of
 from ..ir.program import Program, layer_of
 from ..kernels.ops.quantized import CACHE_CODES
 from ..runtimes.artifact.decode import encode
-from ..runtimes.artifact.manifest import FORMAT, CacheSpec, Manifest, ModelSpec, QuantizationSpec
+from ..runtimes.artifact.manifest import FORMAT, CacheSpec, DtypeName, Manifest, ModelSpec, QuantizationSpec
 from ..version import __version__
 from .compress.pruning import Pruning
 from .frontend.sources import ModelSource
@@ -38,6 +38,7 @@ def describe(
     quantization: QuantizationSpec | None,
     pruning: Pruning,
     identity: str,
+    dtype: DtypeName = "fp32",
 ) -> Manifest:
     """Return the manifest without its files, for a cached program and what a target made of it."""
     built_with = ("torch", "transformers", *target.facts.packages["compile"])
@@ -52,6 +53,7 @@ def describe(
             layers=len({layer_of(node) for node in program.nodes} - {"", *pruning.dropped}),
             parameters=sum(p.numel() for p in module.parameters()),
         ),
+        dtype=dtype,
         max_seq_len=program.max_seq_len,
         phases=dict(lowered.phases),
         caches=[cache_spec(cache) for cache in program.caches],

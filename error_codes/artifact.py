@@ -64,6 +64,18 @@ ARTIFACT: dict[str, tuple[str, str]] = {
         "`--per-layer` is given, but the graph has no layer with a single output.",
         "Leave out `--per-layer`.",
     ),
+    "PLAN_FAILED": (
+        "TensorRT failed while it ran a plan of the artifact.",
+        "Check the artifact on this machine with `llmc verify DIR`.",
+    ),
+    "PLAN_REFUSED": (
+        "TensorRT can't open a plan of the artifact.",
+        "Build the plan again on this machine: `llmc finalize DIR`.",
+    ),
+    "PLAN_UNFIT": (
+        "The artifact has no plan for this GPU and the installed version of TensorRT.",
+        "Build a plan on this machine: `llmc finalize DIR`.",
+    ),
     "REFERENCE_MISMATCH": (
         "The reference and the artifact have different vocabularies or tokenizers.",
         "Give the model that the artifact was compiled from, or another artifact of it.",
@@ -101,6 +113,18 @@ ARTIFACT: dict[str, tuple[str, str]] = {
 }
 
 MACHINE: dict[str, tuple[str, str]] = {
+    "CUDA_FAILED": (
+        "A call of CUDA's driver failed.",
+        "Load the artifact again. If it fails again, update NVIDIA's driver and check the GPU with `nvidia-smi`.",
+    ),
+    "CUDA_MEMORY": (
+        "The GPU has too little free memory.",
+        "Serve fewer sequences at once, end other programs on the GPU, or compile with a smaller `--max-seq-len`.",
+    ),
+    "CUDA_MISSING": (
+        "The artifact needs an NVIDIA GPU and its driver, which this machine lacks.",
+        "Use a machine with an NVIDIA GPU, or compile for another target.",
+    ),
     "DISK_FULL": ("The disk is full.", "Free some space, or write to another disk."),
     "EXTRA_MISSING": (
         "A Python module that the command needs is not installed or can't be imported.",
@@ -133,5 +157,25 @@ MACHINE: dict[str, tuple[str, str]] = {
     "TENSORRT_VERSION": (
         "The installed TensorRT is too old.",
         "Update it with the command that the message gives.",
+    ),
+    "TRT_BUILD_FAILED": (
+        "TensorRT fails to build an engine from the graph.",
+        "Compile the model for another target, or with another scheme.",
+    ),
+    "TRT_MEMORY": (
+        "The machine has too little memory or disk space to build the TensorRT engine.",
+        "Give a smaller `--max-seq-len`, quantize the weights, or use a larger machine.",
+    ),
+    "TRT_PARSE_REFUSED": (
+        "TensorRT can't read the graph: it lacks the op that the message names.",
+        "Compile the model for another target, or with another scheme.",
+    ),
+    "TRT_SM_UNSUPPORTED": (
+        "The installed TensorRT can't build engines for the given GPU.",
+        "Choose one of the compute capabilities that the message lists.",
+    ),
+    "TRT_UNSUPPORTED": (
+        "The model or the scheme needs something that TensorRT engines can't do.",
+        "Follow the message: usually a shorter `--max-seq-len`, another scheme, or another target.",
     ),
 }

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 # Code -> when it occurs, what to do.
 CHECK_FAILED: dict[str, tuple[str, str]] = {
+    "DEVICE_CHECK_FAILED": (
+        "An artifact that was compiled on another machine differs on this device from its model. It is not served.",
+        "Update the driver and the library, or compile again. `llmc verify DIR` shows all checks.",
+    ),
     "GATE_FAILED": (
         "The compiled artifact differs from the model by more than its precision explains. Nothing is written.",
         "Report the model with the whole message. It names the pass that causes the difference.",

@@ -18,7 +18,7 @@ USAGE: dict[str, tuple[str, str]] = {
     ),
     "DTYPE_SLOW": (
         "The dtype has no fast kernels on the target.",
-        "Compile with `--dtype fp32`. Use `--int8` or `--int4` for a smaller and faster artifact.",
+        "Give one of the dtypes that the message lists, or choose another `--target`.",
     ),
     "DTYPE_UNKNOWN": ("llmc can't compute in this dtype.", "Use `fp32`, `fp16` or `bf16`."),
     "ENGINE_CLOSED": ("An engine is called after its `close`.", "Load the artifact again."),

@@ -236,6 +236,17 @@ def cast(weight: Weight, dtype: torch.dtype) -> Weight:
     return weight if weight.dtype == dtype else Call(aten._to_copy.default, (weight,), {"dtype": dtype})
 
 
+def widened(weight: Weight) -> Weight:
+    """Return the same expression without its conversions to half precision, so that nothing is rounded on the way."""
+    if not isinstance(weight, Call):
+        return weight
+    if weight.target is aten._to_copy.default and weight.dtype in (torch.float16, torch.bfloat16):
+        source = widened(weight.args[0])
+        return source if source.dtype.is_floating_point else weight
+    args, kwargs = pytree.tree_map(lambda x: widened(x) if isinstance(x, Weight) else x, (weight.args, weight.kwargs))
+    return Call(weight.target, args, kwargs, weight.output)
+
+
 def fold(weight: Weight, factor: Weight | float) -> Weight:
     """Multiply the weight by a number or by a broadcastable weight."""
     overload = aten.mul.Tensor if isinstance(factor, Weight) else aten.mul.Scalar

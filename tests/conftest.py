@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from llmc.compiler.frontend.demo import cache_dir
+from llmc.runtimes.cache_folder import cache_dir
 
 # A shell that starts the tests in the background may have them ignore SIGINT, and their child processes inherit that.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

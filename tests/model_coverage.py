@@ -30,7 +30,7 @@ from zoo.tiny import UNBUILDABLE, tiny_model, tiny_model_types
 
 import llmc
 from llmc.compiler.gate.verify import verify
-from llmc.runtimes.measure.selfcheck import LIMITS
+from llmc.runtimes.engines.selfcheck import LIMITS
 
 MAX_SEQ_LEN = 64
 LIMIT = 1e-4  # for logits of order one in float32, where reordered sums differ by 1e-6

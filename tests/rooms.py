@@ -70,10 +70,11 @@ ROOMS: dict[str, Room] = {
         ("errors", "ir", "passes.base", "passes.runner", "passes.match", "passes.optimize", "passes.cache"),
     ),
     "runtimes.memory": Room("memory of this process"),
+    "runtimes.cache_folder": Room("the user's folder for downloads and results"),
     "runtimes.artifact": Room("the artifact on disk: manifest, opening, writing, hashing, versions", ("errors",)),
     "runtimes.engines": Room(
-        "the engine protocol, loading; below it one folder per engine",
-        ("errors", "runtimes.artifact"),
+        "the engine protocol, loading, the numeric check of the gate; below it one folder per engine",
+        ("errors", "runtimes.cache_folder", "runtimes.artifact"),
     ),
     "runtimes.engines.ort": Room(
         "the engine of ONNX Runtime",
@@ -81,12 +82,12 @@ ROOMS: dict[str, Room] = {
     ),
     "runtimes.engines.tensorrt": Room(
         "the engine of TensorRT",
-        ("errors", "runtimes.artifact"),
+        ("errors", "runtimes.cache_folder", "runtimes.artifact", "runtimes.cuda", "runtimes.engines"),
     ),
-    "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs"),
+    "runtimes.cuda": Room("CUDA's driver without torch: memory, streams, graphs", ("errors",)),
     "runtimes.generate": Room("sampling, stopping, tokenizer, generation, `LLM`", ("errors", "runtimes.engines")),
     "runtimes.measure": Room(
-        "bench, workloads and their traces, evaluation, layer errors, lm-eval, the self-check",
+        "bench, workloads and their traces, evaluation, layer errors, lm-eval, the check as a process",
         ("errors", "extras", "runtimes.memory", "runtimes.engines", "runtimes.generate"),
     ),
     "compiler.options": Room("options as dataclass fields, without torch", ("errors",)),
@@ -97,7 +98,7 @@ ROOMS: dict[str, Room] = {
     "compiler.phases": Room("time and memory by phase", ("runtimes.memory",)),
     "compiler.frontend": Room(
         "from a model to a captured program: sources, checkpoints, GGUF, capture",
-        ("errors", "kernels.ops", "ir", "runtimes.artifact"),
+        ("errors", "kernels.ops", "ir", "runtimes.cache_folder", "runtimes.artifact"),
     ),
     "compiler.targets": Room(
         "the target interface and the registry; below it one folder per target",
@@ -118,7 +119,14 @@ ROOMS: dict[str, Room] = {
             "compiler.targets", "compiler.targets.onnx",
         ),
     ),
-    "compiler.targets.tensorrt": Room("target trt"),
+    "compiler.targets.tensorrt": Room(
+        "target trt",
+        (
+            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "passes.optimize",
+            "passes.quantize", "runtimes.memory", "runtimes.artifact", "runtimes.engines", "runtimes.engines.tensorrt",
+            "compiler.options", "compiler.config", "compiler.targets", "compiler.targets.onnx",
+        ),
+    ),
     "compiler.recipe": Room("options from a file", ("errors", "passes.quantize", "compiler.targets")),
     "compiler.compress": Room(
         "calibration, GPTQ and other algorithms, bit allocation, pruning, `--max-kl`",
@@ -131,8 +139,8 @@ ROOMS: dict[str, Room] = {
     "compiler.gate": Room(
         "references, the gate, the bisection of passes, layer outputs",
         (
-            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "runtimes.artifact",
-            "runtimes.engines", "runtimes.measure", "compiler.frontend", "compiler.targets",
+            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "runtimes.cache_folder",
+            "runtimes.artifact", "runtimes.engines", "runtimes.measure", "compiler.frontend", "compiler.targets",
         ),
     ),
     "compiler.metadata_files": Room("configs and tokenizer", ("errors", "ir", "compiler.frontend", "compiler.targets")),
@@ -146,9 +154,9 @@ ROOMS: dict[str, Room] = {
     "compiler.build": Room(
         "writing an artifact and checking it",
         (
-            "ir", "passes.base", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.measure",
-            "compiler.config", "compiler.phases", "compiler.frontend", "compiler.targets", "compiler.compress",
-            "compiler.gate", "compiler.metadata_files", "compiler.describe",
+            "ir", "passes.base", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.engines",
+            "runtimes.measure", "compiler.config", "compiler.phases", "compiler.frontend", "compiler.targets",
+            "compiler.compress", "compiler.gate", "compiler.metadata_files", "compiler.describe",
         ),
     ),
     "compiler.trials": Room(
@@ -161,9 +169,10 @@ ROOMS: dict[str, Room] = {
     "compiler.api": Room(
         "`compile()` and `capture()` on one screen",
         (
-            "errors", "ir", "passes.runner", "passes.pipeline", "runtimes.artifact", "runtimes.measure",
-            "compiler.options", "compiler.config", "compiler.phases", "compiler.frontend", "compiler.targets",
-            "compiler.compress", "compiler.gate", "compiler.build", "compiler.trials",
+            "errors", "ir", "passes.runner", "passes.pipeline", "runtimes.cache_folder", "runtimes.artifact",
+            "runtimes.engines", "runtimes.measure", "compiler.options", "compiler.config", "compiler.phases",
+            "compiler.frontend", "compiler.targets", "compiler.compress", "compiler.gate", "compiler.build",
+            "compiler.trials",
         ),
     ),
     "compiler.inspect": Room(

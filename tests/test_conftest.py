@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llmc.compiler.frontend.demo import cache_dir
+from llmc.runtimes.cache_folder import cache_dir
 
 # Each worker waits for the other, so that both run.
 _PROBE = """

@@ -12,7 +12,7 @@ from .command import CHECK_FAILED, Verb, artifact_argument, json_option, print_j
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ...runtimes.measure.selfcheck import GateReport
+    from ...runtimes.engines.selfcheck import GateReport
 
 
 @click.command(cls=Verb, short_help="Compare an artifact with its model on this machine.")

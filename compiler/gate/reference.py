@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...errors import LlmcError
 from ...ir.nodes import value_of
 from ...ir.program import Program
-from ...runtimes.measure.selfcheck import GateReference
+from ...runtimes.engines.selfcheck import GateReference
 from ..frontend.eager import eager_logits
 from ..frontend.sources import ModelSource
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ...errors import LlmcError
+from ...runtimes.cache_folder import cache_dir
 from ...runtimes.measure.evaluate import log_softmax
 from ...runtimes.measure.windows import Window
-from ..frontend.demo import cache_dir
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

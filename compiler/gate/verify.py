@@ -14,7 +14,7 @@ from ...error_codes import make_error
 from ...errors import CheckFailedError, CompilerError
 from ...runtimes.artifact.open import open_artifact
 from ...runtimes.engines.load import load
-from ...runtimes.measure.selfcheck import Check, GateReference, GateReport, check, limits_key
+from ...runtimes.engines.selfcheck import Check, GateReference, GateReport, check, limits_key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,13 +30,17 @@ class Verdict:
     peak_rss_bytes: int
 
 
-def check_in_new_process(folder: Path) -> Verdict:
-    """Check an artifact in a fresh process, which loads it as production would: without compiler and torch.
+def check_in_new_process(folder: Path, opener: str | None = None) -> Verdict:
+    """Check an artifact in a fresh process, which loads it as production would: without torch.
+
+    Args:
+        opener: the function that opens it; see `Target.gate_opener`.
 
     Raises:
         CompilerError: GATE_BROKEN if the process dies; what the process itself refuses.
     """
-    child = [sys.executable, "-m", "llmc.runtimes.measure.selfcheck", str(folder.resolve())]
+    given = [str(folder.resolve()), *([opener] if opener else [])]
+    child = [sys.executable, "-m", "llmc.runtimes.measure.selfcheck", *given]
     # Not in the current folder: a folder called llmc there would be taken for the package.
     run = subprocess.run(child, capture_output=True, text=True, cwd=folder, env=os.environ | _import_path())
     try:
@@ -64,7 +68,7 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> G
         model: what the artifact was compiled from, to make the reference anew; by default the artifact's own is used.
     """
     folder = Path(folder)
-    engine = load(folder)
+    engine = load(folder, check_device=False)  # the same check follows, whose result is shown
     reference = GateReference.read(folder) if model is None else _new_reference(model, folder)
     return check(engine, reference)
 

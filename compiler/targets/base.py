@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ...errors import LlmcError, UsageError
 from ...passes.quantize.schemes import Grid, Scheme
+from ...runtimes.artifact.manifest import DtypeName
 from ..config import CompileConfig
 from ..options import invalid
 
@@ -61,10 +62,10 @@ class KernelFacts:
     """Limits and preferences of a target's kernels.
 
     Attributes:
-        dtypes: dtypes that its kernels compute in.
+        dtypes: dtypes that its kernels compute in, the default first.
         schemes: quantization schemes by name, with the grids that suit its kernels.
         stored: the scheme for codes that a quantized checkpoint brings.
-        cache_kinds: "ring" and "static", as far as it has them.
+        cache_kinds: "ring" and "static", as far as it has them, the default first.
         cache_codes: formats of 8-bit KV caches.
         promotion: what sensitive 4-bit weights become; None if there is nothing better than 4 bits.
         packages: modules that compiling ("compile") and running ("run") need beside torch and transformers.
@@ -108,12 +109,15 @@ class Target(ABC):
         summary: one line for `--help` and `llmc doctor`.
         options: dataclass of the options that only this target has, declared with `compiler.options.option`.
         facts: what its kernels can run.
+        gate_opener: the function, as `module:name`, that opens an artifact for the gate while it is compiled, where the
+            engine may not run on the compiling machine; None: its engine.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[type]
     facts: ClassVar[KernelFacts]
+    gate_opener: ClassVar[str | None] = None
 
     def options_of(self, config: CompileConfig) -> Any:
         """Return this target's own options in a config."""
@@ -122,6 +126,15 @@ class Target(ABC):
             kind = type(given).__name__
             raise invalid(f"target_options is a {kind}", f"Target {self.name} takes {self.options.__name__}.")
         return self.options() if given is None else given
+
+    def dtype(self, config: CompileConfig) -> DtypeName:
+        """Return the dtype to compute in."""
+        chosen = config.dtype or self.facts.dtypes[0]
+        return cast(DtypeName, chosen)
+
+    def cache_kind(self, config: CompileConfig) -> str:
+        """Return the kind of KV cache."""
+        return config.kv_cache or self.facts.cache_kinds[0]
 
     def scheme(self, config: CompileConfig) -> Scheme | None:
         """Return how weights are quantized; None if they stay."""
@@ -137,20 +150,18 @@ class Target(ABC):
             UsageError: DTYPE_SLOW, SCHEME_INVALID or CONFIG_INVALID.
         """
         facts = self.facts
-        if config.dtype not in facts.dtypes:
+        if (dtype := self.dtype(config)) not in facts.dtypes:
             raise UsageError(
                 "DTYPE_SLOW",
-                f"Target {self.name} has no kernels that compute in {config.dtype}.",
-                f"Set `dtype` to one of {', '.join(facts.dtypes)}; a quantized model is smaller and faster than fp16.",
+                f"Target {self.name} has no kernels that compute in {dtype}.",
+                f"Set `dtype` to one of {', '.join(facts.dtypes)}.",
             )
         if config.quantize is not None and config.quantize not in facts.schemes:
             raise invalid(
                 f"Target {self.name} can't run `quantize` {config.quantize}", _one_of("quantize", facts.schemes)
             )
-        if config.kv_cache not in facts.cache_kinds:
-            raise invalid(
-                f"Target {self.name} has no {config.kv_cache} `kv_cache`", _one_of("kv_cache", facts.cache_kinds)
-            )
+        if (kind := self.cache_kind(config)) not in facts.cache_kinds:
+            raise invalid(f"Target {self.name} has no {kind} `kv_cache`", _one_of("kv_cache", facts.cache_kinds))
         if config.cache_codes is not None and config.cache_codes not in facts.cache_codes:
             raise invalid(
                 f"Target {self.name} has no `kv_cache_dtype` {config.cache_codes}",

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from ...ir.nodes import value_of
 from ...ir.program import Program
 from ...ir.stages import Stage
-from ...ir.weights import Call, Weight, constant, fold
+from ...ir.weights import Call, Weight, cast, constant, fold, widened
 from ...kernels.ops import add_rms_norm, embedding, gated_act, layer_norm, linear, rms_norm
 from ..base import Fuel, Pass, PassResult, miss
 from ..queries import arguments, is_call, is_op
@@ -106,15 +106,15 @@ def move(program: Program, place: ScaleSite, scales: Tensor) -> None:
     """Divide a site's value by scales and multiply the weights of its linears by them."""
     factor = constant(scales, f"{place.weights[0]}.channels")
     for name in place.weights:
-        program.weights[name] = fold(program.weights[name], factor)
+        weight = program.weights[name]
+        program.weights[name] = cast(fold(widened(weight), factor), weight.dtype)
     for name, start in place.divided:
         program.weights[name] = divide_channels(program.weights[name], scales, start)
     if place.table is not None:
         lookup = place.table
         with program.graph.inserting_after(lookup):
-            back = program.add_weight(
-                f"{place.weights[0]}.back", constant(1 / scales, f"{place.weights[0]}.back"), like=lookup
-            )
+            reciprocals = constant((1 / scales).to(value_of(lookup).dtype), f"{place.weights[0]}.back")
+            back = program.add_weight(f"{place.weights[0]}.back", reciprocals, like=lookup)
             rescaled = program.call(aten.mul.Tensor, lookup, back, like=lookup)
         lookup.replace_all_uses_with(rescaled, delete_user_cb=lambda user: user is not rescaled)
 
@@ -127,7 +127,8 @@ def divide_channels(weight: Weight, scales: Tensor, start: int) -> Weight:
     """
     factors = torch.ones(weight.shape[0])
     factors[start : start + len(scales)] = 1 / scales
-    return Call(aten.mul.Tensor, (weight, constant(factors.view(-1, *[1] * (len(weight.shape) - 1)), "channels")))
+    factor = constant(factors.view(-1, *[1] * (len(weight.shape) - 1)), "channels")
+    return cast(Call(aten.mul.Tensor, (widened(weight), factor)), weight.dtype)
 
 
 def _norm_weights(program: Program, value: Any) -> tuple[tuple[str, int], ...] | None:

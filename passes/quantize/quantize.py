@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
@@ -11,7 +11,7 @@ from ...ir.nodes import set_quantized_from, value_of
 from ...ir.program import Program
 from ...ir.stages import Stage
 from ...ir.stored import stored_codes
-from ...ir.weights import Call, Weight
+from ...ir.weights import Call, Weight, cast, widened
 from ...kernels.ops import embedding, linear, quant_embedding, quant_linear, round_weight
 from ...kernels.ops.quantized import dequantize
 from ..base import Fuel, Numerics, Pass, PassResult, miss
@@ -82,7 +82,11 @@ class Quantize(Pass):
             if choice.grid is None:
                 misses.append(miss(choice.why, node))
                 continue
-            quantized = self.calibrated.get(name) or round_to_nearest(program.weights[name], choice)
+            weight = program.weights[name]
+            quantized = self.calibrated.get(name) or round_to_nearest(widened(weight), choice)
+            if any(is_op(user, embedding) for user in node.args[1].users):  # type: ignore[union-attr]
+                # An embedding has the dtype of its scales.
+                quantized = replace(quantized, scales=cast(quantized.scales, weight.dtype))
             self._apply(program, node, name, choice, quantized)
             matches += 1
             fuel.burn()

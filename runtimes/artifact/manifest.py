@@ -23,6 +23,9 @@ _ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 # Caches of one sequence may not be larger than this: a manifest must not make a runtime allocate without bounds.
 _MOST_CACHE_BYTES = 1 << 40
 
+DtypeName = Literal["fp32", "fp16", "bf16"]
+"""A dtype to compute in."""
+
 T = TypeVar("T")
 
 
@@ -180,16 +183,33 @@ class FileSpec:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """Where the gate compared an artifact with its model. Without reference logits in the artifact, it did nowhere.
+
+    Attributes:
+        here: what the gate ran on the compiling machine. "engine": the artifact's own engine. "graph": its graph in
+            another runtime, because the engine can't run there.
+        on_device: what `load` still has to run on each device before the first answer. "gate": the gate's check, with
+            the engine.
+    """
+
+    here: Literal["engine", "graph"] = "engine"
+    on_device: Literal["nothing", "gate"] = "nothing"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contract between the compiler and the runtimes.
 
     It holds no time and no path of a machine: the same inputs give the same artifact.
 
     Attributes:
+        dtype: what its graphs compute in.
         phases: the graphs by name, and how many tokens per call each serves; "step" serves single tokens.
         section: what only the target's engine reads; see `read_section`.
         requires: range of versions by module, such as `>=1.30,<2`.
         files: by name, with forward slashes; empty until the artifact is written.
+        verified: where the gate compared it with the model.
     """
 
     format: int
@@ -204,11 +224,13 @@ class Manifest:
     built_with: dict[str, str]
     requires: dict[str, str]
     files: dict[str, FileSpec] = field(default_factory=dict)
+    dtype: Literal["fp32", "fp16", "bf16"] = left_out("fp32")
+    verified: Verified = left_out(Verified())  # noqa: RUF009 (it makes a field)
 
     @property
     def precision(self) -> str:
-        """The precision of the weights: "fp32" if they are not quantized."""
-        return self.quantization.precision if self.quantization else "fp32"
+        """The precision of the weights: that of the dtype if they are not quantized."""
+        return self.quantization.precision if self.quantization else self.dtype
 
     @property
     def cache_codes(self) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import LlmcError
 from ..artifact.open import open_artifact
 from .base import Engine
+from .device_check import check_on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,17 +19,33 @@ if TYPE_CHECKING:
 _GROUP = "llmc.engines"
 
 
-def load(path: str | Path, *, threads: int | None = None, slots: int = 1, check_files: bool = True) -> Engine:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    slots: int = 1,
+    check_files: bool = True,
+    check_device: bool = True,
+) -> Engine:
     """Open an artifact. If it doesn't fit this machine, it is refused before anything is run.
 
     Args:
         threads: how many to compute with; by default one per physical core.
         slots: how many sequences to make room for; `Engine.open_slots` changes it.
         check_files: compare every file with its checksum.
+        check_device: compare the engine with the model once on each device, if the artifact was compiled on a machine
+            that couldn't run it.
     """
     folder = Path(path)
     manifest = open_artifact(folder, check_files)
-    return find_engine(manifest.target)(folder, manifest, threads=threads, slots=slots)
+    engine: Engine = find_engine(manifest.target)(folder, manifest, threads=threads, slots=slots)
+    if check_device:
+        try:
+            check_on_device(engine, folder, manifest)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
 def find_engine(target: str) -> Callable[..., Any]:

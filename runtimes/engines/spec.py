@@ -16,6 +16,8 @@ class EngineSpec:
         threads: threads that it computes with; None if it doesn't compute on a CPU.
         rollback: how many positions a slot can go back, from the furthest that it has held since it last began at 0;
             None: any number.
+        platform: what the numbers may depend on besides the artifact: the device, its driver and the library, each with
+            its version. Empty if that doesn't matter.
         ragged: True if one run of the graph serves sequences with different numbers of new tokens.
     """
 
@@ -25,3 +27,4 @@ class EngineSpec:
     threads: int | None = None
     rollback: int | None = None
     ragged: bool = False
+    platform: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ from llmc.passes.quantize.schemes import Grid, Override
 from llmc.passes.queries import is_op
 from llmc.runtimes.artifact.open import open_artifact
 from llmc.runtimes.engines.ort.section import read_section
-from llmc.runtimes.measure.selfcheck import GateReference, limits_key
+from llmc.runtimes.engines.selfcheck import GateReference, limits_key
 
 # fp32, weights on 8 and 4 bits, activations and caches too; both tables; rings, slopes, learned positions.
 MADE: list[tuple[str, dict[str, Any]]] = [

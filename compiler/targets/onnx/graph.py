@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -25,7 +26,7 @@ IR_VERSION = 11
 OPSET = 24
 # Written into every graph. Increased only when the lowering changes, so that releases with the same lowering write the
 # same bytes.
-LOWERING_VERSION = "0.1.0"
+LOWERING_VERSION = "0.2.0"
 
 ELEMENT = {
     torch.float64: TensorProto.DOUBLE,
@@ -47,6 +48,13 @@ def element(dtype: torch.dtype) -> int:
     if dtype not in ELEMENT:
         raise LlmcError("ONNX_DTYPE", f"ONNX has no element type for {dtype}.", "Compile with --dtype fp32.")
     return ELEMENT[dtype]
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as an array, also one of bfloat16, which torch can't convert."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 class Value(str):
@@ -129,8 +137,8 @@ class OnnxGraph:
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Value:
         """Return a small value that the graph itself stores; equal values share it."""
         tensor = torch.as_tensor(value, dtype=dtype)
-        array = tensor.numpy()
-        key = (array.dtype.str, array.shape, array.tobytes())
+        array = to_numpy(tensor)
+        key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
             name = self._constants[key] = self._name("const", scoped=False)
             self.initializers[name] = onnx.numpy_helper.from_array(np.asarray(array), name)

@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx
 
 from ....errors import LlmcError
+from ....ir.caches import Cache
 from ....ir.nodes import known_value, value_of
 from ....ir.program import Program, layer_of, op_name, where
 from ....ir.weights import Weight
@@ -28,7 +29,7 @@ Entry = Callable[..., Any]
 Table = dict[str, Entry]
 
 BATCH, LENGTH, TOTAL = "batch_size", "sequence_length", "total_sequence_length"
-PAST, PRESENT = "past_sequence_length", "present_sequence_length"
+PAST, PRESENT, ROWS = "past_sequence_length", "present_sequence_length", "rows"
 # Up to this many int64 values are stored in the graph itself, where shape inference can read them.
 SMALL = 1024
 
@@ -190,37 +191,51 @@ class Lowering(OnnxGraph):
         tokens, starts, wanted = self.program.tokens, self.program.starts, self.program.wanted
         self._values[tokens] = self.input("input_ids", torch.int64, [BATCH, LENGTH])
         self._values[tokens].shape = tuple(value_of(tokens).shape)
-        mask = self.input("attention_mask", torch.int64, [BATCH, TOTAL])
         self._length = Value(self.op("Shape", "input_ids", start=1, end=2), torch.int64, (1,))
         self.memo["length", str(value_of(tokens).shape[1])] = self._length
-        held = self.op("ReduceSum", mask, self.constant([1]), keepdims=0)
-        self.held = Value(held, torch.int64, value_of(tokens).shape[:1])
-        self.total = Value(self.op("Shape", "attention_mask", start=1, end=2), torch.int64, (1,))
-        self.starts = Value(self.op("Sub", held, self._length), torch.int64, value_of(tokens).shape[:1])
+        self._make_starts(value_of(tokens).shape[:1])
         self._values[starts] = self.starts
         if wanted is not None:
-            # The default returns the logits of the last token, for callers that do not set this input.
-            indices = self._values[wanted] = self.input("rows", torch.int64, ["rows"])
-            self.initializers["rows"] = numpy_helper.from_array(np.array([-1]), "rows")
-            indices.shape = tuple(value_of(wanted).shape)
+            self._make_rows()
+            self._values[wanted] = Value("rows", torch.int64, tuple(value_of(wanted).shape))
         for i, cache in enumerate(self.program.caches):
             for part in cache.tensors:
                 (node,) = self.program.graph.find_nodes(op="placeholder", target=part.name)
-                shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PAST, part.width]
+                shape: list[int | str] = [BATCH, cache.heads, self._cache_length(cache, PAST), part.width]
                 value = self.input(past_name(i, part.role), stored_as(part.dtype), shape)
                 self._values[node] = Value(value, part.dtype, value_of(node).shape)
+
+    def _make_starts(self, shape: Sequence[Any]) -> None:
+        """Set `starts`, and what else follows from the mask of positions that count after the call."""
+        mask = self.input("attention_mask", torch.int64, [BATCH, TOTAL])
+        self.held = Value(self.op("ReduceSum", mask, self.constant([1]), keepdims=0), torch.int64, shape)
+        self.total = Value(self.op("Shape", "attention_mask", start=1, end=2), torch.int64, (1,))
+        self.starts = Value(self.op("Sub", self.held, self._length), torch.int64, shape)
+
+    def _make_rows(self) -> None:
+        self.input("rows", torch.int64, [ROWS])
+        # The default returns the logits of the last token, for callers that do not set this input.
+        self.initializers["rows"] = numpy_helper.from_array(np.array([-1]), "rows")
+
+    def _cache_length(self, cache: Cache, name: str) -> int | str:
+        """Return the declared length of a cache: a number, or a name for any."""
+        return cache.length if cache.ring else name
 
     def _make_outputs(self) -> None:
         (end,) = self.program.graph.find_nodes(op="output")
         logits, *caches = end.args[0]
-        # The declared length is 1, as by the default of "rows": by it, onnxruntime-genai knows that the graph returns
-        # the logits of the last token only.
-        length = 1 if "rows" in self.initializers else LENGTH
-        self.output(self._values[logits], "logits", torch.float32, [BATCH, length, value_of(logits).shape[2]])
+        logits_in_float = self.cast(self._values[logits], torch.float32)
+        self.output(logits_in_float, "logits", torch.float32, [BATCH, self._rows(), value_of(logits).shape[2]])
         parts = ((i, cache, part) for i, cache in enumerate(self.program.caches) for part in cache.tensors)
         for node, (i, cache, part) in zip(caches, parts, strict=True):
-            shape: list[int | str] = [BATCH, cache.heads, cache.length if cache.ring else PRESENT, part.width]
+            shape: list[int | str] = [BATCH, cache.heads, self._cache_length(cache, PRESENT), part.width]
             self.output(self._values[node], present_name(i, part.role), stored_as(part.dtype), shape)
+
+    def _rows(self) -> int | str:
+        """Return the declared number of tokens of a sequence whose logits the graph returns."""
+        # The declared length is 1, as by the default of "rows": by it, onnxruntime-genai knows that the graph returns
+        # the logits of the last token only.
+        return 1 if "rows" in self.initializers else LENGTH
 
     def _lower(self, node: fx.Node) -> None:
         self.node, self.scope = node, where(node) or layer_of(node)

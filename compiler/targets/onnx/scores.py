@@ -52,21 +52,24 @@ def weigh(
     softcap: float | None,
     sinks: Value | None,
     slopes: Value | None,
+    fuses_softcap: bool = True,
 ) -> str:
     """Weigh the values by the softmax of the scores.
 
     Args:
         at: the position of each key, from `key_positions`.
+        fuses_softcap: the runtime has an Attention that caps scores.
     """
     mask = _mask(g, at, window, chunk)
-    if slopes is not None or sinks is not None:
-        mask = _bias(g, mask)
+    is_composed = sinks is not None or (softcap is not None and not fuses_softcap)
+    if slopes is not None or is_composed:
+        mask = _bias(g, mask, q.dtype)
     if slopes is not None:
-        mask = g.op("Add", mask, _alibi(g, at, slopes))
-    if sinks is None:
-        # ONNX's Attention applies softcap before the mask, as the meaning of the op does.
-        return g.op("Attention", q, keys, values, mask, scale=scale, softcap=softcap)
-    return _with_sinks(g, q, keys, values, kv_heads, mask, scale, softcap, sinks)
+        mask = g.op("Add", mask, _alibi(g, at, slopes, q.dtype))
+    if is_composed:
+        return _composed(g, q, keys, values, kv_heads, mask, scale, softcap, sinks)
+    # ONNX's Attention applies softcap before the mask, as the meaning of the op does.
+    return g.op("Attention", q, keys, values, mask, scale=scale, softcap=softcap)
 
 
 def _update(g: Lowering, k: Value, v: Value, k_cache: Value, v_cache: Value, ring: bool) -> tuple[str, str, str, str]:
@@ -145,27 +148,27 @@ def _mask(g: Lowering, keys: str, window: int | None, chunk: int | None) -> str:
     return g.memo[key]
 
 
-def _bias(g: Lowering, mask: str) -> str:
+def _bias(g: Lowering, mask: str, dtype: torch.dtype) -> str:
     """Convert a bool mask to a bias that is added to the scores."""
-    key = ("bias", mask)
+    key = ("bias", mask, dtype)
     if key not in g.memo:
-        zero, lowest = g.constant(0.0, torch.float32), g.constant(torch.finfo(torch.float32).min, torch.float32)
+        zero, lowest = g.constant(0.0, dtype), g.constant(torch.finfo(dtype).min, dtype)
         g.memo[key] = g.op("Where", mask, zero, lowest)
     return g.memo[key]
 
 
-def _alibi(g: Lowering, keys: str, slopes: Value) -> str:
+def _alibi(g: Lowering, keys: str, slopes: Value, dtype: torch.dtype) -> str:
     """Return slope * (key - query), [B, H, S, T]."""
-    key = ("alibi", keys, str(slopes))
+    key = ("alibi", keys, str(slopes), dtype)
     if key not in g.memo:
         queries = g.op("Unsqueeze", g.positions(), g.constant([2]))
         distance = g.cast(g.op("Unsqueeze", g.op("Sub", keys, queries), g.constant([1])), torch.float32)
         by_head = g.op("Reshape", g.cast(slopes, torch.float32), g.constant([-1, 1, 1]))
-        g.memo[key] = g.op("Mul", distance, by_head)
+        g.memo[key] = g.cast(Value(g.op("Mul", distance, by_head), torch.float32), dtype)
     return g.memo[key]
 
 
-def _with_sinks(
+def _composed(
     g: Lowering,
     q: Value,
     keys: str,
@@ -174,25 +177,31 @@ def _with_sinks(
     mask: str,
     scale: float,
     softcap: float | None,
-    sinks: Value,
+    sinks: Value | None,
 ) -> str:
-    """Write attention with sinks in basic ops, because ONNX's Attention has no sinks."""
+    """Write attention in basic ops: ONNX's Attention has no sinks."""
     heads, dim = q.shape[1], q.shape[3]
     heads_per_kv = heads // kv_heads
-    stacked = g.op("Reshape", q, g.constant([0, kv_heads, -1, dim]))  # the queries of all heads that share a kv head
+    scaled = g.op("Mul", q, g.constant(scale, q.dtype))  # before the product, which could exceed the range of fp16
+    stacked = g.op(
+        "Reshape", scaled, g.constant([0, kv_heads, -1, dim])
+    )  # the queries of all heads that share a kv head
     scores = g.op("MatMul", stacked, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
     length = g.op("Shape", q, start=2, end=3)
     by_head = g.op("Concat", g.constant([0, heads]), length, g.constant([-1]), axis=0)
-    scores = g.op("Mul", g.op("Reshape", scores, by_head), g.constant(scale, q.dtype))
+    scores = g.op("Reshape", scores, by_head)
     if softcap is not None:
         cap = g.constant(softcap, q.dtype)
         scores = g.op("Mul", g.op("Tanh", g.op("Div", scores, cap)), cap)
     scores = g.op("Add", scores, mask)
-    batch = g.op("Shape", q, start=0, end=1)
-    sink_shape = g.op("Concat", batch, g.constant([heads]), length, g.constant([1]), axis=0)
-    sink = g.op("Expand", g.op("Reshape", sinks, g.constant([1, heads, 1, 1])), sink_shape)
-    weights = g.op("Softmax", g.op("Concat", scores, sink, axis=3), axis=3)
-    weights = g.op("Slice", weights, g.constant([0]), g.constant([-1]), g.constant([3]))
+    if sinks is not None:
+        batch = g.op("Shape", q, start=0, end=1)
+        sink_shape = g.op("Concat", batch, g.constant([heads]), length, g.constant([1]), axis=0)
+        by_query = g.op("Reshape", g.cast(sinks, q.dtype), g.constant([1, heads, 1, 1]))
+        scores = g.op("Concat", scores, g.op("Expand", by_query, sink_shape), axis=3)
+    weights = g.op("Softmax", scores, axis=3)
+    if sinks is not None:
+        weights = g.op("Slice", weights, g.constant([0]), g.constant([-1]), g.constant([3]))
     stacked_shape = g.op(
         "Concat", g.constant([0, kv_heads]), g.op("Mul", length, g.constant([heads_per_kv])), g.constant([-1]), axis=0
     )

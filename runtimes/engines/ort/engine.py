@@ -15,11 +15,11 @@ from ..base import KernelTime
 from ..batch import Batch, check_slots
 from ..cores import physical_cores
 from ..logits import HostLogits
+from ..runs import Run, plan_runs
 from ..spec import EngineSpec
 from .caches import Cache, resized
 from .graph import GraphSession
 from .profile import kernel_times
-from .runs import Run, plan_runs
 from .section import GraphFile, read_section
 
 # The most tokens of a sequence in one run. Attention computes the scores of all pairs of a run, also of masked ones,

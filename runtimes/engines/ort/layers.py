@@ -12,9 +12,9 @@ import onnxruntime as ort
 
 from ...artifact.manifest import Manifest
 from ..batch import Batch
+from ..runs import Run
 from .engine import OrtEngine
 from .graph import GraphSession
-from .runs import Run
 from .section import GraphFile
 
 

@@ -16,8 +16,9 @@ from typing import Literal
 from ...artifact.manifest import Manifest, invalid_manifest
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
-# The profiles of a plan, in their order.
 PREFILL, DECODE = "prefill", "decode"
+PROFILES = (PREFILL, DECODE)
+"""The profiles of a plan, in their order. A manifest sorts its keys, so the order of `profiles` there says nothing."""
 
 Library = Literal["tensorrt_rtx", "tensorrt"]
 """The module that builds and runs a plan: TensorRT for RTX, or TensorRT for data centres."""
@@ -58,7 +59,7 @@ class TensorRtSection:
     """The neutral artifact and the plans built from it.
 
     Attributes:
-        profiles: by name, in the order of the plans' profiles.
+        profiles: by name. In a plan, PREFILL is profile 0 and DECODE is profile 1.
     """
 
     graph: str

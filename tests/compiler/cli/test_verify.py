@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from progress_lines import phases, rest
 
 from llmc.compiler.cli.main import main
-from llmc.runtimes.measure.selfcheck import Check, GateReport
+from llmc.runtimes.engines.selfcheck import Check, GateReport
 
 GOOD, BAD = Check("prefill: error", 1.25e-6, 1e-4), Check("decode: flips", 0.5, 0.01)
 

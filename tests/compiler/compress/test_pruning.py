@@ -17,7 +17,6 @@ from llmc import LlmcError
 from llmc.compiler.compress import pruning
 from llmc.compiler.compress.cache import CalibrationCache
 from llmc.compiler.compress.quantization import quantize
-from llmc.compiler.frontend.demo import cache_dir
 from llmc.compiler.frontend.sources import find_source
 from llmc.compiler.gate.verify import verify
 from llmc.compiler.targets.onnx.standard import STANDARD
@@ -26,7 +25,8 @@ from llmc.compiler.targets.registry import find_target, make_config
 from llmc.ir.stages import Stage
 from llmc.passes.quantize.quantize import round_to_nearest
 from llmc.runtimes.artifact.manifest import DroppedLayers, PrunedWeights, PruningSpec
-from llmc.runtimes.measure.selfcheck import LIMITS, GateReference
+from llmc.runtimes.cache_folder import cache_dir
+from llmc.runtimes.engines.selfcheck import LIMITS, GateReference
 from llmc.runtimes.measure.texts import read_text
 
 TEXT = "the sea is blue, and so is the sky. " * 40

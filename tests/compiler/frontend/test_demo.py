@@ -125,16 +125,6 @@ def test_concurrent_callers_get_the_same_file(index: Path) -> None:
     assert cached_names() == [first.name]
 
 
-def test_environment_variables_choose_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMC_CACHE", "/a")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert demo.cache_dir() == Path("/a")
-    monkeypatch.delenv("LLMC_CACHE")
-    assert demo.cache_dir() == Path("/b/llmc")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert demo.cache_dir() == Path.home() / ".cache" / "llmc"
-
-
 def test_the_real_demo_is_the_pinned_file() -> None:
     path = demo.demo_path()
     with path.open("rb") as file:

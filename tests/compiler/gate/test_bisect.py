@@ -32,7 +32,7 @@ from llmc.passes.quantize.quantize import Quantize
 from llmc.passes.quantize.quantize_activations import QuantizeActivations, QuantizeInKernels
 from llmc.passes.queries import is_call, is_op
 from llmc.passes.runner import Runner
-from llmc.runtimes.measure.selfcheck import limits_key
+from llmc.runtimes.engines.selfcheck import limits_key
 
 TOKENS = inputs(2, 9)[0]
 

@@ -17,8 +17,8 @@ from llmc.compiler.gate.bisect import FaultyPass
 from llmc.compiler.gate.reference import PROMPTS, STEPS, TEXT
 from llmc.compiler.gate.verify import check_in_new_process, gate_failed, verify
 from llmc.errors import CheckFailedError
+from llmc.runtimes.engines.selfcheck import Check, GateReference, GateReport
 from llmc.runtimes.generate.tokenizer import Tokenizer
-from llmc.runtimes.measure.selfcheck import Check, GateReference, GateReport
 
 
 def test_the_reference_is_the_model_on_english() -> None:

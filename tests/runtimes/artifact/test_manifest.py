@@ -21,6 +21,7 @@ from llmc.runtimes.artifact.manifest import (
     Phase,
     PrunedWeights,
     PruningSpec,
+    Verified,
 )
 
 WHOLE = replace(manifest(), files={"model.onnx": FileSpec("0" * 64, 5), "a/b": FileSpec("1" * 64, 0)})
@@ -42,6 +43,16 @@ def test_all_that_is_optional_there_and_back() -> None:
     for one in (full, plain, replace(full, pruning=PruningSpec())):
         assert Manifest.from_json(one.to_json()) == one
     assert (full.precision, plain.precision) == ("int8", "fp32")
+
+
+def test_where_it_was_verified_is_left_out_if_that_was_its_engine_here() -> None:
+    assert b'"verified"' not in WHOLE.to_json() and Manifest.from_json(WHOLE.to_json()).verified == Verified()
+    elsewhere = replace(WHOLE, verified=Verified("graph", "gate"))
+    assert Manifest.from_json(elsewhere.to_json()) == elsewhere
+    document = json.loads(elsewhere.to_json())
+    for wrong in ({"here": "graph"}, {"here": "graph", "on_device": "perhaps"}, "graph", None):
+        with pytest.raises(LlmcError, match="ARTIFACT_INVALID"):
+            Manifest.from_json(json.dumps(document | {"verified": wrong}).encode())
 
 
 def test_the_order_of_making_leaves_no_trace() -> None:

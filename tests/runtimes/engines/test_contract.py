@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ import pytest
 from compiled import artifact
 from engine_contract import CLAUSES, LENGTH, Clause, Subject
 from fake_engines import ToyEngine, hashed
+from fake_tensorrt import FakeTensorRt
+from mock_cuda import MockDriver
+from neutral import VOCAB, copy_with_plan, write_neutral
 from zoo.tiny import tiny_model
 
 import llmc
@@ -27,10 +30,13 @@ from llmc.runtimes.engines.batch import Batch
 from llmc.runtimes.engines.logits import HostLogits
 from llmc.runtimes.engines.ort.engine import OrtEngine
 from llmc.runtimes.engines.ort.graph import GraphSession
+from llmc.runtimes.engines.tensorrt.engine import TensorRtEngine
+from llmc.runtimes.engines.tensorrt.profile import ProfileRunner
+from llmc.runtimes.engines.tensorrt.section import Library, Plan, Profile
 
-# Another order of sums; keys that it moves across the middle between two codes, or inputs of a kernel; inputs that one
-# graph quantizes by token and the other by group. Another sequence or position is off by more than 1.
-EXACT, CODES, INPUTS = 1e-5, 0.03, 0.25
+# Another order of sums; the same in fp16; keys that it moves across the middle between two codes, or a kernel's inputs,
+# and inputs that one graph quantizes by token and the other by group. Another sequence or position is off by over 1.
+EXACT, HALF, CODES, INPUTS = 1e-5, 5e-3, 0.03, 0.25
 # Model, options, tolerance. All kernels, caches of all kinds; most layers of gemma3_text keep a window of 6.
 ARTIFACTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "contrib": ("speaking", {}, EXACT),
@@ -82,27 +88,72 @@ def of_artifact(kind: str) -> Subject:
 
 
 @contextmanager
-def break_graph(error: BaseException) -> Iterator[None]:
+def break_graph(error: BaseException, kind: type[Any] = GraphSession) -> Iterator[None]:
     """Let the second run of a graph be its last: it has written into the caches."""
-    calls, run = iter([False, True]), GraphSession.run
+    calls, run = iter([False, True]), kind.run
 
-    def breaks(self: GraphSession, *arguments: Any) -> np.ndarray:
+    def breaks(self: Any, *arguments: Any) -> np.ndarray:
         logits = run(self, *arguments)
         if next(calls, True):
             raise error
         return logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GraphSession, "run", breaks)
+        patch.setattr(kind, "run", breaks)
         yield
+
+
+# The library, the profiles, and the positions of a slot. With 61, slots have gaps between them.
+PLANS: dict[str, tuple[Library, Profile, Profile, int]] = {
+    "tensorrt": ("tensorrt", Profile(1, 32), Profile(4, 1), 64),
+    "tensorrt, small profiles": ("tensorrt", Profile(1, 16), Profile(2, 1), 64),
+    "tensorrt, slots with gaps": ("tensorrt", Profile(1, 32), Profile(4, 1), 61),
+    "tensorrt for rtx": ("tensorrt_rtx", Profile(1, 40), Profile(8, 1), 64),
+}
+
+
+def of_plan(kind: str, folder: Path) -> Subject:
+    """A plan that ONNX Runtime computes, over a driver whose device memory is host memory."""
+    library, prefill, decode, length = PLANS[kind]
+    driver = MockDriver()
+    fake = FakeTensorRt(driver, library)
+    plan = Plan("engine.plan", library, fake.version, ["8.0", driver.device.sm], "engine.json")
+    profiles = {"prefill": prefill, "decode": decode}
+    manifest = write_neutral(folder / "out", length=length, plans=[plan], profiles=profiles)
+    engine = TensorRtEngine(folder / "out", manifest, driver=driver, find=fake.find)
+    batches = decode.batch >= 4 and length % 8 == 0
+    return Subject(engine, tokens(VOCAB), HALF, break_plan, batches_steps=batches)
+
+
+# Compiled for target "trt".
+NEUTRAL: dict[str, tuple[str, dict[str, Any], float]] = {
+    "tensorrt, compiled": ("speaking", {}, HALF),
+}
+
+
+def of_compiled_plan(kind: str, folder: Path) -> Subject:
+    model, options, tolerance = NEUTRAL[kind]
+    driver = MockDriver()
+    fake = FakeTensorRt(driver)
+    manifest = copy_with_plan(artifact(model, target="trt", engine=False, **options), folder / "out")
+    engine = TensorRtEngine(folder / "out", manifest, driver=driver, find=fake.find)
+    return Subject(engine, tokens(72), tolerance, break_plan)
+
+
+def break_plan(error: BaseException) -> AbstractContextManager[None]:
+    return break_graph(error, ProfileRunner)
 
 
 TOYS = {"toy": None, "toy with rings": 1, "toy with slack": 4}
 
 
-@pytest.fixture(scope="module", params=[*TOYS, *ARTIFACTS])
-def subject(request: pytest.FixtureRequest) -> Subject:
+@pytest.fixture(scope="module", params=[*TOYS, *ARTIFACTS, *PLANS, *NEUTRAL])
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     kind = request.param
+    if kind in PLANS:
+        return of_plan(kind, tmp_path_factory.mktemp("plan"))
+    if kind in NEUTRAL:
+        return of_compiled_plan(kind, tmp_path_factory.mktemp("plan"))
     return toy(rollback=TOYS[kind]) if kind in TOYS else of_artifact(kind)
 
 
@@ -111,9 +162,10 @@ def test_the_contract(subject: Subject, clause: Clause) -> None:
     clause(subject)
 
 
-def test_closing() -> None:
+def test_closing(tmp_path: Path) -> None:
     contract.closing(toy())
     contract.closing(of_artifact("contrib"))
+    contract.closing(of_plan("tensorrt", tmp_path))
 
 
 # Each clause sees a fault ---------------------------------------------------------------------------------------------

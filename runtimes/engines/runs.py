@@ -1,4 +1,4 @@
-"""Split a batch into the session runs that compute it."""
+"""Split a batch into the graph runs that compute it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..batch import Batch
+from .batch import Batch
 
 
 @dataclass(frozen=True)
 class Run:
-    """New tokens that one session run computes: equally many of each of its sequences, or a row with a piece.
+    """New tokens that one graph run computes: equally many of each of its sequences, or a row with a piece.
 
     Attributes:
         tokens: int64 [B, S], the indices of the tokens in the batch. With a piece [1, N]: one token of each sequence,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmc.runtimes.engines.batch import Batch, NewTokens, Wanted
-from llmc.runtimes.engines.ort.runs import plan_runs
+from llmc.runtimes.engines.runs import plan_runs
 
 Shape = tuple[tuple[int, ...], int, list[int], tuple[int, int] | None]
 

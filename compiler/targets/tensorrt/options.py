@@ -1,0 +1,52 @@
+"""Options that only target "trt" has."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...options import check_options, invalid, option
+
+_SECTION = "Target trt"
+
+
+@dataclass(frozen=True)
+class TensorRtOptions:
+    """The engines that are built from the neutral artifact."""
+
+    sm: str = option(
+        "8.9",
+        "Compute capabilities of the GPUs to build an engine for, such as 8.9,12.0.",
+        metavar="LIST",
+        section=_SECTION,
+    )
+    library: str | None = option(
+        None,
+        "The library that builds and runs the engine: TensorRT for RTX, or TensorRT for data centres.",
+        choices=("tensorrt_rtx", "tensorrt"),
+        default_text="the one that is installed",
+        section=_SECTION,
+    )
+    max_batch_size: int = option(
+        8, "The most sequences of a decode step.", metavar="N", at_least=2, at_most=1024, section=_SECTION
+    )
+    max_prompt_tokens: int = option(
+        512, "The most tokens of a prompt in one call; longer prompts take several.", metavar="N", at_least=2,
+        section=_SECTION,
+    )  # fmt: skip
+    engine: bool = option(
+        True,
+        "Build an engine now; otherwise `llmc finalize DIR` builds one on the machine that runs it.",
+        section=_SECTION,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for sm in self.sms:
+            if not re.fullmatch(r"\d{1,2}\.\d", sm):
+                raise invalid(f"sm is {self.sm!r}", "Give compute capabilities such as 8.9 or 8.9,12.0.")
+
+    @property
+    def sms(self) -> list[str]:
+        """The compute capabilities one by one."""
+        return [sm.strip() for sm in self.sm.split(",")]
