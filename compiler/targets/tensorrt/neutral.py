@@ -17,7 +17,7 @@ from ....runtimes.engines.onnx_names import past_name, present_name
 from ....runtimes.engines.runs import Run, plan_runs
 from ....runtimes.engines.spec import EngineSpec
 from ....runtimes.engines.tensorrt.section import PREFILL, read_section
-from .rounded import rounded_model
+from ..onnx.rounded import rounded_model
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # Otherwise each call would dequantize all weights again.
