@@ -9,10 +9,10 @@ is rounded:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
-from onnx import AttributeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, TensorProto, helper
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # Ops that move numbers and compute none: what they return is rounded already.
@@ -21,6 +21,14 @@ _MOVES = frozenset(
     "TensorScatter ScatterElements ScatterND Flatten Tile Pad Max Min ReduceMax ReduceMin TopK Neg Abs Relu Compress "
     "Trilu ReverseSequence If Loop".split()
 )
+# Ops that aren't of the ONNX standard -> for each result the index of the input that has its type; None: always float.
+# Of other such ops, every result has the type of the first input.
+_TYPED_BY: Mapping[str, tuple[int | None, ...]] = {
+    "GatherBlockQuantized": (2,),
+    "GroupQueryAttention": (0, 3, 4),
+    "SkipSimplifiedLayerNormalization": (0, None, None, 0),
+}
+_ANY_SHAPE = "any shape"
 
 
 def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -29,31 +37,81 @@ def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    for info in (*graph.input, *graph.output, *graph.value_info):
-        if info.type.tensor_type.elem_type in HALF:
-            info.type.tensor_type.elem_type = TensorProto.FLOAT
-    nodes: list[onnx.NodeProto] = []
-    renamed: dict[str, str] = {}
-    for tensor in graph.initializer:
-        if tensor.data_type in HALF:
-            renamed[tensor.name] = wide = f"{tensor.name}/wide"
-            nodes.append(helper.make_node("Cast", [tensor.name], [wide], name=wide, to=TensorProto.FLOAT))
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = renamed.get(name, name)
-        nodes += _rounded(node, types)
+    renamed = {tensor.name: f"{tensor.name}/wide" for tensor in graph.initializer if tensor.data_type in HALF}
+    casts = [helper.make_node("Cast", [old], [new], name=new, to=TensorProto.FLOAT) for old, new in renamed.items()]
+    _round(graph, types, renamed)
+    nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
     return result
 
 
+def _round(graph: GraphProto, types: Mapping[str, int], renamed: Mapping[str, str]) -> None:
+    """Replace the nodes and the declared types of a graph, and of the graphs in it.
+
+    Args:
+        types: the types of all values by name.
+        renamed: new names of half-precision weights.
+    """
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if info.type.tensor_type.elem_type in HALF:
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+        for inner in _subgraphs(node):
+            _round(inner, types, renamed)
+        nodes += _rounded(node, types)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[GraphProto]:
+    return (attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH)
+
+
 def _all_types(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
-    """Yield all values of the graph with their types."""
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=False).graph
-    yield from (*inferred.input, *inferred.output, *inferred.value_info)
+    """Yield all values of the graph, and of the graphs in it, with their types."""
+    standard = onnx.ModelProto()
+    standard.CopyFrom(model)
+    standard.graph.input.append(helper.make_tensor_value_info(_ANY_SHAPE, TensorProto.INT64, [None]))
+    _replace_others(standard.graph)
+    inferred = onnx.shape_inference.infer_shapes(standard, strict_mode=True, data_prop=False)
+    return _declared(inferred.graph)
 
 
-def _rounded(node: onnx.NodeProto, types: dict[str, int]) -> Iterator[onnx.NodeProto]:
+def _declared(graph: GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from (*graph.input, *graph.output, *graph.value_info)
+    for node in graph.node:
+        for inner in _subgraphs(node):
+            yield from _declared(inner)
+
+
+def _replace_others(graph: GraphProto) -> None:
+    """Replace the ops that inference doesn't know by standard ones whose results have the same types."""
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for inner in _subgraphs(node):
+            _replace_others(inner)
+        nodes += [node] if not node.domain else _of_same_type(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _of_same_type(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
+    sources = _TYPED_BY.get(node.op_type, (0,) * len(node.output))
+    for name, source in zip(node.output, sources, strict=False):
+        if source is not None and name:
+            yield helper.make_node("Reshape", [node.input[source], _ANY_SHAPE], [name])
+
+
+def _moves(node: onnx.NodeProto) -> bool:
+    """Return True for a node that computes no numbers; a scatter may add them."""
+    return node.op_type in _MOVES and all(a.name != "reduction" or a.s == b"none" for a in node.attribute)
+
+
+def _rounded(node: onnx.NodeProto, types: Mapping[str, int]) -> Iterator[onnx.NodeProto]:
     """Yield a node, in float32, and what rounds its results."""
     half = {name: types[name] for name in node.output if types.get(name) in HALF}
     for attribute in node.attribute:
@@ -62,7 +120,7 @@ def _rounded(node: onnx.NodeProto, types: dict[str, int]) -> Iterator[onnx.NodeP
         if attribute.type == AttributeProto.TENSOR and attribute.t.data_type in HALF:
             value = onnx.numpy_helper.to_array(attribute.t).astype("float32")
             attribute.t.CopyFrom(onnx.numpy_helper.from_array(value))
-    if node.op_type in _MOVES or not half:
+    if _moves(node) or not half:
         yield node
         return
     for i, name in enumerate(node.output):
