@@ -145,7 +145,9 @@ class Build:
     def _spec(self, quantization: Quantization | None) -> QuantizationSpec | None:
         if quantization is not None:
             return quantization.spec()
-        return describe_dequantized(self.program, self.target.facts.stored, self.target.dtype(self.config))
+        return describe_dequantized(
+            self.program, self.target.facts_for(self.config).stored, self.target.dtype(self.config)
+        )
 
     def _finishing(self, quantization: Quantization | None) -> Mapping[str, list[Pass]]:
         plan = quantization.final_plan if quantization else None
@@ -167,7 +169,7 @@ class Build:
                 self.source, self.module, written.program, precision=key, rounded=written.changed
             )
             reference.save(self.writer.folder)
-        opener = self.target.gate_opener
+        opener = self.target.gate_opener_for(self.config)
         verified = Verified() if opener is None else Verified(here="graph", on_device="gate")
         manifest = replace(written.manifest, verified=verified)
         with self.phases("gate"):

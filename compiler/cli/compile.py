@@ -83,7 +83,7 @@ def compile_(
 
     config = make_config(**_choices(given, ignore, recipe))
     target = find_target(config.target)
-    packages = target.facts.packages
+    packages = target.facts_for(config).packages
     require("torch", "transformers", *packages["compile"], *([] if no_verify else packages["run"]))
     for warning in target.warnings(config):
         click.echo(name_flags(warning, ctx.command.get_params(ctx)), err=True)

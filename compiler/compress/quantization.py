@@ -125,7 +125,9 @@ def quantize(
         cache: stores results of calibration until the artifact is written.
     """
     scheme = target.scheme(config)
-    plan = analyse(program, scheme or target.facts.stored, config.overrides, exact=config.group_size is not None)
+    plan = analyse(
+        program, scheme or target.facts_for(config).stored, config.overrides, exact=config.group_size is not None
+    )
     if not any(choice.grid for choice in plan.weights.values()):
         return None  # also if codes were dequantized: see `describe_dequantized`
     check_finite(program)
@@ -147,7 +149,7 @@ def quantize(
     )
     result = Quantization(plan, config.algorithm, "", found)
     exemption = target.input_exemption(config)
-    promotion = target.facts.promotion if config.raises else None
+    promotion = target.facts_for(config).promotion if config.raises else None
     if promotion is None and exemption is None:
         return result
     losses = _sensitivity(program, result, tokens, cache, watch)

@@ -74,6 +74,7 @@ class KernelFacts:
         needs_gpu: its engine runs on CUDA devices only.
         sparse: its kernels make use of zeros.
         emulated: schemes that run without kernels of their own, and what to say about each.
+        refused: schemes that it can't run, and why, where there is more to say than that.
     """
 
     dtypes: tuple[str, ...]
@@ -86,6 +87,7 @@ class KernelFacts:
     needs_gpu: bool = False
     sparse: bool = False
     emulated: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Target(ABC):
         name: as `--target` and the manifest call it.
         summary: one line for `--help` and `llmc doctor`.
         options: dataclass of the options that only this target has, declared with `compiler.options.option`.
-        facts: what its kernels can run.
+        facts: what its kernels can run, with its own options' defaults.
         gate_opener: the function, as `module:name`, that opens an artifact for the gate while it is compiled, where the
             engine may not run on the compiling machine; None: its engine.
         finalizes: `finalize` does something.
@@ -144,20 +146,28 @@ class Target(ABC):
             raise invalid(f"target_options is a {kind}", f"Target {self.name} takes {self.options.__name__}.")
         return self.options() if given is None else given
 
+    def facts_for(self, config: CompileConfig) -> KernelFacts:
+        """Return what the kernels can run that this target's own options choose. The packages are those of `facts`."""
+        return self.facts
+
+    def gate_opener_for(self, config: CompileConfig) -> str | None:
+        """Return `gate_opener` for an artifact of a config."""
+        return self.gate_opener
+
     def dtype(self, config: CompileConfig) -> DtypeName:
         """Return the dtype to compute in."""
-        chosen = config.dtype or self.facts.dtypes[0]
+        chosen = config.dtype or self.facts_for(config).dtypes[0]
         return cast(DtypeName, chosen)
 
     def cache_kind(self, config: CompileConfig) -> str:
         """Return the kind of KV cache."""
-        return config.kv_cache or self.facts.cache_kinds[0]
+        return config.kv_cache or self.facts_for(config).cache_kinds[0]
 
     def scheme(self, config: CompileConfig) -> Scheme | None:
         """Return how weights are quantized; None if they stay."""
         if config.quantize is None:
             return None
-        chosen = self.facts.schemes[config.quantize]
+        chosen = self.facts_for(config).schemes[config.quantize]
         return chosen if config.group_size is None else chosen.with_group(config.group_size)
 
     def check(self, config: CompileConfig) -> None:
@@ -166,7 +176,7 @@ class Target(ABC):
         Raises:
             UsageError: DTYPE_SLOW, SCHEME_INVALID or CONFIG_INVALID.
         """
-        facts = self.facts
+        facts = self.facts_for(config)
         if (dtype := self.dtype(config)) not in facts.dtypes:
             raise UsageError(
                 "DTYPE_SLOW",
@@ -174,9 +184,8 @@ class Target(ABC):
                 f"Set `dtype` to one of {', '.join(facts.dtypes)}.",
             )
         if config.quantize is not None and config.quantize not in facts.schemes:
-            raise invalid(
-                f"Target {self.name} can't run `quantize` {config.quantize}", _one_of("quantize", facts.schemes)
-            )
+            why = facts.refused.get(config.quantize, f"Target {self.name} can't run `quantize` {config.quantize}")
+            raise invalid(why, _one_of("quantize", facts.schemes))
         if (kind := self.cache_kind(config)) not in facts.cache_kinds:
             raise invalid(f"Target {self.name} has no {kind} `kv_cache`", _one_of("kv_cache", facts.cache_kinds))
         if config.cache_codes is not None and config.cache_codes not in facts.cache_codes:
@@ -199,19 +208,20 @@ class Target(ABC):
         for override in config.overrides:
             if override.grid is not None:
                 scheme.check(override.grid)
-        if config.raises and self.facts.promotion is None and config.raise_share is not None:
+        if config.raises and self.facts_for(config).promotion is None and config.raise_share is not None:
             raise invalid(f"Target {self.name} can't store some weights in more bits", "Leave out raise_share.")
 
     def warnings(self, config: CompileConfig) -> list[str]:
         """Return what the user should know before the work begins."""
         said = []
-        if config.prune is not None and not self.facts.sparse:
+        facts = self.facts_for(config)
+        if config.prune is not None and not facts.sparse:
             said.append(
                 f"No kernel of target {self.name} makes use of zeros: `prune` saves neither time nor bytes. It shows "
                 "what the zeros cost in quality; drop_layers saves both."
             )
-        if config.quantize is not None and config.quantize in self.facts.emulated:
-            said.append(self.facts.emulated[config.quantize])
+        if config.quantize is not None and config.quantize in facts.emulated:
+            said.append(facts.emulated[config.quantize])
         return said
 
     def has_constant_cache_scales(self, config: CompileConfig) -> bool:
