@@ -74,7 +74,7 @@ ROOMS: dict[str, Room] = {
     "runtimes.artifact": Room("the artifact on disk: manifest, opening, writing, hashing, versions", ("errors",)),
     "runtimes.engines": Room(
         "the engine protocol, loading, the numeric check of the gate; below it one folder per engine",
-        ("errors", "runtimes.cache_folder", "runtimes.artifact"),
+        ("errors", "runtimes.cache_folder", "runtimes.artifact", "runtimes.cuda"),
     ),
     "runtimes.engines.ort": Room(
         "the engine of ONNX Runtime",

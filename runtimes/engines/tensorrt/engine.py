@@ -14,15 +14,15 @@ from ...artifact.manifest import Manifest
 from ...cuda.driver import Driver
 from ...cuda.libcuda import open_driver
 from ..batch import Batch, check_slots
+from ..device_caches import DeviceCaches
 from ..logits import HostLogits
 from ..runs import Run, plan_runs
 from ..spec import EngineSpec
-from .caches import DeviceCaches
 from .library import TensorRt, find_library
 from .open_plan import OpenPlan, WantedProfile
 from .plans import choose_plan
 from .profile import ProfileRunner
-from .section import DECODE, PREFILL, PROFILES, Library, Plan, read_section
+from .section import ALIGNMENT, DECODE, PREFILL, PROFILES, Library, Plan, read_section
 
 INPUTS, LOGITS = ("input_ids", "starts", "rows"), "logits"
 # Compiled kernels are kept after so many runs: the first ones compile most, and a process may end without `close`.
@@ -75,7 +75,7 @@ class TensorRtEngine:
         self._is_open = True
         self._plan: OpenPlan | None = None
         self._stream = self._driver.create_stream()
-        self._caches = DeviceCaches(self._driver, self._stream, manifest.caches)
+        self._caches = DeviceCaches(self._driver, self._stream, manifest.caches, ALIGNMENT)
         try:
             self._open(folder, manifest, plan, library)
             self.open_slots(slots)

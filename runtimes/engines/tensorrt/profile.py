@@ -12,8 +12,9 @@ from ....errors import LlmcError
 from ...cuda.driver import Driver
 from ...cuda.graphs import Graph, capture
 from ...cuda.memory import DeviceArray, PinnedArray
-from .caches import ALIGNMENT, DeviceCaches
+from ..device_caches import DeviceCaches
 from .open_plan import OpenPlan
+from .section import ALIGNMENT
 
 # Graphs that are kept; the oldest is freed for a new one.
 MOST_GRAPHS = 64

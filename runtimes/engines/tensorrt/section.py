@@ -20,6 +20,9 @@ PREFILL, DECODE = "prefill", "decode"
 PROFILES = (PREFILL, DECODE)
 """The profiles of a plan, in their order. A manifest sorts its keys, so the order of `profiles` there says nothing."""
 
+# TensorRT wants every tensor to begin at a multiple of this many bytes.
+ALIGNMENT = 256
+
 Library = Literal["tensorrt_rtx", "tensorrt"]
 """The module that builds and runs a plan: TensorRT for RTX, or TensorRT for data centres."""
 

@@ -1,17 +1,15 @@
-"""KV caches in device memory, which a plan reads and writes in place."""
+"""KV caches in device memory, which a graph reads and writes in place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...artifact.manifest import CacheSpec
-from ...cuda.driver import Driver
-from ...cuda.memory import DeviceArray
-from ..onnx_names import past_name, present_name
+from ..artifact.manifest import CacheSpec
+from ..cuda.driver import Driver
+from ..cuda.memory import DeviceArray
+from .onnx_names import past_name, present_name
 
-# TensorRT wants every tensor to begin at a multiple of this.
-ALIGNMENT = 256
 _ITEM_BYTES = 2  # fp16 and bf16
 
 
@@ -45,15 +43,18 @@ class CacheTensor:
 class DeviceCaches:
     """All cache tensors of all slots.
 
+    Args:
+        alignment: every slot begins at a multiple of this many bytes.
+
     Attributes:
         tensors: in the order of the graph's inputs.
         contiguous: True if adjacent slots have no gap between them, so that one call can serve them.
     """
 
-    def __init__(self, driver: Driver, stream: int, specs: Sequence[CacheSpec]) -> None:
+    def __init__(self, driver: Driver, stream: int, specs: Sequence[CacheSpec], alignment: int) -> None:
         self._driver, self._stream = driver, stream
         self.tensors = [
-            _tensor(i, role, (spec.heads, spec.length, width))
+            _tensor(i, role, (spec.heads, spec.length, width), alignment)
             for i, spec in enumerate(specs)
             for role, width in (("key", spec.key_dim), ("value", spec.value_dim))
         ]
@@ -106,9 +107,9 @@ class DeviceCaches:
         self._driver.synchronize(self._stream)
 
 
-def _tensor(index: int, role: str, shape: tuple[int, int, int]) -> CacheTensor:
+def _tensor(index: int, role: str, shape: tuple[int, int, int], alignment: int) -> CacheTensor:
     nbytes = shape[0] * shape[1] * shape[2] * _ITEM_BYTES
-    stride = -(-nbytes // ALIGNMENT) * ALIGNMENT
+    stride = -(-nbytes // alignment) * alignment
     return CacheTensor(past_name(index, role), present_name(index, role), shape, stride)
 
 

@@ -8,15 +8,16 @@ from mock_cuda import MockDriver
 
 from llmc.errors import LlmcError
 from llmc.runtimes.artifact.manifest import CacheSpec
-from llmc.runtimes.engines.tensorrt.caches import DeviceCaches
+from llmc.runtimes.engines.device_caches import DeviceCaches
 
+ALIGNMENT = 256
 SPECS = [CacheSpec("static", 2, 8, 4, 32, "fp16"), CacheSpec("static", 1, 16, 16, 32, "bf16")]
 
 
 def opened(count: int, specs: list[CacheSpec] = SPECS, memory: int = 1 << 20) -> tuple[MockDriver, int, DeviceCaches]:
     driver = MockDriver(memory)
     stream = driver.create_stream()
-    caches = DeviceCaches(driver, stream, specs)
+    caches = DeviceCaches(driver, stream, specs, ALIGNMENT)
     caches.open(count)
     return driver, stream, caches
 
