@@ -50,7 +50,7 @@ def build(
     Raises:
         LlmcError: TRT_UNSUPPORTED, TRT_SM_UNSUPPORTED, TRT_MEMORY, TRT_PARSE_REFUSED or TRT_BUILD_FAILED.
     """
-    forecast = check_before_build(library, onnx_path, section, caches, sms, folder)
+    forecast = check_before_build(library, onnx_path, caches, sms, folder)
     partial = folder / f"{PLAN_FILE}.partial"
     request = BuildRequest(
         library.name, str(onnx_path), dict(section.profiles), list(sms), str(partial), forecast.data_bytes

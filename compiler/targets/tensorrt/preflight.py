@@ -9,7 +9,6 @@ from pathlib import Path
 from ....errors import LlmcError
 from ....runtimes.artifact.manifest import CacheSpec
 from ....runtimes.engines.tensorrt.library import TensorRt
-from ....runtimes.engines.tensorrt.section import TensorRtSection
 from .config import check_sms
 from .forecast import Forecast, WeightSummary, forecast_build, summarize_weights
 
@@ -23,7 +22,6 @@ _MEMORY_INFO = Path("/proc/meminfo")
 def check_before_build(
     library: TensorRt,
     path: Path,
-    section: TensorRtSection,
     caches: Sequence[CacheSpec],
     sms: list[str],
     folder: Path,
@@ -41,7 +39,7 @@ def check_before_build(
     check_caches(caches)
     weights = summarize_weights(path)
     _check_formats(weights, sms)
-    forecast = forecast_build(weights, section)
+    forecast = forecast_build(weights)
     check_space(forecast, available_memory(), shutil.disk_usage(folder).free)
     return forecast
 
