@@ -15,7 +15,8 @@ from .forecast import Forecast, WeightSummary, forecast_build, summarize_weights
 # Beyond these, attention is computed in parts, with all its scores in memory.
 _MOST_HEAD_DIM = 256
 _MOST_CACHE_SLOTS = 24_320
-_FIRST_SM_WITH_FP8 = (8, 9)
+# The first compute capability with kernels for a dtype.
+_FIRST_SMS = {"bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
 _MEMORY_INFO = Path("/proc/meminfo")
 
 
@@ -101,15 +102,14 @@ def available_memory() -> int | None:
 
 
 def _check_formats(weights: WeightSummary, sms: list[str]) -> None:
-    if "fp8" not in weights.bytes_by_dtype:
-        return
-    early = [sm for sm in sms if tuple(map(int, sm.split("."))) < _FIRST_SM_WITH_FP8]
-    if early:
-        raise LlmcError(
-            "TRT_UNSUPPORTED",
-            f"GPUs of compute capability {', '.join(early)} have no fp8.",
-            "Use --int8 or --quantize w8a8, or build for 8.9 and later only.",
-        )
+    for dtype, first in _FIRST_SMS.items():
+        early = [sm for sm in sms if tuple(map(int, sm.split("."))) < first]
+        if early and dtype in weights.bytes_by_dtype:
+            raise LlmcError(
+                "TRT_UNSUPPORTED",
+                f"GPUs of compute capability {', '.join(early)} can't compute with {dtype}.",
+                f"Use another dtype or scheme, or build for {first[0]}.{first[1]} and later only.",
+            )
 
 
 def _gigabytes(count: int) -> str:

@@ -98,9 +98,21 @@ def test_the_data_centre_library_builds_for_one_gpu(check: Any) -> None:
     assert error.code == "TRT_SM_UNSUPPORTED" and "this machine" in error.what
 
 
-def test_fp8_is_refused_on_gpus_without_it(check: Any) -> None:
-    decoder = Decoder(layers=1, scheme="fp8")
-    check(decoder, RTX, "8.9", "12.0")
-    error = refusal(check, decoder, RTX, "8.6", "8.9")
-    assert error.code == "TRT_UNSUPPORTED" and "8.6 have no fp8" in error.what
-    check(Decoder(layers=1, scheme="w8a8"), RTX, "7.5")
+@pytest.mark.parametrize(
+    ("decoder", "early", "first"),
+    [
+        (Decoder(layers=1, scheme="fp8"), "8.6", "8.9"),
+        (Decoder(layers=1, scheme="int4"), "7.5", "8.0"),
+        (Decoder(layers=1, dtype="bf16"), "7.5", "8.0"),
+    ],
+    ids=["fp8", "int4", "bf16"],
+)
+def test_dtypes_that_a_gpu_lacks_are_refused(check: Any, decoder: Decoder, early: str, first: str) -> None:
+    check(decoder, RTX, first, "12.0")
+    error = refusal(check, decoder, RTX, early, "12.0")
+    assert error.code == "TRT_UNSUPPORTED"
+    assert f"capability {early} can't" in error.what and f"{first} and later" in error.hint
+
+
+def test_dtypes_of_all_gpus_are_accepted(check: Any) -> None:
+    check(Decoder(layers=1, scheme="w8a8", wide="int8"), RTX, "7.5")
