@@ -5,7 +5,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 ROOT   := $(abspath .)
 
-.PHONY: test lint types unit demo docs coverage interop extras compare quality bench format clean
+.PHONY: test lint types unit gpu demo docs coverage interop extras compare quality bench format clean
 
 test: lint types unit
 
@@ -27,6 +27,10 @@ types: $(READY)
 # One thread a process: there is a process for each core, and threads that share one wait for each other.
 unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal --durations=10
+
+# On a machine with an NVIDIA GPU: what `make unit` can only skip. Prints times beside torch's; asserts none.
+gpu: $(READY)
+	$(BIN)/pytest -q -rs -s tests/gpu
 
 # Compiles a real model, holds it against transformers, and asks it something.
 DEMO := .cache/demo

@@ -88,6 +88,10 @@ ARTIFACT: dict[str, tuple[str, str]] = {
         "The runtime that the artifact needs is missing or has another version.",
         "Install it with the command in the message.",
     ),
+    "SERVER_PLAN_MISSING": (
+        "The artifact has no plan that Triton Inference Server can load.",
+        "Build one with TensorRT for data centres: `llmc finalize DIR`.",
+    ),
     "TARGET_UNKNOWN": (
         "The artifact was compiled for a target that this version of llmc can't run.",
         "Update llmc, or compile the model for another target.",

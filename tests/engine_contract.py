@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,22 @@ class Subject:
         with pytest.raises(LlmcError) as caught:
             yield
         assert caught.value.code == code and caught.value.hint
+
+
+@contextmanager
+def broken_runs(kind: type[Any], error: BaseException) -> Iterator[None]:
+    """Let the second call of a class's `run` be its last: it has written into the caches."""
+    calls, run = iter([False, True]), kind.run
+
+    def breaks(self: Any, *arguments: Any) -> np.ndarray:
+        logits = run(self, *arguments)
+        if next(calls, True):
+            raise error
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "run", breaks)
+        yield
 
 
 # Where a token stands and what came before it is all that counts ------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from mock_cuda import ALIGNMENT, Fault, MockDriver
+from mock_cuda import Fault, MockDriver
 
 from llmc.runtimes.engines.tensorrt.library import TensorRt
 from llmc.runtimes.engines.tensorrt.section import Library, Profile
@@ -64,6 +64,8 @@ class FakeTensorRt:
         module = SimpleNamespace(
             __version__=self.version,
             ILogger=Logger,
+            Logger=Logger,
+            DataType=DataType,
             Runtime=functools.partial(Runtime, self),
             ExecutionContextAllocationStrategy=allocation,
             CudaGraphStrategy=enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE"),
@@ -75,10 +77,18 @@ class FakeTensorRt:
         return self.library()
 
 
+DataType = enum.Enum("DataType", "HALF BF16 FLOAT INT64")
+
+
 class Logger:
-    """See `ILogger`."""
+    """See `ILogger` and `Logger`."""
 
     Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
+    WARNING = Severity.WARNING
+
+    def __init__(self, severity: Any = None) -> None: ...
+
+    def log(self, severity: Any, msg: str) -> None: ...
 
 
 class Runtime:
@@ -115,6 +125,15 @@ class Engine:
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        shape = {**self.inputs, **self.outputs}[name].shape
+        return tuple(size if isinstance(size, int) else -1 for size in shape)
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        kind = {**self.inputs, **self.outputs}[name].type
+        names = {"tensor(float16)": "HALF", "tensor(float)": "FLOAT", "tensor(int64)": "INT64"}
+        return DataType[names[kind]]
+
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
         assert name == "input_ids"
         batch, tokens = self.profiles[index]
@@ -126,7 +145,9 @@ class Engine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.fake)
 
-    def create_execution_context(self, how: Any) -> Context:
+    def create_execution_context(self, how: Any = None) -> Context:
+        if how is None:  # the context has activation memory of its own
+            return Context(self, None, None)
         if self.fake.name == "tensorrt_rtx":
             self.fake.strategies.append(how.cuda_graph_strategy.name)
             return Context(self, how.allocation, how.cache)
@@ -174,8 +195,8 @@ class Context:
     """See `IExecutionContext`."""
 
     def __init__(self, engine: Engine, allocation: Any, cache: RuntimeCache | None) -> None:
-        assert allocation.name == "USER_MANAGED"
-        self.engine, self.fake, self.cache = engine, engine.fake, cache
+        assert allocation is None or allocation.name == "USER_MANAGED"
+        self.engine, self.fake, self.cache, self.allocation = engine, engine.fake, cache, allocation
         self.profile: int | None = None
         self.memory = (0, 0)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -204,7 +225,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert name in self.engine.names
-        if address % ALIGNMENT:
+        if address % self.fake.driver.alignment:
             raise Fault(f"{name} is not aligned")
         self.addresses[name] = address
         return self._works("set_tensor_address")
@@ -228,7 +249,8 @@ class Context:
 
     def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         driver, inputs = self.fake.driver, {}
-        driver.view("device", *self.memory).fill(0xFF)
+        if self.allocation is not None:
+            driver.view("device", *self.memory).fill(0xFF)
         for name, tensor in self.engine.inputs.items():
             dtype, shape = np.dtype(_DTYPES[tensor.type]), shapes[name]
             nbytes = int(np.prod(shape)) * dtype.itemsize

@@ -19,7 +19,6 @@ from llmc.runtimes.cuda.driver import Device
 from llmc.runtimes.cuda.libcuda import out_of_memory
 
 Work = Callable[[], None]
-ALIGNMENT = 256
 
 
 class Fault(AssertionError):
@@ -54,7 +53,10 @@ class MockDriver:
     Attributes:
         calls: how often each method was called that puts work on a stream or a graph.
         captures_work: False: every capture fails at its end.
+        alignment: every address that `allocate` returns is a multiple of this.
     """
+
+    alignment = 256
 
     def __init__(self, memory: int = 1 << 30, sm: str = "8.9", name: str = "Mock GPU", driver: str = "13.0") -> None:
         self.device = Device(0, name, sm, memory, driver)
@@ -240,8 +242,8 @@ class MockDriver:
     def _allocate(self, kind: str, nbytes: int) -> int:
         if nbytes < 1:
             raise self.failed("cuMemAlloc", "CUDA_ERROR_INVALID_VALUE")
-        whole = np.full(nbytes + ALIGNMENT, 0xFF, np.uint8)
-        start = -whole.ctypes.data % ALIGNMENT
+        whole = np.full(nbytes + self.alignment, 0xFF, np.uint8)
+        start = -whole.ctypes.data % self.alignment
         block = Block(kind, whole.ctypes.data + start, whole[start : start + nbytes])
         self._blocks.append(block)
         return block.address

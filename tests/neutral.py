@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from llmc.runtimes.artifact.decode import encode
 from llmc.runtimes.artifact.hashing import sha256
 from llmc.runtimes.artifact.manifest import MANIFEST, CacheSpec, FileSpec, Manifest, ModelSpec, Phase
 from llmc.runtimes.artifact.open import read_manifest
@@ -117,12 +118,17 @@ def write_plan(folder: Path, plan: Plan, path: Path, profiles: dict[str, Profile
 def copy_with_plan(compiled: Path, final: Path, plan: Plan = PLAN) -> Manifest:
     """Copy an artifact that was compiled without a plan, and add one."""
     shutil.copytree(compiled, final)
-    manifest = read_manifest(final)
+    write_plan(final, plan, final.resolve() / GRAPH, read_section(read_manifest(final)).profiles)
+    return add_plan(final, plan)
+
+
+def add_plan(folder: Path, plan: Plan) -> Manifest:
+    """Write into the manifest of an artifact that it has a plan, whose files are there."""
+    manifest = read_manifest(folder)
     own = read_section(manifest)
-    write_plan(final, plan, final.resolve() / GRAPH, own.profiles)
-    added = {name: FileSpec(sha256(final / name), (final / name).stat().st_size) for name in (plan.file, plan.record)}
-    changed = replace(manifest, section=asdict(replace(own, plans=[plan])), files=manifest.files | added)
-    (final / MANIFEST).write_bytes(changed.to_json())
+    added = {name: FileSpec(sha256(folder / name), (folder / name).stat().st_size) for name in (plan.file, plan.record)}
+    changed = replace(manifest, section=encode(replace(own, plans=[plan])), files=manifest.files | added)
+    (folder / MANIFEST).write_bytes(changed.to_json())
     return changed
 
 

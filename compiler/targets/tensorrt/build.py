@@ -22,7 +22,7 @@ from ....runtimes.artifact.decode import decode, encode
 from ....runtimes.artifact.manifest import CacheSpec
 from ....runtimes.engines.tensorrt.library import TensorRt
 from ....runtimes.engines.tensorrt.record import BuildRecord, write_record
-from ....runtimes.engines.tensorrt.section import Plan, TensorRtSection
+from ....runtimes.engines.tensorrt.section import PROFILES, Plan, TensorRtSection
 from .preflight import check_before_build
 from .worker import BuildRequest
 
@@ -52,9 +52,8 @@ def build(
     """
     forecast = check_before_build(library, onnx_path, caches, sms, folder)
     partial = folder / f"{PLAN_FILE}.partial"
-    request = BuildRequest(
-        library.name, str(onnx_path), dict(section.profiles), list(sms), str(partial), forecast.data_bytes
-    )
+    profiles = {name: section.profiles[name] for name in PROFILES}
+    request = BuildRequest(library.name, str(onnx_path), profiles, list(sms), str(partial), forecast.data_bytes)
     try:
         record = _run(request, watch)
         partial.replace(folder / PLAN_FILE)

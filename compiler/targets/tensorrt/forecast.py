@@ -38,7 +38,7 @@ _PROCESS = 330_000_000
 _COMPILING = 11  # times the code
 # Copies of a weight that the compiler rewrites. 16-bit ones with the same input are joined, others are transposed; for
 # that, 4-bit ones are unpacked.
-_COPIES_16_BITS, _COPIES_QUANTIZED, _COPIES_UNPACKED = 0.7, 1.0, 2.2
+_COPIES_16_BITS, _COPIES_QUANTIZED, _COPIES_UNPACKED = 0.7, 1.0, 2.5
 
 
 @dataclass(frozen=True)

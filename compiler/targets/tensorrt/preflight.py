@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ....errors import LlmcError
 from ....runtimes.artifact.manifest import CacheSpec
 from ....runtimes.engines.tensorrt.library import TensorRt
 from .config import check_sms
-from .forecast import Forecast, WeightSummary, forecast_build, summarize_weights
+from .forecast import Forecast, forecast_build, summarize_weights
 
 # Beyond these, attention is computed in parts, with all its scores in memory.
 _MOST_HEAD_DIM = 256
@@ -39,7 +39,7 @@ def check_before_build(
     check_sms(library, sms)
     check_caches(caches)
     weights = summarize_weights(path)
-    _check_formats(weights, sms)
+    check_dtypes(weights.bytes_by_dtype, sms)
     forecast = forecast_build(weights)
     check_space(forecast, available_memory(), shutil.disk_usage(folder).free)
     return forecast
@@ -52,18 +52,49 @@ def check_caches(caches: Sequence[CacheSpec]) -> None:
         LlmcError: TRT_UNSUPPORTED.
     """
     for cache in caches:
-        if max(cache.key_dim, cache.value_dim) > _MOST_HEAD_DIM:
+        check_size(max(cache.key_dim, cache.value_dim), cache.length, "An attention")
+
+
+def check_size(head_dim: int, positions: int, subject: str) -> None:
+    """Refuse an attention with larger heads or more positions than the kernels take.
+
+    Args:
+        subject: what the message begins with.
+
+    Raises:
+        LlmcError: TRT_UNSUPPORTED.
+    """
+    if head_dim > _MOST_HEAD_DIM:
+        raise LlmcError(
+            "TRT_UNSUPPORTED",
+            f"{subject} has heads of dimension {head_dim}; TensorRT's kernels reach {_MOST_HEAD_DIM}.",
+            "Compile the model for another target.",
+        )
+    if positions > _MOST_CACHE_SLOTS:
+        raise LlmcError(
+            "TRT_UNSUPPORTED",
+            f"{subject} has a cache of {positions:,} positions; TensorRT's kernels for decoding read up to "
+            f"{_MOST_CACHE_SLOTS:,}.",
+            f"Set --max-seq-len {_MOST_CACHE_SLOTS} or less.",
+        )
+
+
+def check_dtypes(dtypes: Collection[str], sms: Sequence[str]) -> None:
+    """Refuse dtypes that a GPU can't compute with.
+
+    Args:
+        dtypes: names of dtypes and of schemes, such as "bf16" and "int4".
+
+    Raises:
+        LlmcError: TRT_UNSUPPORTED.
+    """
+    for dtype, first in _FIRST_SMS.items():
+        early = [sm for sm in sms if tuple(map(int, sm.split("."))) < first]
+        if early and dtype in dtypes:
             raise LlmcError(
                 "TRT_UNSUPPORTED",
-                f"The model has heads of dimension {max(cache.key_dim, cache.value_dim)}; "
-                f"TensorRT's attention reaches {_MOST_HEAD_DIM}.",
-                "Compile the model for another target.",
-            )
-        if cache.length > _MOST_CACHE_SLOTS:
-            raise LlmcError(
-                "TRT_UNSUPPORTED",
-                f"The caches have {cache.length} positions; TensorRT's attention reads up to {_MOST_CACHE_SLOTS}.",
-                f"Set --max-seq-len {_MOST_CACHE_SLOTS} or less.",
+                f"GPUs of compute capability {', '.join(early)} can't compute with {dtype}.",
+                f"Use another dtype or scheme, or build for {first[0]}.{first[1]} and later only.",
             )
 
 
@@ -99,17 +130,6 @@ def available_memory() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _check_formats(weights: WeightSummary, sms: list[str]) -> None:
-    for dtype, first in _FIRST_SMS.items():
-        early = [sm for sm in sms if tuple(map(int, sm.split("."))) < first]
-        if early and dtype in weights.bytes_by_dtype:
-            raise LlmcError(
-                "TRT_UNSUPPORTED",
-                f"GPUs of compute capability {', '.join(early)} can't compute with {dtype}.",
-                f"Use another dtype or scheme, or build for {first[0]}.{first[1]} and later only.",
-            )
 
 
 def _gigabytes(count: int) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _LONGEST = 300
+_PLACE = re.compile(r"^\[[^\]]*\]\s*")
 
 
 def error_log(module: Any) -> Any:
@@ -24,7 +26,12 @@ def error_log(module: Any) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             # An exception must not leave a callback of the library.
             if severity in (module.ILogger.Severity.ERROR, module.ILogger.Severity.INTERNAL_ERROR):
-                lines = str(msg).strip().splitlines() or ["an error without a message"]
-                self.error = lines[0][:_LONGEST].rstrip(".")
+                self.error = _first_line(str(msg))
 
     return ErrorLog()
+
+
+def _first_line(message: str) -> str:
+    """Return the first line of a message, without the place in the library's source before it."""
+    lines = _PLACE.sub("", message.strip()).splitlines() or ["an error without a message"]
+    return lines[0][:_LONGEST].rstrip(".")

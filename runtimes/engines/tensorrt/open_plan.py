@@ -127,10 +127,12 @@ class OpenPlan:
         if count != len(profiles):
             raise self._refused(f"it has {count} profiles, not {len(profiles)}")
         for index, profile in enumerate(profiles):
-            has_most = tuple(self.engine.get_tensor_profile_shape("input_ids", index)[2])
-            if has_most != (profile.batch, profile.tokens):
-                most = f"{profile.batch} sequences of {profile.tokens} tokens"
-                raise self._refused(f"its profile {index} is for input_ids of shape {list(has_most)}, not for {most}")
+            batch, tokens = self.engine.get_tensor_profile_shape("input_ids", index)[2]
+            if batch < profile.batch or tokens < profile.tokens:
+                wanted = f"{profile.batch} of {profile.tokens}"
+                raise self._refused(
+                    f"its profile {index} is for {batch} sequences of {tokens} tokens, not for {wanted}"
+                )
 
     def _open_rtx_contexts(self, path: Path, profiles: Sequence[WantedProfile]) -> None:
         """Open contexts that compile their last kernels on this machine, and keep them in a file."""

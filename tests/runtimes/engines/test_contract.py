@@ -12,7 +12,7 @@ import engine_contract as contract
 import numpy as np
 import pytest
 from compiled import artifact
-from engine_contract import CLAUSES, LENGTH, Clause, Subject
+from engine_contract import CLAUSES, LENGTH, Clause, Subject, broken_runs
 from fake_engines import ToyEngine, hashed
 from fake_tensorrt import FakeTensorRt
 from mock_cuda import MockDriver
@@ -87,20 +87,8 @@ def of_artifact(kind: str) -> Subject:
     return Subject(engine, tokens(72), tolerance, break_graph, mixes=kind in MIXING)
 
 
-@contextmanager
-def break_graph(error: BaseException, kind: type[Any] = GraphSession) -> Iterator[None]:
-    """Let the second run of a graph be its last: it has written into the caches."""
-    calls, run = iter([False, True]), kind.run
-
-    def breaks(self: Any, *arguments: Any) -> np.ndarray:
-        logits = run(self, *arguments)
-        if next(calls, True):
-            raise error
-        return logits
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "run", breaks)
-        yield
+def break_graph(error: BaseException) -> AbstractContextManager[None]:
+    return broken_runs(GraphSession, error)
 
 
 # The library, the profiles, and the positions of a slot. With 61, slots have gaps between them.
@@ -141,7 +129,7 @@ def of_compiled_plan(kind: str, folder: Path) -> Subject:
 
 
 def break_plan(error: BaseException) -> AbstractContextManager[None]:
-    return break_graph(error, ProfileRunner)
+    return broken_runs(ProfileRunner, error)
 
 
 TOYS = {"toy": None, "toy with rings": 1, "toy with slack": 4}

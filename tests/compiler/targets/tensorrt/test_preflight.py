@@ -46,7 +46,7 @@ def test_caches_within_the_limits_of_attention_are_accepted() -> None:
     [
         (replace(CACHE, key_dim=512), "512"),
         (replace(CACHE, value_dim=288), "288"),
-        (replace(CACHE, length=24_321), "24321"),
+        (replace(CACHE, length=24_321), "24,321"),
     ],
 )
 def test_caches_that_attention_cannot_read_are_refused(cache: CacheSpec, number: str) -> None:

@@ -242,8 +242,8 @@ def test_files_that_are_no_plan(machine: Machine) -> None:
 
 def test_a_plan_of_another_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = make(tmp_path, profiles={"prefill": Profile(1, 16), "decode": Profile(4, 1)})
-    (machine.folder / PLAN.file).write_bytes((machine.folder / PLAN.file).read_bytes().replace(b"[1, 16]", b"[1, 24]"))
-    assert "its profile 0 is for input_ids of shape [1, 24]" in refused(machine.open).what
+    (machine.folder / PLAN.file).write_bytes((machine.folder / PLAN.file).read_bytes().replace(b"[1, 16]", b"[1, 12]"))
+    assert "its profile 0 is for 1 sequences of 12 tokens, not for 1 of 16" in refused(machine.open).what
     (tmp_path / "other").mkdir()
     other = make(tmp_path / "other")
     opened = OpenPlan.__init__
