@@ -65,7 +65,8 @@ def build(
 
 def _run(request: BuildRequest, watch: Callable[[str, int, int], None]) -> BuildRecord:
     paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # The working directory may have modules with the names of others.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryFile() as errors:
         worker = subprocess.Popen(
             [sys.executable, "-m", _WORKER],
