@@ -149,6 +149,32 @@ def test_products_of_activations_are_left_alone(graph: Load) -> None:
     assert find_matmuls(network) == []
 
 
+def multiplied(network: Network, operation: str) -> Any:
+    """Multiply x with a weight that one layer reshapes and then transposes, as the parser never writes it."""
+    module, x = network.library.module, network.definition.get_input(0)
+    weight = half(IN, IN)
+    network.constants.append(weight)
+    shuffle = network.add("shuffle", network.add("constant", (IN, IN), module.Weights(weight)).get_output(0))
+    shuffle.reshape_dims, shuffle.second_transpose = (1, IN, IN), (0, 2, 1)
+    none, other = module.MatrixOperation.NONE, getattr(module.MatrixOperation, operation)
+    return network.add("matrix_multiply", x, none, shuffle.get_output(0), other)
+
+
+def test_a_layer_that_transposes_last_is_understood(graph: Load) -> None:
+    network = graph([op("Identity", "x", "y")])
+    matmul = multiplied(network, "NONE")
+    polish(network)
+    assert matmul.op1 == network.library.module.MatrixOperation.TRANSPOSE
+
+
+def test_a_multiplication_that_transposes_itself_is_left_alone(graph: Load) -> None:
+    network = graph([op("Identity", "x", "y")])
+    matmul = multiplied(network, "TRANSPOSE")
+    weight = matmul.get_input(1).name
+    polish(network)
+    assert the_matmul(network).get_input(1).name == weight
+
+
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
