@@ -2,9 +2,8 @@
 
 The numbers were fitted to builds of decoders of 0.1 to 1.1 billion parameters in all precisions. Each term has a cause:
 
-- plan: the weights, with the quantized embedding twice if it is also the LM head, and the code of the kernels. TensorRT
-  compiles a kernel for each multiplication with weights only quantized. The others come out of a library, and only
-  the kernels between them are compiled.
+- plan: the weights, and the code of the kernels. TensorRT compiles a kernel for each multiplication with weights only
+  quantized. The others come out of a library, and only the kernels between them are compiled.
 - peak memory: the process itself, the compiler's work on each kernel, the mapped data file, the engine's weights before
   they are written, and the copies of weights that the compiler has rewritten.
 """
@@ -48,14 +47,12 @@ class MatMulWeight:
     Attributes:
         is_transposed: the graph stores [outputs, inputs] and transposes.
         has_quantized_input: the input is quantized too.
-        is_looked_up: the weight is the embedding as well.
     """
 
     nbytes: int
     dtype: str
     is_transposed: bool
     has_quantized_input: bool
-    is_looked_up: bool
 
     @property
     def is_quantized(self) -> bool:
@@ -96,25 +93,20 @@ class Forecast:
 
     Attributes:
         data_bytes: weights in the graph's data.
-        weight_bytes: weights in the engine.
         peak_bytes: memory of the building process at its peak.
     """
 
     data_bytes: int
-    weight_bytes: int
     plan_bytes: int
     peak_bytes: int
 
 
 def forecast_build(weights: WeightSummary) -> Forecast:
     """Forecast a build of a plan with two profiles."""
-    # A multiplication reads codes [inputs, outputs], a lookup [outputs, inputs].
-    twice = sum(one.nbytes for one in weights.matmuls if one.is_looked_up and one.is_quantized and one.is_transposed)
-    weight_bytes = weights.data_bytes + twice
     code = _CODE + sum(one.code for one in weights.matmuls)
     copies = sum(one.copies * one.nbytes for one in weights.matmuls)
-    peak = _PROCESS + _COMPILING * code + weights.data_bytes + weight_bytes + copies
-    return Forecast(weights.data_bytes, weight_bytes, weight_bytes + code, int(peak))
+    peak = _PROCESS + _COMPILING * code + 2 * weights.data_bytes + copies
+    return Forecast(weights.data_bytes, weights.data_bytes + code, int(peak))
 
 
 def summarize_weights(path: Path) -> WeightSummary:
@@ -130,7 +122,6 @@ def summarize_weights(path: Path) -> WeightSummary:
 def _matmuls(graph: GraphProto) -> list[MatMulWeight]:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
-    looked_up = {_way_to(node.input[0], makers)[0] for node in graph.node if node.op_type == "Gather"}
     found = []
     for node in graph.node:
         if node.op_type != "MatMul":
@@ -145,7 +136,6 @@ def _matmuls(graph: GraphProto) -> list[MatMulWeight]:
                 _DTYPES.get(tensors[name].data_type, "other"),
                 "Transpose" in ops,
                 source is not None and source.op_type == "DequantizeLinear",
-                name in looked_up,
             )
         )
     return found

@@ -55,11 +55,11 @@ def summary(shape: Decoder, precision: str, group: int) -> WeightSummary:
     sizes.append((shape.ffn, shape.hidden))
     dtype = {"w8a8": "int8"}.get(precision, precision)
     linears = [
-        MatMulWeight(i * o * bits // 8, dtype, True, quantized and not weight_only, False) for i, o in sizes
+        MatMulWeight(i * o * bits // 8, dtype, True, quantized and not weight_only) for i, o in sizes
     ] * shape.layers
     scales = sum(i * o // group if group else o for i, o in sizes) * 2 * shape.layers if quantized else 0
     wide = shape.vocab * shape.hidden * (1 if quantized else 2)
-    head = MatMulWeight(wide, "int8" if quantized else "bf16", True, False, shape.tied)
+    head = MatMulWeight(wide, "int8" if quantized else "bf16", True, False)
     stored = sum(one.nbytes for one in linears) + scales + wide * (1 if shape.tied else 2)
     return WeightSummary({"all": stored}, (*linears, head))
 
@@ -78,8 +78,7 @@ def test_summary_of_a_graph(tmp_path: Path) -> None:
     assert len(linears) == 7 and len(weights.matmuls) == 8
     assert sum(one.nbytes for one in linears) == 128 * (256 + 2 * 128 + 256 + 3 * 256)
     head = weights.matmuls[-1]
-    assert (head.nbytes, head.dtype, head.is_looked_up, head.is_transposed) == (512 * 128, "int8", True, True)
-    assert not any(one.is_looked_up for one in linears)
+    assert (head.nbytes, head.dtype, head.is_transposed) == (512 * 128, "int8", True)
     assert weights.bytes_by_dtype["int8"] == sum(one.nbytes for one in weights.matmuls)
     data = (tmp_path / "model.onnx.data").stat().st_size
     assert weights.bytes_by_dtype["int8"] <= data
@@ -91,12 +90,3 @@ def test_summary_of_4_bit_weights(tmp_path: Path) -> None:
     assert {one.dtype for one in weights.matmuls[:-1]} == {"int4"}
     assert not any(one.is_transposed for one in weights.matmuls)
     assert weights.bytes_by_dtype["int4"] == 128 * (256 + 2 * 128 + 256 + 3 * 256) // 2
-
-
-def test_only_codes_that_are_transposed_are_stored_twice() -> None:
-    def weight_bytes(**changes: object) -> int:
-        values = {"dtype": "int8", "is_transposed": True, "has_quantized_input": False, "is_looked_up": True, **changes}
-        return forecast_build(WeightSummary({"int8": 100}, (MatMulWeight(100, **values),))).weight_bytes  # type: ignore[arg-type]
-
-    assert weight_bytes() == 200
-    assert weight_bytes(dtype="bf16") == weight_bytes(is_transposed=False) == weight_bytes(is_looked_up=False) == 100

@@ -20,8 +20,8 @@ from llmc.compiler.targets.tensorrt.network import (
     find_attentions,
     find_matmuls,
     parse,
-    polish,
 )
+from llmc.compiler.targets.tensorrt.polish import polish
 from llmc.errors import LlmcError
 from llmc.runtimes.engines.tensorrt.library import find_library
 
