@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ....errors import LlmcError
@@ -18,6 +19,7 @@ _MOST_CACHE_SLOTS = 24_320
 # The first compute capability with kernels for a dtype.
 _FIRST_SMS = {"bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
 _MEMORY_INFO = Path("/proc/meminfo")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def check_before_build(
@@ -124,12 +126,14 @@ def check_space(forecast: Forecast, memory: int | None, disk: int) -> None:
 
 
 def available_memory() -> int | None:
-    """Return the memory in bytes that a process could still get, or None if unknown."""
-    try:
+    """Return the memory in bytes that a process could still get, or None if unknown. A container may have a limit."""
+    found = []
+    with suppress(OSError):
         lines = _MEMORY_INFO.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # the limit may be "max"
+        found.append(int(_MEMORY_LIMIT.read_text()))
+    return min(found, default=None)
 
 
 def _gigabytes(count: int) -> str:
