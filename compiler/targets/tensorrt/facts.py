@@ -30,5 +30,4 @@ FACTS = KernelFacts(
     cache_kinds=("static",),
     promotion=Promotion(Grid("int8"), target_loss=0.02, share=0.275),
     packages={"compile": ("onnx", "onnxruntime"), "run": ()},
-    needs_gpu=True,
 )
