@@ -34,7 +34,7 @@ class TensorRtTarget(Target):
         if (own := self.options_of(config)).engine:
             from .supported import check_machine
 
-            check_machine(own, config.quantize)
+            check_machine(own, [self.dtype(config), *filter(None, [config.quantize])])
 
     def missing(self, step: Literal["compile", "run"]) -> str | None:
         from ....runtimes.cuda.libcuda import open_driver
