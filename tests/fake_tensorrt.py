@@ -145,13 +145,12 @@ class Engine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.fake)
 
-    def create_execution_context(self, how: Any = None) -> Context:
-        if how is None:  # the context has activation memory of its own
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context:
+        if config is None:  # the context has activation memory of its own
             return Context(self, None, None)
         if self.fake.name == "tensorrt_rtx":
-            self.fake.strategies.append(how.cuda_graph_strategy.name)
-            return Context(self, how.allocation, how.cache)
-        return Context(self, how, None)
+            self.fake.strategies.append(config.cuda_graph_strategy.name)
+        return Context(self, config.allocation, config.cache)
 
 
 class RuntimeConfig:
@@ -164,6 +163,7 @@ class RuntimeConfig:
         self.cache: RuntimeCache | None = None
 
     def create_runtime_cache(self) -> RuntimeCache:
+        assert self.fake.name == "tensorrt_rtx"
         return RuntimeCache(self.fake)
 
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:

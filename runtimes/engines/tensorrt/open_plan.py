@@ -68,12 +68,8 @@ class OpenPlan:
         try:
             self.engine = self._deserialize()
             self._check(tensors, profiles)
-            if self.captures:
-                self._open_rtx_contexts(cache_path(plan_hash, library.version, driver.device), profiles)
-            else:
-                strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-                for _ in profiles:
-                    self.contexts.append(self.engine.create_execution_context(strategy))
+            cache = cache_path(plan_hash, library.version, driver.device)
+            self.contexts = [self._open_context(profile, cache) for profile in profiles]
             self._prepare_contexts(stream)
         except BaseException:
             self.close()
@@ -134,19 +130,17 @@ class OpenPlan:
                     f"its profile {index} is for {batch} sequences of {tokens} tokens, not for {wanted}"
                 )
 
-    def _open_rtx_contexts(self, path: Path, profiles: Sequence[WantedProfile]) -> None:
-        """Open contexts that compile their last kernels on this machine, and keep them in a file."""
-        module = self._library.module
-        for profile in profiles:
-            config = self.engine.create_runtime_config()
+    def _open_context(self, profile: WantedProfile, cache: Path) -> Any:
+        module, config = self._library.module, self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.captures:
+            # This library compiles the last kernels here. While it runs, it replaces kernels and captures them again.
             if self._cache is None:
-                self._cache = RuntimeCache(config.create_runtime_cache(), path)
+                self._cache = RuntimeCache(config.create_runtime_cache(), cache)
             config.set_runtime_cache(self._cache.cache)
-            config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
-            # The library replaces kernels by better ones while it runs, and captures them again.
             strategy = module.CudaGraphStrategy
             config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if profile.repeats else strategy.DISABLED
-            self.contexts.append(self.engine.create_execution_context(config))
+        return self.engine.create_execution_context(config)
 
     def _prepare_contexts(self, stream: int) -> None:
         if any(context is None for context in self.contexts):
