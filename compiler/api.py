@@ -119,6 +119,7 @@ def compile(
                 build.pruning = choose_layers(source, program, config, text, cache, watch)
         with phases("passes"):
             deciding.run(program, build.pruning.optimizing)
+        target.check_program(program, config)
         if config.prune is not None:
             with phases("prune"):
                 build.pruning = choose_weights(build.pruning, source, program, config, text, cache, watch)
@@ -131,7 +132,11 @@ def compile(
             trials = Trials(build)
             quantization = keep_under(config.max_kl, quantization, trials.measure, trials.tokens)
         written = build.write(quantization)
-        manifest = writer.commit(build.check(written) if verify else written.manifest)
+        manifest = build.check(written) if verify else written.manifest
+        if target.finalizes:
+            with phases("finalize"):
+                manifest = target.finalize(writer.folder, manifest, target.options_of(config), watch)
+        manifest = writer.commit(manifest)
         cache.clear()
     report: dict[str, Mapping[str, float]] = {"seconds": phases.seconds, "peak_rss_bytes": phases.peak}
     return Artifact(output, manifest, report, tuple(build.last_runner.log))

@@ -116,7 +116,9 @@ def options_of(kind: type) -> dict[str, Declared]:
 
 
 def _kinds(hint: Any) -> Iterator[type]:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+    if typing.get_origin(hint) is typing.Literal:
+        yield from {type(value) for value in typing.get_args(hint)}
+    elif isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         for part in typing.get_args(hint):
             yield from _kinds(part)
     elif hint is not type(None):

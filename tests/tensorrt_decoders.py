@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Decoder:
 
     Attributes:
         scheme: of the linears in layers: "none", "int8", "int4", "fp8" or "w8a8". The last two have inputs in 8 bits,
-            with a scale for each token.
+            with a scale for each token. "int8 in groups" has a scale for each group, which TensorRT has no kernel for.
         wide: of the LM head and the embedding: "none" or "int8".
         merge_qkv: one linear makes queries, keys and values.
         merge_gate_up: one linear makes the gate and the value that it is multiplied with.
@@ -89,8 +90,10 @@ class _Writer:
 
     # Nodes and values
 
-    def op(self, kind: str, *inputs: str, outputs: Sequence[str] | None = None, **attributes: Any) -> str:
-        name = f"{kind.lower()}_{len(self.nodes)}"
+    def op(
+        self, kind: str, *inputs: str, outputs: Sequence[str] | None = None, name: str = "", **attributes: Any
+    ) -> str:
+        name = name or f"{kind.lower()}_{len(self.nodes)}"
         made = list(outputs or [name])
         self.nodes.append(helper.make_node(kind, list(inputs), made, name=name, **attributes))
         return made[0]
@@ -135,15 +138,22 @@ class _Writer:
             codes = np.clip(np.rint(numbers * 100), -8, 7).astype(np.int8)
             packed = (codes[0::2] & 15) | ((codes[1::2] & 15) << 4)
             stored = self.external(name, TensorProto.INT4, shape, packed.astype(np.uint8).tobytes())
-            scales = self.small(np.full((groups, out) if turned else (out, groups), 0.01))
-            return self.op("DequantizeLinear", stored, scales, axis=1 - axis, block_size=self.d.group)
+            return self.dequantized(stored, self.scales([groups, out] if turned else [out, groups], 0.01), 1 - axis)
         if scheme == "fp8":
             raw = (numbers * 1000).astype(ml_dtypes.float8_e4m3fn).tobytes()
             stored = self.external(name, TensorProto.FLOAT8E4M3FN, shape, raw)
         else:
             raw = np.clip(np.rint(numbers * 1000), -127, 127).astype(np.int8).tobytes()
             stored = self.external(name, TensorProto.INT8, shape, raw)
-        return self.op("DequantizeLinear", stored, self.small(np.full(out, 0.001)), axis=axis)
+        if scheme == "int8 in groups":
+            return self.dequantized(stored, self.scales([out, into // self.d.group], 0.001), 1)
+        return self.op("DequantizeLinear", stored, self.scales([out], 0.001), axis=axis)
+
+    def dequantized(self, codes: str, scales: str, axis: int) -> str:
+        return self.op("DequantizeLinear", codes, scales, axis=axis, block_size=self.d.group)
+
+    def scales(self, shape: Sequence[int], size: float) -> str:
+        return self.small(np.reshape(size * (1 + self.numbers(math.prod(shape))), shape))
 
     def linear(self, x: str, name: str, out: int, into: int, scheme: str | None = None) -> str:
         scheme = self.d.scheme if scheme is None else scheme
@@ -221,7 +231,8 @@ class _Writer:
         if d.scale_queries:
             q = self.op("Mul", q, self.number(d.head_dim**-0.5))
         scale = 1.0 if d.scale_queries else d.head_dim**-0.5
-        out = self.op("Attention", q, f"{present}.key", f"{present}.value", self.mask, scale=scale)
+        caches = f"{present}.key", f"{present}.value"
+        out = self.op("Attention", q, *caches, self.mask, scale=scale, name=f"attention.{layer}")
         out = self.op("Reshape", self.op("Transpose", out, perm=[0, 2, 1, 3]), self.integers([0, 0, -1]))
         return self.linear(out, f"layers.{layer}.o", d.hidden, d.heads * d.head_dim)
 

@@ -16,16 +16,22 @@ from .command import as_json, exit_with, print_json
 from .verify import show_checks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ...runtimes.artifact.manifest import CacheSpec, Manifest
+    from ..targets.base import Table
 
 
 def inspect_artifact(ctx: click.Context, folder: Path, json_wanted: bool) -> None:
     """Show an artifact; if it is damaged or can't run on this machine, exit with that error at the end."""
     from ...runtimes.artifact.open import open_artifact, read_manifest
+    from ..targets.registry import find_target
 
     manifest = read_manifest(folder)
     gate = _gate(folder)
+    tables: Sequence[Table] = ()
     try:
+        tables = find_target(manifest.target).tables(folder, manifest)
         open_artifact(folder, check_files=False)
         refusal = None
     except LlmcError as error:
@@ -33,12 +39,23 @@ def inspect_artifact(ctx: click.Context, folder: Path, json_wanted: bool) -> Non
     if json_wanted:
         document: dict[str, Any] = {"path": str(folder), **asdict(manifest)}
         document |= {"bytes": _total(manifest), "cache_bytes": sum(cache.nbytes for cache in manifest.caches)}
+        document["details"] = [asdict(table) for table in tables]
         print_json(document | {"verify": gate} | ({"error": as_json(refusal)} if refusal else {}))
     else:
         _show(manifest)
+        for table in tables:
+            _show_table(table)
         _show_gate(gate)
     if refusal:
         exit_with(ctx, refusal)
+
+
+def _show_table(table: Table) -> None:
+    console.heading(table.title)
+    if table.columns:
+        console.table(table.columns, table.rows)  # type: ignore[arg-type]
+    else:
+        console.facts([(str(name), str(value)) for name, value in table.rows])
 
 
 def _gate(folder: Path) -> Any:
@@ -62,11 +79,12 @@ def _show(manifest: Manifest) -> None:
             ),
             ("identity", model.identity),
             ("target", manifest.target),
+            ("computes in", manifest.dtype),
             ("positions", f"{manifest.max_seq_len:,}"),
             ("quantization", console.weights(manifest.quantization) if manifest.quantization else "none"),
             *([("note", manifest.quantization.why)] if manifest.quantization and manifest.quantization.why else []),
             ("built with", _pairs(manifest.built_with)),
-            ("needs", ", ".join(f"{module}{wanted}" for module, wanted in manifest.requires.items())),
+            *([("needs", _needs(manifest))] if manifest.requires else []),
         ]
     )
     console.heading("Files")
@@ -85,6 +103,10 @@ def _show(manifest: Manifest) -> None:
             for (*shown, nbytes), count in Counter(map(_as_shown, manifest.caches)).items()
         ],
     )
+
+
+def _needs(manifest: Manifest) -> str:
+    return ", ".join(f"{module}{wanted}" for module, wanted in manifest.requires.items())
 
 
 def _as_shown(cache: CacheSpec) -> tuple[str | int, str | int, str | int, str | int, str | int, int]:

@@ -12,6 +12,7 @@ from .bench import bench
 from .compile import compile_
 from .doctor import doctor
 from .evaluate import evaluate
+from .finalize import finalize
 from .inspect import inspect
 from .plan import plan
 from .run import run
@@ -59,5 +60,5 @@ def main() -> None:
     """
 
 
-for verb in (compile_, run, bench, evaluate, verify, inspect, plan, doctor):
+for verb in (compile_, run, bench, evaluate, verify, finalize, inspect, plan, doctor):
     main.add_command(verb)

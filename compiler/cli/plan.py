@@ -49,7 +49,7 @@ def plan(
         made = make_plan(
             model,
             target=target,
-            dtype=dtype or "fp32",
+            dtype=dtype,
             kv_cache_dtype=kv_cache_dtype or "auto",
             spec_tokens=spec_tokens or 0,
             max_seq_len=max_seq_len,

@@ -117,7 +117,7 @@ def plan(
     model: str | Path | nn.Module,
     *,
     target: str | None = None,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     kv_cache_dtype: str = "auto",
     spec_tokens: int = 0,
     max_seq_len: int | None = None,
@@ -133,6 +133,7 @@ def plan(
         options_of(CompileConfig)[name].check(value)
     chosen = find_target(target)
     facts = chosen.facts
+    dtype = dtype or facts.dtypes[0]
     program = capture(model, dtype=dtype, max_seq_len=max_seq_len, until=Stage.CAPTURED)
     bring_to(program, Stage.CANONICAL, Runner(watch=watch))
     weights = {name: weight for name, weight in program.weights.items() if not weight.is_constant}

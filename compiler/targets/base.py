@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from ...ir.program import Program
     from ...passes.base import Pass
     from ...passes.quantize.quantization_plan import Choice, QuantizationPlan
-    from ...runtimes.artifact.manifest import Phase
+    from ...runtimes.artifact.manifest import Manifest, Phase
     from ...runtimes.engines.base import LayerEngine
 
 Watch = Callable[[str], None]
+PhaseWatch = Callable[[str, int, int], None]
+"""Called with a phase, and how many of its steps are done of how many."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ class Lowered:
     requires: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table about an artifact.
+
+    Attributes:
+        columns: their names; empty for a list of facts, whose rows are a name and a text.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
 class Target(ABC):
     """A runtime that llmc compiles for.
 
@@ -111,6 +126,7 @@ class Target(ABC):
         facts: what its kernels can run.
         gate_opener: the function, as `module:name`, that opens an artifact for the gate while it is compiled, where the
             engine may not run on the compiling machine; None: its engine.
+        finalizes: `finalize` does something.
     """
 
     name: ClassVar[str]
@@ -118,6 +134,7 @@ class Target(ABC):
     options: ClassVar[type]
     facts: ClassVar[KernelFacts]
     gate_opener: ClassVar[str | None] = None
+    finalizes: ClassVar[bool] = False
 
     def options_of(self, config: CompileConfig) -> Any:
         """Return this target's own options in a config."""
@@ -230,6 +247,32 @@ class Target(ABC):
         Args:
             watch: called with each weight's name before it is computed.
         """
+
+    def check_program(self, program: Program, config: CompileConfig) -> None:
+        """Refuse an optimized program that this target can't run, before anything is spent on its weights.
+
+        Raises:
+            LlmcError: names the op and the layer.
+        """
+        return
+
+    def finalize(self, folder: Path, manifest: Manifest, options: Any, watch: PhaseWatch) -> Manifest:
+        """Build what an artifact that passed the gate still lacks, such as engines for certain GPUs.
+
+        `llmc compile` and `llmc finalize` call it, for targets that have `finalizes`.
+
+        Args:
+            folder: holds the artifact's files; new ones are written beside them.
+            options: an instance of the target's own options.
+
+        Returns:
+            The manifest that names the new files.
+        """
+        return manifest
+
+    def tables(self, folder: Path, manifest: Manifest) -> Sequence[Table]:
+        """Return what `llmc inspect` shows of this target's own part of an artifact."""
+        return ()
 
     def write_metadata_files(self, program: Program, folder: Path) -> None:
         """Write files for other tools beside the artifact's own. `folder` holds config.json and the tokenizer."""

@@ -19,6 +19,18 @@ _UNNAMED = re.compile(r"_0x[0-9a-f]+|_myl\d+(?:_\d+)?$")
 _ACTIVATION = re.compile(r"Total Activation Memory: (\d+) bytes")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 
+# Interface::method: Error Code 4: kind of error (reason In function at file:line)
+_ERROR = re.compile(r"Error Code \d+: [\w /-]+ ?\((.*)\)$")
+_NOISE = (
+    re.compile(r" In \S+ at \S+:\d+$"),
+    re.compile(r"\[[\w./]+:\d+: \w+\] "),
+    re.compile(r"\w*Exception: (?:\w+\.\w+:\d+: )?(?:CHECK\(.*?\) failed\. )?"),
+    re.compile(r"\(See https?://.*?\)"),
+    re.compile(r" Alternatively, .*$"),
+)
+_NO_REASON = "the library gives no reason"
+# After an error, on a machine without a GPU.
+_CLEANING_UP = "catchCudaError"
 # The inputs are 64-bit integers on purpose.
 _EXPECTED_WARNING = "has Int64 binding."
 
@@ -111,19 +123,18 @@ class BuildLog:
     @property
     def first_error(self) -> str:
         """The first error, without codes and source positions."""
-        return in_words(self.errors[0]) if self.errors else "the library gave no reason"
+        telling = [message for message in self.errors if _CLEANING_UP not in message]
+        return in_words((telling or self.errors or [""])[0])
 
 
 def in_words(message: str) -> str:
-    """Return an error of the library without the places in its source, as one line without a full stop."""
+    """Return the reason that an error of the library gives, without places in its source and a full stop."""
     text = " ".join(message.split())
-    text = re.sub(r"^\S+::\S+: ", "", text)
-    text = re.sub(r"Error Code \d+: ", "", text)
-    text = re.sub(r"\[[\w./]+\.(?:h|cpp|cc)(?::+\d+)?:? ?:?\w*\] ?", "", text)
-    text = re.sub(r"(?:\w+Exception: )?\w+\.(?:h|cpp|cc):\d+: (?:CHECK\(.*?\) failed\. )?", "", text)
-    text = re.sub(r"\(?See https?://\S+ .*?\)", "", text)
-    text = " ".join(text.split())
-    return text[:400].rstrip(" .(") or "the library gave no reason"
+    if found := _ERROR.search(text):
+        text = found[1]
+    for noise in _NOISE:
+        text = noise.sub("", text)
+    return " ".join(text.split())[:300].rstrip(" .") or _NO_REASON
 
 
 def _read_layers(message: str) -> Iterator[EngineLayer]:

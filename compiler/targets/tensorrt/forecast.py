@@ -81,7 +81,7 @@ def _stored_bytes(tensor: TensorProto) -> int:
     for entry in tensor.external_data:
         if entry.key == "length":
             return int(entry.value)
-    bits = {TensorProto.INT4: 4, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32}
+    bits: dict[int, int] = {TensorProto.INT4: 4, TensorProto.INT64: 64, TensorProto.FLOAT: 32, TensorProto.INT32: 32}
     count = 1
     for size in tensor.dims:
         count *= size

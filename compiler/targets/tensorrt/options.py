@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ....runtimes.engines.tensorrt.section import Library
 from ...options import check_options, invalid, option
 
 _SECTION = "Target trt"
@@ -14,13 +15,14 @@ _SECTION = "Target trt"
 class TensorRtOptions:
     """The engines that are built from the neutral artifact."""
 
-    sm: str = option(
-        "8.9",
+    sm: str | None = option(
+        None,
         "Compute capabilities of the GPUs to build an engine for, such as 8.9,12.0.",
         metavar="LIST",
+        default_text="that of this machine's GPU, else 8.9",
         section=_SECTION,
     )
-    library: str | None = option(
+    library: Library | None = option(
         None,
         "The library that builds and runs the engine: TensorRT for RTX, or TensorRT for data centres.",
         choices=("tensorrt_rtx", "tensorrt"),
@@ -28,7 +30,12 @@ class TensorRtOptions:
         section=_SECTION,
     )
     max_batch_size: int = option(
-        8, "The most sequences of a decode step.", metavar="N", at_least=2, at_most=1024, section=_SECTION
+        8,
+        "The most sequences of a decode step.",
+        metavar="N",
+        at_least=2,
+        at_most=1024,
+        section=_SECTION,
     )
     max_prompt_tokens: int = option(
         512, "The most tokens of a prompt in one call; longer prompts take several.", metavar="N", at_least=2,
@@ -48,5 +55,5 @@ class TensorRtOptions:
 
     @property
     def sms(self) -> list[str]:
-        """The compute capabilities one by one."""
-        return [sm.strip() for sm in self.sm.split(",")]
+        """The given compute capabilities one by one."""
+        return [sm.strip() for sm in self.sm.split(",")] if self.sm is not None else []

@@ -53,19 +53,31 @@ def check_caches(caches: Sequence[CacheSpec]) -> None:
         LlmcError: TRT_UNSUPPORTED.
     """
     for cache in caches:
-        if max(cache.key_dim, cache.value_dim) > _MOST_HEAD_DIM:
-            raise LlmcError(
-                "TRT_UNSUPPORTED",
-                f"The model has heads of dimension {max(cache.key_dim, cache.value_dim)}; "
-                f"TensorRT's attention reaches {_MOST_HEAD_DIM}.",
-                "Compile the model for another target.",
-            )
-        if cache.length > _MOST_CACHE_SLOTS:
-            raise LlmcError(
-                "TRT_UNSUPPORTED",
-                f"The caches have {cache.length} positions; TensorRT's attention reads up to {_MOST_CACHE_SLOTS}.",
-                f"Set --max-seq-len {_MOST_CACHE_SLOTS} or less.",
-            )
+        check_size(max(cache.key_dim, cache.value_dim), cache.length, "An attention")
+
+
+def check_size(head_dim: int, positions: int, subject: str) -> None:
+    """Refuse an attention with larger heads or more positions than the kernels take.
+
+    Args:
+        subject: what the message begins with.
+
+    Raises:
+        LlmcError: TRT_UNSUPPORTED.
+    """
+    if head_dim > _MOST_HEAD_DIM:
+        raise LlmcError(
+            "TRT_UNSUPPORTED",
+            f"{subject} has heads of dimension {head_dim}; TensorRT's kernels reach {_MOST_HEAD_DIM}.",
+            "Compile the model for another target.",
+        )
+    if positions > _MOST_CACHE_SLOTS:
+        raise LlmcError(
+            "TRT_UNSUPPORTED",
+            f"{subject} has a cache of {positions:,} positions; TensorRT's kernels for decoding read up to "
+            f"{_MOST_CACHE_SLOTS:,}.",
+            f"Set --max-seq-len {_MOST_CACHE_SLOTS} or less.",
+        )
 
 
 def check_space(forecast: Forecast, memory: int | None, disk: int) -> None:
@@ -103,8 +115,16 @@ def available_memory() -> int | None:
 
 
 def _check_formats(weights: WeightSummary, sms: list[str]) -> None:
-    if "fp8" not in weights.bytes_by_dtype:
-        return
+    if "fp8" in weights.bytes_by_dtype:
+        check_fp8(sms)
+
+
+def check_fp8(sms: list[str]) -> None:
+    """Refuse fp8 on GPUs that don't have it.
+
+    Raises:
+        LlmcError: TRT_UNSUPPORTED.
+    """
     early = [sm for sm in sms if tuple(map(int, sm.split("."))) < _FIRST_SM_WITH_FP8]
     if early:
         raise LlmcError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...config import CompileConfig
-from ..base import Lowered, Target, Watch
+from ..base import Lowered, PhaseWatch, Table, Target, Watch
 from .facts import FACTS
 from .options import TensorRtOptions
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ....ir.program import Program
     from ....passes.base import Pass
     from ....passes.quantize.quantization_plan import QuantizationPlan
+    from ....runtimes.artifact.manifest import Manifest
 
 
 class TensorRtTarget(Target):
@@ -24,7 +25,20 @@ class TensorRtTarget(Target):
     summary = "TensorRT on GPUs"
     options = TensorRtOptions
     facts = FACTS
+    finalizes = True
     gate_opener = "llmc.compiler.targets.tensorrt.neutral:open_neutral"
+
+    def check(self, config: CompileConfig) -> None:
+        super().check(config)
+        if (own := self.options_of(config)).engine:
+            from .supported import check_machine
+
+            check_machine(own, config.quantize)
+
+    def check_program(self, program: Program, config: CompileConfig) -> None:
+        from .supported import check_attentions
+
+        check_attentions(program)
 
     def finishing_passes(
         self, config: CompileConfig, plan: QuantizationPlan | None, exact_inputs: Collection[str]
@@ -38,6 +52,16 @@ class TensorRtTarget(Target):
         from .write import write_graph
 
         return write_graph(graphs["step"], folder, self.options_of(config), self.dtype(config), watch)
+
+    def finalize(self, folder: Path, manifest: Manifest, options: TensorRtOptions, watch: PhaseWatch) -> Manifest:
+        from .engines import build_engines
+
+        return build_engines(folder, manifest, options, watch) if options.engine else manifest
+
+    def tables(self, folder: Path, manifest: Manifest) -> Sequence[Table]:
+        from .tables import engine_tables
+
+        return engine_tables(folder, manifest)
 
 
 TARGET = TensorRtTarget()

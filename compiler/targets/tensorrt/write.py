@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from ....ir.program import Program
-from ....runtimes.artifact.manifest import Phase
-from ....runtimes.engines.tensorrt.section import DATA, DECODE, GRAPH, PREFILL, Profile, TensorRtSection
+from ....runtimes.artifact.manifest import DtypeName, Phase
+from ....runtimes.engines.tensorrt.section import DATA, GRAPH, TensorRtSection
 from ..base import Lowered, Watch
 from ..onnx.check import check_onnx
 from ..onnx.external import ExternalData
+from .engines import profiles_of
 from .lowering import TensorRtLowering
 from .options import TensorRtOptions
 
 
-def write_graph(program: Program, folder: Path, options: TensorRtOptions, dtype: str, watch: Watch) -> Lowered:
+def write_graph(program: Program, folder: Path, options: TensorRtOptions, dtype: DtypeName, watch: Watch) -> Lowered:
     """Write the graph and one data file.
 
     Args:
@@ -25,7 +26,6 @@ def write_graph(program: Program, folder: Path, options: TensorRtOptions, dtype:
         lowering.run()
         lowering.save(folder / GRAPH)
     check_onnx(folder / GRAPH)
-    tokens = min(options.max_prompt_tokens, program.max_seq_len)
-    profiles = {PREFILL: Profile(1, tokens), DECODE: Profile(options.max_batch_size, 1)}
-    section = TensorRtSection(GRAPH, dtype, profiles)  # type: ignore[arg-type]
+    assert dtype in ("fp16", "bf16")
+    section = TensorRtSection(GRAPH, dtype, profiles_of(options, program.max_seq_len))
     return Lowered({"step": Phase(1)}, section, {})

@@ -10,7 +10,7 @@ A plan is built from it, with one optimization profile for each phase.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ...artifact.manifest import Manifest, invalid_manifest
@@ -86,4 +86,4 @@ def read_section(manifest: Manifest) -> TensorRtSection:
             raise invalid_manifest(f"the section names {name}, which is not among its files")
     if any(cache.kind != "static" or cache.dtype != section.dtype for cache in manifest.caches):
         raise invalid_manifest(f"its caches are not static ones of {section.dtype}")
-    return section
+    return replace(section, profiles={name: section.profiles[name] for name in PROFILES})

@@ -1,0 +1,52 @@
+"""What TensorRT can't do, refused before any work on weights."""
+
+from __future__ import annotations
+
+from ....errors import LlmcError
+from ....ir.nodes import value_of
+from ....ir.program import Program, where
+from ....kernels.ops import attention
+from ....passes.queries import is_op
+from ....runtimes.cuda.libcuda import open_driver
+from ....runtimes.engines.tensorrt.library import find_library
+from .config import check_sms
+from .options import TensorRtOptions
+from .preflight import check_fp8, check_size
+
+
+def check_machine(options: TensorRtOptions, scheme: str | None) -> None:
+    """Refuse an engine that can't be built here.
+
+    Args:
+        scheme: the quantization scheme.
+
+    Raises:
+        LlmcError: TENSORRT_MISSING, TENSORRT_VERSION, TRT_SM_UNSUPPORTED or TRT_UNSUPPORTED.
+    """
+    sms = wanted_sms(options)
+    check_sms(find_library(options.library), sms)
+    if scheme == "fp8":
+        check_fp8(sms)
+
+
+def check_attentions(program: Program) -> None:
+    """Refuse a program with attentions that no kernel computes.
+
+    Raises:
+        LlmcError: TRT_UNSUPPORTED, naming the layer.
+    """
+    for node in program.nodes:
+        if is_op(node, attention):
+            call = attention.bind(node.args, dict(node.kwargs))
+            head_dim = max(int(value_of(call[name]).shape[3]) for name in ("k", "v"))
+            check_size(head_dim, program.max_seq_len, f"The attention of {where(node) or 'the model'}")
+
+
+def wanted_sms(options: TensorRtOptions) -> list[str]:
+    """Return the compute capabilities to build for: as given, else that of this machine's GPU, else 8.9."""
+    if options.sm is not None:
+        return options.sms
+    try:
+        return [open_driver().device.sm]
+    except LlmcError:
+        return ["8.9"]
