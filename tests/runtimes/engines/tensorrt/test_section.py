@@ -1,4 +1,4 @@
-"""The section of target "trt": what is refused, and the order of profiles in a plan."""
+"""The section of target "trt": what is refused, and the order of profiles."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 from neutral import PLAN, write_neutral
 
-from llmc.compiler.targets.tensorrt.build import build
 from llmc.errors import LlmcError
 from llmc.runtimes.artifact.manifest import Manifest
 from llmc.runtimes.artifact.open import read_manifest
-from llmc.runtimes.engines.tensorrt.library import find_library
-from llmc.runtimes.engines.tensorrt.section import GRAPH, Profile, read_section
+from llmc.runtimes.engines.tensorrt.section import Profile, read_section
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -52,14 +50,9 @@ def test_what_is_refused(manifest: Manifest, change: Change, why: str) -> None:
     assert caught.value.code == "ARTIFACT_INVALID" and why in caught.value.what
 
 
-def test_a_plan_has_its_profiles_in_one_order(tmp_path: Path) -> None:
+def test_profiles_are_in_the_order_of_a_plan(tmp_path: Path) -> None:
     """A manifest sorts them by name, in which decode comes first."""
-    pytest.importorskip("tensorrt_rtx")
-    write_neutral(tmp_path / "out", plans=[])
+    write_neutral(tmp_path / "out")
     manifest = read_manifest(tmp_path / "out")
-    section = read_section(manifest)
-    assert list(section.profiles) == ["decode", "prefill"]
-    library = find_library("tensorrt_rtx")
-    plan = build(library, tmp_path / "out" / GRAPH, section, manifest.caches, ["8.9"], tmp_path / "out")
-    record = json.loads((tmp_path / "out" / plan.record).read_bytes())
-    assert list(record["profiles"]) == ["prefill", "decode"]
+    assert list(manifest.section["profiles"]) == ["decode", "prefill"]
+    assert list(read_section(manifest).profiles) == ["prefill", "decode"]
