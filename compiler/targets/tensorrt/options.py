@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from ....runtimes.engines.tensorrt.section import Library
 from ...options import check_options, invalid, option
 
 _SECTION = "Target trt"
@@ -22,7 +22,7 @@ class TensorRtOptions:
         default_text="that of this machine's GPU, else 8.9",
         section=_SECTION,
     )
-    library: Library | None = option(
+    library: Literal["tensorrt_rtx", "tensorrt"] | None = option(
         None,
         "The library that builds and runs the engine: TensorRT for RTX, or TensorRT for data centres.",
         choices=("tensorrt_rtx", "tensorrt"),
