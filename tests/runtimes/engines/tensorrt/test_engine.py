@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,21 @@ def test_tensorrt_for_rtx_captures_by_itself(tmp_path: Path) -> None:
         step(engine, at, 0)
     assert machine.fake.strategies == ["DISABLED", "WHOLE_GRAPH_CAPTURE"]
     assert machine.driver.calls["begin_capture"] == 0
+
+
+def test_each_thread_uses_the_device(machine: Machine) -> None:
+    engine = machine.open(slots=2)
+    for call in (
+        lambda: step(engine, 0, 0),
+        lambda: engine.copy_slot(0, 1, 1),
+        lambda: engine.open_slots(3),
+        engine.close,
+    ):
+        before = machine.driver.calls["make_current"]
+        thread = Thread(target=call)
+        thread.start()
+        thread.join()
+        assert machine.driver.calls["make_current"] > before
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
