@@ -34,7 +34,9 @@ def same(g: Lowering, input: Value, **_: Any) -> str:
 
 def reshape(g: Lowering, input: Value, **sizes: Any) -> str:
     (shape,) = sizes.values()
-    return g.reshape(input, shape)
+    # Sizes that the program knows: -1 then stands for one that is not known before the graph runs.
+    known = (size if isinstance(size, int) else None for size in value_of(g.node).shape)
+    return g.reshape(input, [one if size is None else size for one, size in zip(shape, known, strict=True)])
 
 
 def as_result(g: Lowering, input: Value, **_: Any) -> str:

@@ -38,7 +38,7 @@ class BuildRequest:
     """What to build.
 
     Attributes:
-        profiles: by name, in the plan's order.
+        profiles: by name.
         plan: the path to write the plan to.
         data_bytes: bytes of the graph's weights.
     """
