@@ -145,13 +145,12 @@ class Engine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.fake)
 
-    def create_execution_context(self, how: Any = None) -> Context:
-        if how is None:  # the context has activation memory of its own
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context:
+        if config is None:  # the context has activation memory of its own
             return Context(self, None, None)
         if self.fake.name == "tensorrt_rtx":
-            self.fake.strategies.append(how.cuda_graph_strategy.name)
-            return Context(self, how.allocation, how.cache)
-        return Context(self, how, None)
+            self.fake.strategies.append(config.cuda_graph_strategy.name)
+        return Context(self, config.allocation, config.cache)
 
 
 class RuntimeConfig:
@@ -164,6 +163,7 @@ class RuntimeConfig:
         self.cache: RuntimeCache | None = None
 
     def create_runtime_cache(self) -> RuntimeCache:
+        assert self.fake.name == "tensorrt_rtx"
         return RuntimeCache(self.fake)
 
     def set_runtime_cache(self, cache: RuntimeCache) -> bool:
@@ -236,7 +236,8 @@ class Context:
         assert set(self.addresses) == set(self.engine.names), "a tensor has no address"
         if not self._works("execute_async_v3"):
             return False
-        if driver.is_capturing(stream):
+        is_captured = driver.is_capturing(stream)
+        if is_captured:
             # Before it can be captured, a context must have run with the same shapes.
             if not self.fake.captures_work or self.ran_as != now:
                 return False
@@ -244,11 +245,13 @@ class Context:
         if self.cache is not None and self.ran_as is None:
             self.cache.content += b"k"
         self.ran_as = now
-        driver.put(stream, functools.partial(self._run, *now))
+        driver.put(stream, functools.partial(self._run, *now, is_captured))
         return True
 
-    def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+    def _run(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], is_captured: bool) -> None:
         driver, inputs = self.fake.driver, {}
+        if is_captured and (shapes, addresses) != (self.shapes, self.addresses):
+            raise Fault("a graph is replayed, but its context was changed after the capture")
         if self.allocation is not None:
             driver.view("device", *self.memory).fill(0xFF)
         for name, tensor in self.engine.inputs.items():

@@ -100,6 +100,7 @@ class Network:
             def log(self, severity: Any, message: str) -> None:
                 pass
 
+        self._constants: list[np.ndarray] = []
         self._logger = Silent()
         self._builder = self.library.Builder(self._logger)
         self.network = self._builder.create_network(0)
@@ -119,7 +120,7 @@ class Network:
         return self.network.add_input(name, self.dtype(value.dtype), value.shape)
 
     def constant(self, value: np.ndarray) -> Any:
-        self._kept = [*getattr(self, "_kept", []), value]
+        self._constants.append(value)
         return self.network.add_constant(value.shape, self.library.Weights(value)).get_output(0)
 
     def output(self, tensor: Any, name: str = "y") -> None:

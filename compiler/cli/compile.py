@@ -145,7 +145,7 @@ def _show(artifact: Artifact, verified: bool) -> None:
         facts.append(("pruned", console.pruning(manifest.pruning)))
     facts += [
         ("size", f"{console.size(sum(file.bytes for file in files))} in {len(files)} files"),
-        ("gate", "passed" if verified else "skipped (--no-verify)"),
+        ("gate", console.gate(manifest.verified) if verified else "skipped (--no-verify)"),
         ("time", f"{sum(seconds.values()):.1f} s: {phases}"),
         ("peak memory", console.size(max(report["peak_rss_bytes"].values()))),
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ...runtimes.artifact.manifest import MaxKlSpec, PruningSpec, QuantizationSpec
+    from ...runtimes.artifact.manifest import MaxKlSpec, PruningSpec, QuantizationSpec, Verified
 
 Cell = str | int | float
 
@@ -75,6 +75,13 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if nbytes >= 99.5 or unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1000
     return f"{nbytes:,.1f} TB"
+
+
+def gate(verified: Verified) -> str:
+    """Return in words where an artifact passed the gate."""
+    if verified.on_device == "gate":
+        return "passed by the graph; the engine follows on each device, when it is loaded there for the first time"
+    return "passed"
 
 
 def max_kl(result: MaxKlSpec) -> str:

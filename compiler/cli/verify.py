@@ -28,8 +28,11 @@ def verify(ctx: click.Context, artifact: Path, model: str | None, as_json: bool)
     """
     with progress(f"verify {artifact}"):
         from ..gate.verify import verify as compare
+        from ..gate.verify import why_not_engine
 
         report = compare(artifact, model)
+    if reason := why_not_engine(artifact):
+        click.echo(f"Checked the graph, not the engine: {reason}.", err=True)
     if as_json:
         print_json(report.as_dict())
     else:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...error_codes import make_error
 from ...errors import CheckFailedError, CompilerError
-from ...runtimes.artifact.open import open_artifact
+from ...runtimes.artifact.open import open_artifact, read_manifest
+from ...runtimes.engines.base import Engine
 from ...runtimes.engines.load import load
 from ...runtimes.engines.selfcheck import Check, GateReference, GateReport, check, limits_key
+from ...runtimes.measure.selfcheck import find
+from ..targets.registry import find_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,15 +65,29 @@ def _import_path() -> dict[str, str]:
 
 
 def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> GateReport:
-    """Run the gate again, on this machine.
+    """Run the gate again, on this machine: with the artifact's engine, or as it was compiled where that can't run.
 
     Args:
         model: what the artifact was compiled from, to make the reference anew; by default the artifact's own is used.
     """
     folder = Path(folder)
-    engine = load(folder, check_device=False)  # the same check follows, whose result is shown
+    engine = _open(folder)
     reference = GateReference.read(folder) if model is None else _new_reference(model, folder)
     return check(engine, reference)
+
+
+def _open(folder: Path) -> Engine:
+    """Open the artifact's engine, or what stands in for it on a machine that lacks what the engine needs."""
+    opener = find_target(read_manifest(folder).target).gate_opener
+    if opener is not None and why_not_engine(folder):
+        return find(opener)(folder)
+    return load(folder, check_device=False)  # the same check follows, whose result is shown
+
+
+def why_not_engine(folder: Path) -> str | None:
+    """Return why `verify` checks an artifact's graph and not its engine on this machine; None: it checks the engine."""
+    target = find_target(read_manifest(folder).target)
+    return target.missing("run") if target.gate_opener is not None else None
 
 
 def _new_reference(model: Any, folder: Path) -> GateReference:

@@ -132,7 +132,7 @@ def examine() -> MachineReport:
         available_bytes=memory.get("MemAvailable"),
         gpus=gpus,
         driver=_driver(),
-        targets=_supports(targets, {p.name: p for p in packages}, bool(gpus)),
+        targets=_supports(targets, {p.name: p for p in packages}),
     )
 
 
@@ -187,7 +187,7 @@ def _packages_of(targets: Sequence[Target]) -> list[tuple[str, ...]]:
     return [*_PACKAGES, *((name,) for name in dict.fromkeys(needed) if name not in known)]
 
 
-def _supports(targets: Sequence[Target], packages: dict[str, Package], cuda: bool) -> tuple[TargetSupport, ...]:
+def _supports(targets: Sequence[Target], packages: dict[str, Package]) -> tuple[TargetSupport, ...]:
     # Alternatives stand for each other: each name maps to the one that is listed.
     found = {name: packages[known] for names in _PACKAGES for known in names if known in packages for name in names}
 
@@ -201,10 +201,12 @@ def _supports(targets: Sequence[Target], packages: dict[str, Package], cuda: boo
     def support(target: Target) -> TargetSupport:
         compiling, running = target.facts.packages["compile"], target.facts.packages["run"]
         can_run = needs(*running)
-        if target.facts.needs_gpu and not cuda:
-            can_run = Answer(False, "torch finds no CUDA device")
         # The gate runs the artifact, so compiling needs the engine too.
         can_compile = needs(*_CAPTURE, *compiling, *running)
+        if can_run.can and (lacks := target.missing("run")):
+            can_run = Answer(False, lacks)
+        if can_compile.can and (lacks := target.missing("compile")):
+            can_compile = Answer(False, lacks)
         return TargetSupport(target.name, target.summary, needs(*_CAPTURE), can_compile, can_run)
 
     return tuple(map(support, targets))

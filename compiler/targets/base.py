@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from ...errors import LlmcError, UsageError
 from ...passes.quantize.schemes import Grid, Scheme
@@ -71,7 +71,6 @@ class KernelFacts:
         cache_codes: formats of 8-bit KV caches.
         promotion: what sensitive 4-bit weights become; None if there is nothing better than 4 bits.
         packages: modules that compiling ("compile") and running ("run") need beside torch and transformers.
-        needs_gpu: its engine runs on CUDA devices only.
         sparse: its kernels make use of zeros.
         emulated: schemes that run without kernels of their own, and what to say about each.
         refused: schemes that it can't run, and why, where there is more to say than that.
@@ -84,7 +83,6 @@ class KernelFacts:
     cache_codes: tuple[str, ...] = ()
     promotion: Promotion | None = None
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"compile": (), "run": ()})
-    needs_gpu: bool = False
     sparse: bool = False
     emulated: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -257,6 +255,10 @@ class Target(ABC):
         Args:
             watch: called with each weight's name before it is computed.
         """
+
+    def missing(self, step: Literal["compile", "run"]) -> str | None:
+        """Return what this machine lacks for a step beside the packages of the facts; None: nothing."""
+        return None
 
     def check_program(self, program: Program, config: CompileConfig) -> None:
         """Refuse an optimized program that this target can't run, before anything is spent on its weights.

@@ -124,17 +124,16 @@ def _choose(program: Program, node: fx.Node, scheme: Scheme, overrides: list[Ove
     is_wide = is_table or any(is_head(program, user) for user in node.users)
     weight = program.weights[str(node.target)]
     stored, lost = stored_codes(weight), why_dequantized(weight)
-    if stored and (choice := _as_stored(stored, is_wide, scheme.group_sizes)):
-        return choice
-    if stored:
-        lost = f"no kernel of the target supports groups of {stored.group_size}"
-    grid, why = (scheme.wide, "head or embedding") if is_wide else (scheme.linears, "linear")
+    if stored and not (lost := scheme.why_not(stored.scheme, _group_of(stored), stored.zeros is not None)):
+        grid = Grid(stored.scheme, _group_of(stored), symmetric=stored.zeros is None)
+        return Choice(grid, "the checkpoint has it so", stored.group_size, is_wide, is_stored=True)
+    wanted, why = (scheme.wide, "head or embedding") if is_wide else (scheme.linears, "linear")
     for override in overrides:
         if fnmatchcase(str(node.target), override.pattern):
-            grid, why = override.grid, f"override {override.pattern}"
-    if grid is None:
+            wanted, why = override.grid, f"override {override.pattern}"
+    if wanted is None:
         return Choice(None, why, is_wide=is_wide, not_as_stored=lost)
-    chosen = _chosen(grid, why, int(value_of(node).shape[1]), is_wide, scheme.group_sizes)
+    chosen = _chosen(wanted, why, int(value_of(node).shape[1]), is_wide, scheme.group_sizes)
     return replace(chosen, not_as_stored=lost)
 
 
@@ -157,14 +156,9 @@ def _why_not_as_stored(weight: Weight, why_kept_whole: str) -> str | None:
     return why_kept_whole if stored_codes(weight) else why_dequantized(weight)
 
 
-def _as_stored(codes: StoredCodes, is_wide: bool, group_sizes: tuple[int, ...]) -> Choice | None:
-    """Return a choice that keeps the checkpoint's codes; None if no kernel supports their groups."""
+def _group_of(codes: StoredCodes) -> int | str:
     by_channel = codes.group_size == codes.shape[1] and codes.scheme not in ("int4", "nf4")
-    if not by_channel and codes.group_size not in group_sizes:
-        return None
-    group = PER_CHANNEL if by_channel else codes.group_size
-    grid = Grid(codes.scheme, group, symmetric=codes.zeros is None)
-    return Choice(grid, "the checkpoint has it so", codes.group_size, is_wide, is_stored=True)
+    return PER_CHANNEL if by_channel else codes.group_size
 
 
 def _group_size(grid: Grid, input_channels: int, group_sizes: tuple[int, ...]) -> int | None:

@@ -57,6 +57,9 @@ class Scheme:
         small: grid of the linears inside layers in a small model; None uses `linears`.
         small_below: a model is small if the linears of its layers hold fewer numbers than this.
         group_sizes: the groups that the target's kernels take, largest first.
+        formats: the formats of codes that they take.
+        grouped: the formats that they take with a scale for each group; others have one for each output channel.
+        zero_points: they take codes with zero points.
     """
 
     name: str
@@ -65,6 +68,9 @@ class Scheme:
     small: Grid | None = None
     small_below: int = 0
     group_sizes: tuple[int, ...] = ()
+    formats: tuple[str, ...] = SCHEMES
+    grouped: tuple[str, ...] = SCHEMES
+    zero_points: bool = True
 
     def of_size(self, numbers: int) -> Scheme:
         """Return the scheme for a model with so many numbers in the linears of its layers."""
@@ -76,13 +82,32 @@ class Scheme:
         return replace(self, linears=replace(self.linears, group=group), small=None)
 
     def check(self, grid: Grid) -> None:
-        """Refuse a grid whose groups the target's kernels don't take.
+        """Refuse a grid that the target's kernels don't take.
 
         Raises:
             UsageError: SCHEME_INVALID.
         """
         if isinstance(grid.group, int) and grid.group not in self.group_sizes:
             raise _invalid(f"{grid.scheme} has groups of {grid.group}", f"Choose one of {listed(self.group_sizes)}.")
+        if why := self.why_not(grid.scheme, grid.group, not grid.symmetric):
+            raise _invalid(f"a weight is to be {grid.scheme}, but {why}", "Choose another grid for it.")
+
+    def why_not(self, scheme: str, group: int | str, zero_points: bool) -> str | None:
+        """Return why the target's kernels don't take such codes; None if they do.
+
+        Args:
+            scheme: the format of the codes.
+            group: the channels that share a scale, as in `Grid`.
+        """
+        if scheme not in self.formats:
+            return f"no kernel of the target reads {scheme}"
+        if zero_points and not self.zero_points:
+            return "no kernel of the target has zero points"
+        if isinstance(group, int) and scheme not in self.grouped:
+            return f"the target's kernels read {scheme} with one scale for each output channel"
+        if isinstance(group, int) and group not in self.group_sizes:
+            return f"no kernel of the target supports groups of {group}"
+        return None
 
 
 @dataclass(frozen=True)

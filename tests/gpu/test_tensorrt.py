@@ -17,13 +17,11 @@ import pytest
 import torch
 from compiled import artifact, speaking_model
 from engine_contract import CLAUSES, LENGTH, Clause, Subject, broken_runs
-from neutral import add_plan
 from transformers import AutoModelForCausalLM
 
 import llmc
-from llmc.compiler.targets.tensorrt.build import build
+from llmc.compiler.finalize import finalize
 from llmc.errors import LlmcError
-from llmc.runtimes.artifact.open import read_manifest
 from llmc.runtimes.cache_folder import cache_dir
 from llmc.runtimes.cuda.driver import Driver
 from llmc.runtimes.cuda.libcuda import open_driver
@@ -32,7 +30,6 @@ from llmc.runtimes.engines.selfcheck import GateReference, check
 from llmc.runtimes.engines.tensorrt.engine import TensorRtEngine
 from llmc.runtimes.engines.tensorrt.library import find_library
 from llmc.runtimes.engines.tensorrt.profile import ProfileRunner
-from llmc.runtimes.engines.tensorrt.section import GRAPH, read_section
 
 # fp16, with other kernels for prompts than for single tokens.
 TOLERANCE = 2e-2
@@ -54,9 +51,7 @@ def folder(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact with a plan for this GPU."""
     made = tmp_path_factory.mktemp("gpu") / "out"
     shutil.copytree(artifact("speaking", target="trt", engine=False), made)
-    manifest = read_manifest(made)
-    plan = build(find_library(), made / GRAPH, read_section(manifest), manifest.caches, [driver.device.sm], made)
-    add_plan(made, plan)
+    finalize(made)
     return made
 
 

@@ -50,7 +50,7 @@ def build(
     Raises:
         LlmcError: TRT_UNSUPPORTED, TRT_SM_UNSUPPORTED, TRT_MEMORY, TRT_PARSE_REFUSED or TRT_BUILD_FAILED.
     """
-    forecast = check_before_build(library, onnx_path, section, caches, sms, folder)
+    forecast = check_before_build(library, onnx_path, caches, sms, folder)
     partial = folder / f"{PLAN_FILE}.partial"
     profiles = {name: section.profiles[name] for name in PROFILES}
     request = BuildRequest(library.name, str(onnx_path), profiles, list(sms), str(partial), forecast.data_bytes)
@@ -65,7 +65,8 @@ def build(
 
 def _run(request: BuildRequest, watch: Callable[[str, int, int], None]) -> BuildRecord:
     paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    # The working directory may have modules with the names of others.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryFile() as errors:
         worker = subprocess.Popen(
             [sys.executable, "-m", _WORKER],

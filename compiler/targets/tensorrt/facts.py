@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ....passes.quantize.schemes import Grid, Scheme
 from ..base import KernelFacts, Promotion
 
@@ -19,16 +21,20 @@ _SCHEMES = (
     Scheme("fp8", Grid("fp8", activation="fp8"), _WIDE),
 )
 
+
+def _with_limits(scheme: Scheme) -> Scheme:
+    return replace(
+        scheme, group_sizes=GROUP_SIZES, formats=("int8", "int4", "fp8"), grouped=("int4",), zero_points=False
+    )
+
+
 FACTS = KernelFacts(
     # fp16 has three more bits than bf16; the gate refuses a model whose values exceed its range.
     dtypes=("fp16", "bf16"),
-    schemes={
-        s.name: Scheme(s.name, s.linears, s.wide, s.small, s.small_below, group_sizes=GROUP_SIZES) for s in _SCHEMES
-    },
-    stored=Scheme("stored", None, group_sizes=GROUP_SIZES),
+    schemes={scheme.name: _with_limits(scheme) for scheme in _SCHEMES},
+    stored=_with_limits(Scheme("stored", None)),
     # A cache update writes from a start on, in numbers of the dtype computed in.
     cache_kinds=("static",),
     promotion=Promotion(Grid("int8"), target_loss=0.02, share=0.275),
     packages={"compile": ("onnx", "onnxruntime"), "run": ()},
-    needs_gpu=True,
 )

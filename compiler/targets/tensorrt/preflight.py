@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ....errors import LlmcError
 from ....runtimes.artifact.manifest import CacheSpec
 from ....runtimes.engines.tensorrt.library import TensorRt
-from ....runtimes.engines.tensorrt.section import TensorRtSection
 from .config import check_sms
-from .forecast import Forecast, WeightSummary, forecast_build, summarize_weights
+from .forecast import Forecast, forecast_build, summarize_weights
 
 # Beyond these, attention is computed in parts, with all its scores in memory.
 _MOST_HEAD_DIM = 256
 _MOST_CACHE_SLOTS = 24_320
-_FIRST_SM_WITH_FP8 = (8, 9)
+# The first compute capability with kernels for a dtype.
+_FIRST_SMS = {"bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
 _MEMORY_INFO = Path("/proc/meminfo")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def check_before_build(
     library: TensorRt,
     path: Path,
-    section: TensorRtSection,
     caches: Sequence[CacheSpec],
     sms: list[str],
     folder: Path,
@@ -40,8 +41,8 @@ def check_before_build(
     check_sms(library, sms)
     check_caches(caches)
     weights = summarize_weights(path)
-    _check_formats(weights, sms)
-    forecast = forecast_build(weights, section)
+    check_dtypes(weights.bytes_by_dtype, sms)
+    forecast = forecast_build(weights)
     check_space(forecast, available_memory(), shutil.disk_usage(folder).free)
     return forecast
 
@@ -80,6 +81,25 @@ def check_size(head_dim: int, positions: int, subject: str) -> None:
         )
 
 
+def check_dtypes(dtypes: Collection[str], sms: Sequence[str]) -> None:
+    """Refuse dtypes that a GPU can't compute with.
+
+    Args:
+        dtypes: names of dtypes and of schemes, such as "bf16" and "int4".
+
+    Raises:
+        LlmcError: TRT_UNSUPPORTED.
+    """
+    for dtype, first in _FIRST_SMS.items():
+        early = [sm for sm in sms if tuple(map(int, sm.split("."))) < first]
+        if early and dtype in dtypes:
+            raise LlmcError(
+                "TRT_UNSUPPORTED",
+                f"GPUs of compute capability {', '.join(early)} can't compute with {dtype}.",
+                f"Use another dtype or scheme, or build for {first[0]}.{first[1]} and later only.",
+            )
+
+
 def check_space(forecast: Forecast, memory: int | None, disk: int) -> None:
     """Refuse a build that needs more memory or disk space than there is.
 
@@ -106,32 +126,14 @@ def check_space(forecast: Forecast, memory: int | None, disk: int) -> None:
 
 
 def available_memory() -> int | None:
-    """Return the memory in bytes that a process could still get, or None if unknown."""
-    try:
+    """Return the memory in bytes that a process could still get, or None if unknown. A container may have a limit."""
+    found = []
+    with suppress(OSError):
         lines = _MEMORY_INFO.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _check_formats(weights: WeightSummary, sms: list[str]) -> None:
-    if "fp8" in weights.bytes_by_dtype:
-        check_fp8(sms)
-
-
-def check_fp8(sms: list[str]) -> None:
-    """Refuse fp8 on GPUs that don't have it.
-
-    Raises:
-        LlmcError: TRT_UNSUPPORTED.
-    """
-    early = [sm for sm in sms if tuple(map(int, sm.split("."))) < _FIRST_SM_WITH_FP8]
-    if early:
-        raise LlmcError(
-            "TRT_UNSUPPORTED",
-            f"GPUs of compute capability {', '.join(early)} have no fp8.",
-            "Use --int8 or --quantize w8a8, or build for 8.9 and later only.",
-        )
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # the limit may be "max"
+        found.append(int(_MEMORY_LIMIT.read_text()))
+    return min(found, default=None)
 
 
 def _gigabytes(count: int) -> str:

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ....runtimes.engines.tensorrt.section import Profile
+from ....runtimes.engines.tensorrt.section import PROFILES, Profile
 from .network import Network, checked
-
-# With a single batch entry, TensorRT multiplies a vector, for which it expands 8-bit weights to 16 bits in memory.
-_LEAST_DECODE_BATCH = 2
 
 Range = tuple[int, int, int]
 """Smallest, usual and largest size."""
@@ -33,16 +30,15 @@ class Shapes:
 
 
 def shapes_of(profiles: Mapping[str, Profile]) -> list[Shapes]:
-    """Return the ranges of each profile, in their order.
+    """Return the ranges of each profile, in the plan's order.
 
-    A call may ask for the logits of all its tokens; usually it asks for one.
+    A call may ask for the logits of all its tokens; usually it asks for one. For decode steps of a single sequence
+    only, TensorRT would multiply a vector, for which it expands 8-bit weights to 16 bits in memory.
     """
-    found = []
-    for name, profile in profiles.items():
-        batch = max(profile.batch, _LEAST_DECODE_BATCH) if profile.tokens == 1 else profile.batch
-        tokens = profile.tokens
-        found.append(Shapes(name, (1, 1, batch), (1, tokens, tokens), (1, 1, tokens)))
-    return found
+    return [
+        Shapes(name, (1, 1, one.batch), (1, one.tokens, one.tokens), (1, 1, one.tokens))
+        for name, one in ((name, profiles[name]) for name in PROFILES)
+    ]
 
 
 def add_profiles(network: Network, config: Any, shapes: list[Shapes]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ....errors import LlmcError
 from ....ir.nodes import value_of
 from ....ir.program import Program, where
@@ -11,22 +13,21 @@ from ....runtimes.cuda.libcuda import open_driver
 from ....runtimes.engines.tensorrt.library import find_library
 from .config import check_sms
 from .options import TensorRtOptions
-from .preflight import check_fp8, check_size
+from .preflight import check_dtypes, check_size
 
 
-def check_machine(options: TensorRtOptions, scheme: str | None) -> None:
+def check_machine(options: TensorRtOptions, dtypes: Collection[str]) -> None:
     """Refuse an engine that can't be built here.
 
     Args:
-        scheme: the quantization scheme.
+        dtypes: the quantization scheme, and the dtype to compute in.
 
     Raises:
         LlmcError: TENSORRT_MISSING, TENSORRT_VERSION, TRT_SM_UNSUPPORTED or TRT_UNSUPPORTED.
     """
     sms = wanted_sms(options)
     check_sms(find_library(options.library), sms)
-    if scheme == "fp8":
-        check_fp8(sms)
+    check_dtypes(dtypes, sms)
 
 
 def check_attentions(program: Program) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from ....errors import LlmcError
 from ...config import CompileConfig
 from ..base import Lowered, PhaseWatch, Table, Target, Watch
 from .facts import FACTS
@@ -33,7 +34,19 @@ class TensorRtTarget(Target):
         if (own := self.options_of(config)).engine:
             from .supported import check_machine
 
-            check_machine(own, config.quantize)
+            check_machine(own, [self.dtype(config), *filter(None, [config.quantize])])
+
+    def missing(self, step: Literal["compile", "run"]) -> str | None:
+        from ....runtimes.cuda.libcuda import open_driver
+        from ....runtimes.engines.tensorrt.library import find_library
+
+        try:
+            if step == "run":
+                open_driver()
+            find_library()
+        except LlmcError as error:
+            return error.what.rstrip(".")
+        return None
 
     def check_program(self, program: Program, config: CompileConfig) -> None:
         from .supported import check_attentions

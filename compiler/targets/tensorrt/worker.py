@@ -27,7 +27,8 @@ from .config import make_config
 from .fusion import allow_decomposing
 from .logger import make_logger, make_monitor, make_writer
 from .make_record import describe_profiles
-from .network import Network, find_attentions, find_matmuls, parse, polish
+from .network import Network, find_attentions, find_matmuls, parse
+from .polish import polish
 from .profiles import add_profiles, shapes_of
 
 Watch = Callable[[str, int, int], None]
@@ -38,7 +39,7 @@ class BuildRequest:
     """What to build.
 
     Attributes:
-        profiles: by name, in the plan's order.
+        profiles: by name.
         plan: the path to write the plan to.
         data_bytes: bytes of the graph's weights.
     """

@@ -135,10 +135,10 @@ class TensorRtEngine:
             tensors=[*INPUTS, LOGITS, *caches],
             profiles=[WantedProfile(size.batch, size.tokens, name == DECODE) for name, size in sizes.items()],
         )
-        for (name, size), context in zip(sizes.items(), self._plan.contexts, strict=True):
+        for index, (name, size) in enumerate(sizes.items()):
             self.profiles[name] = ProfileRunner(
                 self._plan,
-                context,
+                index,
                 self._driver,
                 self._stream,
                 self._caches,

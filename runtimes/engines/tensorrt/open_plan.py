@@ -1,4 +1,4 @@
-"""Open a plan: one execution context for each profile, over the same activation memory."""
+"""Open a plan, and create execution contexts that share their activation memory."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ class WantedProfile:
 class OpenPlan:
     """A plan that the library has loaded.
 
-    The contexts are used one after the other on one stream, so they share their activation memory.
+    Its contexts are used one after the other on one stream, so they share their activation memory.
 
     Args:
         tensors: the names that the inputs and outputs must have.
         profiles: in the plan's order.
 
     Attributes:
-        contexts: the library's execution contexts, in the order of the profiles.
         captures: True if the library repeats calls as CUDA graphs by itself.
 
     Raises:
@@ -58,26 +57,38 @@ class OpenPlan:
         profiles: Sequence[WantedProfile],
     ) -> None:
         self._path, self._library, self._driver = path, library, driver
+        self._stream, self._profiles = stream, profiles
+        self._kernels = cache_path(plan_hash, library.version, driver.device)
         self._log = error_log(library.module)
         self._runtime: Any = library.module.Runtime(self._log)
         self._memory: DeviceArray | None = None
         self._cache: RuntimeCache | None = None
         self.engine: Any = None
-        self.contexts: list[Any] = []
         self.captures = library.name == "tensorrt_rtx"
         try:
             self.engine = self._deserialize()
             self._check(tensors, profiles)
-            if self.captures:
-                self._open_rtx_contexts(cache_path(plan_hash, library.version, driver.device), profiles)
-            else:
-                strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-                for _ in profiles:
-                    self.contexts.append(self.engine.create_execution_context(strategy))
-            self._prepare_contexts(stream)
+            sizes = [self.engine.get_device_memory_size_for_profile_v2(index) for index in range(len(profiles))]
+            self._memory = DeviceArray(driver, (max(sizes),), 1)
         except BaseException:
             self.close()
             raise
+
+    def create_context(self, index: int) -> Any:
+        """Return a new execution context of the library for a profile.
+
+        Raises:
+            LlmcError: PLAN_REFUSED.
+        """
+        assert self._memory is not None, "the plan has been closed"
+        context = self.engine.create_execution_context(self._config(self._profiles[index]))
+        if context is None:
+            raise self._refused(self._log.error or "it can't create a context")
+        if not context.set_optimization_profile_async(index, self._stream):
+            raise self._refused(self._log.error or f"it can't use profile {index}")
+        context.set_device_memory(self._memory.address, self._memory.nbytes)
+        self._driver.synchronize(self._stream)
+        return context
 
     def failed(self, what: str) -> LlmcError:
         """Return the error of a call of the library that failed, with the library's own message."""
@@ -94,10 +105,9 @@ class OpenPlan:
             self._cache.store()
 
     def close(self) -> None:
-        """Free contexts, plan and activation memory. A second call does nothing."""
-        # A context must not outlive its plan, nor a plan its runtime.
-        self.contexts, self._cache = [], None
-        self.engine = None
+        """Free the plan and the activation memory, after all contexts. A second call does nothing."""
+        # A plan must not outlive its runtime.
+        self.engine, self._cache = None, None
         self._runtime = None
         if self._memory is not None:
             self._memory.free()
@@ -134,30 +144,17 @@ class OpenPlan:
                     f"its profile {index} is for {batch} sequences of {tokens} tokens, not for {wanted}"
                 )
 
-    def _open_rtx_contexts(self, path: Path, profiles: Sequence[WantedProfile]) -> None:
-        """Open contexts that compile their last kernels on this machine, and keep them in a file."""
-        module = self._library.module
-        for profile in profiles:
-            config = self.engine.create_runtime_config()
+    def _config(self, profile: WantedProfile) -> Any:
+        module, config = self._library.module, self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self.captures:
+            # This library compiles the last kernels here. While it runs, it replaces kernels and captures them again.
             if self._cache is None:
-                self._cache = RuntimeCache(config.create_runtime_cache(), path)
+                self._cache = RuntimeCache(config.create_runtime_cache(), self._kernels)
             config.set_runtime_cache(self._cache.cache)
-            config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
-            # The library replaces kernels by better ones while it runs, and captures them again.
             strategy = module.CudaGraphStrategy
             config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if profile.repeats else strategy.DISABLED
-            self.contexts.append(self.engine.create_execution_context(config))
-
-    def _prepare_contexts(self, stream: int) -> None:
-        if any(context is None for context in self.contexts):
-            raise self._refused(self._log.error or "it can't create a context")
-        sizes = [self.engine.get_device_memory_size_for_profile_v2(index) for index in range(len(self.contexts))]
-        self._memory = DeviceArray(self._driver, (max(sizes),), 1)
-        for index, context in enumerate(self.contexts):
-            if not context.set_optimization_profile_async(index, stream):
-                raise self._refused(self._log.error or f"it can't use profile {index}")
-            context.set_device_memory(self._memory.address, self._memory.nbytes)
-        self._driver.synchronize(stream)
+        return config
 
     def _refused(self, why: str) -> LlmcError:
         return LlmcError(

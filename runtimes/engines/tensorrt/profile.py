@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,37 +12,38 @@ from ...cuda.driver import Driver
 from ...cuda.graphs import Graph, capture
 from ...cuda.memory import DeviceArray, PinnedArray
 from ..device_caches import DeviceCaches
+from .bound_context import BoundContext, CallShape
 from .open_plan import OpenPlan
 from .section import ALIGNMENT
 
-# Graphs that are kept; the oldest is freed for a new one.
-MOST_GRAPHS = 64
+# Captured calls that are kept; the oldest is freed for a new one. Each has a context, which takes memory.
+MOST_GRAPHS = 32
 _WORD = np.dtype(np.int64).itemsize
 
 
 @dataclass(frozen=True)
-class CallShape:
-    """What must be the same for a call to be repeated as a CUDA graph.
+class CapturedCall:
+    """A CUDA graph, and the context that it was captured from.
 
-    Attributes:
-        slot: the first slot.
-        batch: the number of sequences, in adjacent slots.
-        tokens: new tokens of each.
-        rows: returned logits of each.
+    A graph uses memory of its context. If the context were used for another call, the graph would be wrong.
     """
 
-    slot: int
-    batch: int
-    tokens: int
-    rows: int
+    graph: Graph
+    context: BoundContext
+
+    def free(self) -> None:
+        self.graph.free()
+        self.context.close()
 
 
 class ProfileRunner:
-    """Calls of one execution context.
+    """Calls of one profile.
 
-    A call that has the shape of an earlier one is captured as a CUDA graph after it ran; the third is a replay.
+    When a call is made for the second time, with the same slots and sizes, it gets a context of its own and is captured
+    as a CUDA graph after it ran. From the third time on, the graph is replayed.
 
     Args:
+        index: the profile.
         batch: the most sequences of a call.
         tokens: the most new tokens of each.
         captures: capture calls.
@@ -55,7 +55,7 @@ class ProfileRunner:
     def __init__(
         self,
         plan: OpenPlan,
-        context: Any,
+        index: int,
         driver: Driver,
         stream: int,
         caches: DeviceCaches,
@@ -65,9 +65,10 @@ class ProfileRunner:
         vocab_size: int,
         captures: bool,
     ) -> None:
-        self._plan, self._context, self._driver, self._stream = plan, context, driver, stream
+        self._plan, self._index, self._driver, self._stream = plan, index, driver, stream
         self._caches, self._vocab_size, self._captures = caches, vocab_size, captures
         self._most = batch * tokens
+        self._context = BoundContext(plan, index, caches)
         # Each input begins where TensorRT wants it to, at the same place for all shapes.
         sizes = {"input_ids": batch * tokens, "starts": batch, "rows": tokens}
         ends = np.cumsum([-(-size * _WORD // ALIGNMENT) * ALIGNMENT for size in sizes.values()]) // _WORD
@@ -76,9 +77,8 @@ class ProfileRunner:
         self._inputs = DeviceArray(driver, (int(ends[-1]),), _WORD)
         self._logits = DeviceArray(driver, (0, vocab_size), 4)
         self._copied = PinnedArray(driver, (0, vocab_size), np.float32)
-        self._bound: CallShape | None = None
         self._seen: set[CallShape] = set()
-        self.graphs: dict[CallShape, Graph] = {}
+        self.graphs: dict[CallShape, CapturedCall] = {}
 
     def run(self, tokens: np.ndarray, starts: np.ndarray, rows: np.ndarray, slot: int) -> np.ndarray:
         """Run new tokens; return the logits of the wanted ones, [B * R, V], valid until the next run.
@@ -90,40 +90,37 @@ class ProfileRunner:
             slot: the first of the adjacent slots.
         """
         shape = CallShape(slot, batch=tokens.shape[0], tokens=tokens.shape[1], rows=len(rows))
-        count = shape.batch * shape.rows
-        self._reserve(count)
-        for name, values in (("input_ids", tokens), ("starts", starts), ("rows", rows)):
-            place = self._places[name]
-            self._staged.array[place : place + values.size] = values.reshape(-1)
-        graph = self.graphs.get(shape)
+        self._reserve(shape.batch * shape.rows)
+        self._stage(tokens, starts, rows)
+        captured, own = self.graphs.get(shape), None
         try:
-            if graph is not None:
-                graph.launch(self._stream)
+            if captured is not None:
+                captured.graph.launch(self._stream)
             else:
-                self._bind(shape)
-                self._enqueue(count)
+                own = self._own_context(shape)
+                self._enqueue(own or self._context, shape)
             self._driver.synchronize(self._stream)
         except BaseException:
             # The next call must not change inputs that work on the stream still reads.
             with suppress(LlmcError):
                 self._driver.synchronize(self._stream)
             raise
-        if graph is None and self._captures:
-            self._capture(shape)
-        return self._copied.array[:count]
+        if own is not None:
+            self._capture(own, shape)
+        return self._copied.array[: shape.batch * shape.rows]
 
     def forget(self) -> None:
-        """Forget what depends on the addresses of caches."""
-        self._bound = None
+        """Forget what depends on the addresses of caches and logits."""
+        self._context.forget()
         self._seen.clear()
-        for graph in self.graphs.values():
-            graph.free()
+        for captured in self.graphs.values():
+            captured.free()
         self.graphs.clear()
 
     def free(self) -> None:
-        """Free graphs and memory, and let go of the context. A second call does nothing."""
+        """Free contexts, graphs and memory. A second call does nothing."""
         self.forget()
-        self._context = None  # a context must not outlive its plan
+        self._context.close()
         for memory in (self._staged, self._inputs, self._logits, self._copied):
             memory.free()
 
@@ -143,56 +140,40 @@ class ProfileRunner:
         old, self._logits, self._copied = self._logits, logits, copied
         old.free()
 
-    def _bind(self, shape: CallShape) -> None:
-        """Tell the context the shapes and addresses of a call, as far as they have changed."""
-        bound, self._bound = self._bound, None
-        if bound == shape:
-            self._bound = shape
-            return
-        sizes = {"input_ids": (shape.batch, shape.tokens), "starts": (shape.batch,), "rows": (shape.rows,)}
-        is_new = bound is None
-        for name, size in sizes.items():
-            self._set_shape(name, size)
-            if is_new:
-                self._set_address(name, self._inputs.address + self._places[name] * _WORD)
-        if is_new:
-            self._set_address("logits", self._logits.address)
-        for index, tensor in enumerate(self._caches.tensors):
-            if bound is None or bound.batch != shape.batch:
-                self._set_shape(tensor.past, (shape.batch, *tensor.shape))
-            if bound is None or bound.slot != shape.slot:
-                address = self._caches.address(index, shape.slot)
-                self._set_address(tensor.past, address)
-                self._set_address(tensor.present, address)
-        self._bound = shape
+    def _stage(self, *inputs: np.ndarray) -> None:
+        """Write the inputs where the next call copies them from."""
+        for place, values in zip(self._places.values(), inputs, strict=True):
+            self._staged.array[place : place + values.size] = values.reshape(-1)
 
-    def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        if not self._context.set_input_shape(name, shape):
-            raise self._plan.failed(f"take {name} of shape {list(shape)}")
-
-    def _set_address(self, name: str, address: int) -> None:
-        if not self._context.set_tensor_address(name, address):
-            raise self._plan.failed(f"take the memory of {name}")
-
-    def _enqueue(self, count: int) -> None:
+    def _enqueue(self, context: BoundContext, shape: CallShape) -> None:
         """Put a call on the stream: inputs to the device, the plan, logits to the host."""
+        inputs = {name: self._inputs.address + place * _WORD for name, place in self._places.items()}
+        context.bind(shape, inputs | {"logits": self._logits.address})
         self._driver.copy_to_device(self._inputs.address, self._staged.address, self._inputs.nbytes, self._stream)
-        if not self._context.execute_async_v3(self._stream):
-            raise self._plan.failed("run a plan")
-        self._driver.copy_to_host(
-            self._copied.address, self._logits.address, count * self._vocab_size * 4, self._stream
-        )
+        context.enqueue(self._stream)
+        nbytes = shape.batch * shape.rows * self._vocab_size * 4
+        self._driver.copy_to_host(self._copied.address, self._logits.address, nbytes, self._stream)
 
-    def _capture(self, shape: CallShape) -> None:
-        """Capture a call that was made for the second time. The context has just run it, as TensorRT requires."""
+    def _own_context(self, shape: CallShape) -> BoundContext | None:
+        """Return a context of its own for a call that will be captured; None for others."""
+        if not self._captures:
+            return None
         if shape not in self._seen:
             self._seen.add(shape)
-            return
+            return None
         try:
-            graph = capture(self._driver, self._stream, lambda: self._enqueue(shape.batch * shape.rows))
+            return BoundContext(self._plan, self._index, self._caches)
+        except LlmcError:
+            self._captures = False  # too little memory, for example
+            return None
+
+    def _capture(self, context: BoundContext, shape: CallShape) -> None:
+        """Capture a call that its context has just run, as TensorRT requires."""
+        try:
+            graph = capture(self._driver, self._stream, lambda: self._enqueue(context, shape))
         except LlmcError:
             self._captures = False  # some kernel can't be captured; calls without graphs compute the same
             return
         if len(self.graphs) >= MOST_GRAPHS:
             self.graphs.pop(next(iter(self.graphs))).free()
-        self.graphs[shape] = graph
+        self.graphs[shape] = CapturedCall(graph, context)

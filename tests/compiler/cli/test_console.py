@@ -7,6 +7,7 @@ import io
 import pytest
 
 from llmc.compiler.cli import console
+from llmc.runtimes.artifact.manifest import Verified
 
 
 class Terminal(io.StringIO):
@@ -62,3 +63,8 @@ def test_a_paragraph_is_wrapped_on_a_terminal_only(
 )
 def test_size(nbytes: float, shown: str) -> None:
     assert console.size(nbytes) == shown
+
+
+def test_where_an_artifact_passed_the_gate() -> None:
+    assert console.gate(Verified()) == "passed"
+    assert "the engine follows on each device" in console.gate(Verified("graph", "gate"))

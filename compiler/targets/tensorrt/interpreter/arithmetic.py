@@ -15,14 +15,17 @@ Activation = Callable[[np.ndarray, float, float], np.ndarray]
 
 
 def elementwise(call: Call) -> np.ndarray:
+    """Apply a binary operation; integers stay integers."""
     return _BINARY[call.layer.op.name](widen(call.input(0)), widen(call.input(1)))
 
 
 def unary(call: Call) -> np.ndarray:
+    """Apply a function of one number."""
     return _UNARY[call.layer.op.name](widen(call.input(0)))
 
 
 def activation(call: Call) -> np.ndarray:
+    """Apply an activation function, which may have two parameters."""
     layer = call.layer
     return _ACTIVATIONS[layer.type.name](widen(call.input(0)), layer.alpha, layer.beta)
 
@@ -33,6 +36,7 @@ def same(call: Call) -> np.ndarray:
 
 
 def select(call: Call) -> np.ndarray:
+    """Take elements of the second input where the first is true, and of the third elsewhere."""
     return np.where(call.input(0), call.input(1), call.input(2))
 
 

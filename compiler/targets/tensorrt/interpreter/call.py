@@ -35,6 +35,7 @@ class Call:
         return value
 
     def optional(self, index: int) -> np.ndarray | None:
+        """Return an input, or None if it is omitted."""
         return self.inputs[index] if index < len(self.inputs) else None
 
     def refuse(self, what: str) -> NotImplementedError:

@@ -38,6 +38,7 @@ def numpy_dtype(tensor: Any) -> np.dtype[Any]:
 
 
 def is_float(x: np.ndarray) -> bool:
+    """Return True for floats of any width."""
     return x.dtype in _FLOATS
 
 

@@ -9,6 +9,10 @@ from .dtypes import numpy_dtype
 
 
 def gather(call: Call) -> np.ndarray:
+    """Read slices along an axis, elements along an axis, or elements by indices of several dimensions.
+
+    Negative indices count from the end; others outside are an error.
+    """
     data, indices, mode = call.input(0), call.input(1).astype(np.int64), call.layer.mode.name
     if mode == "ELEMENT":
         return data[_positions(data, indices, call.layer.axis)]
@@ -31,6 +35,7 @@ def scatter(call: Call) -> np.ndarray:
 
 
 def one_hot(call: Call) -> np.ndarray:
+    """Add a dimension with one value at each index, and another one elsewhere."""
     indices, (off, on), (depth,) = call.input(0), call.input(1), integers(call.input(2))
     axis = call.layer.axis % (indices.ndim + 1)
     classes = np.arange(depth).reshape(along(axis, indices.ndim + 1))
@@ -38,6 +43,7 @@ def one_hot(call: Call) -> np.ndarray:
 
 
 def non_zero(call: Call) -> np.ndarray:
+    """Return the indices of elements that are not 0, [rank, count]."""
     return np.stack(np.nonzero(call.input(0)))
 
 

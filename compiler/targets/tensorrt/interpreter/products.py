@@ -13,6 +13,7 @@ from .dtypes import widen
 
 
 def matrix_multiply(call: Call) -> np.ndarray:
+    """Multiply matrices, each transposed or not; leading dimensions broadcast."""
     return np.matmul(_operand(call, 0, call.layer.op0), _operand(call, 1, call.layer.op1))
 
 
@@ -24,6 +25,7 @@ def _operand(call: Call, index: int, operation: Any) -> np.ndarray:
 
 
 def einsum(call: Call) -> np.ndarray:
+    """Evaluate an equation in Einstein's notation."""
     return np.einsum(call.layer.equation, *(widen(call.input(i)) for i in range(len(call.inputs))))
 
 

@@ -12,6 +12,7 @@ from .dtypes import is_float, widen
 
 
 def reduce(call: Call) -> np.ndarray:
+    """Reduce axes, floats in float32 and integers in their own dtype."""
     x, layer = widen(call.input(0)), call.layer
     name = layer.op.name
     if name not in _REDUCTIONS or (name == "AVG" and not is_float(x)):
@@ -20,11 +21,13 @@ def reduce(call: Call) -> np.ndarray:
 
 
 def softmax(call: Call) -> np.ndarray:
+    """Return the softmax over an axis."""
     x = widen(call.input(0))
     return softmax_over(x, axes_of(call.layer.axes, x.ndim))
 
 
 def softmax_over(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the softmax over axes; slices that are -inf throughout become NaN."""
     e = np.exp(x - x.max(axis=axes, keepdims=True))
     return e / e.sum(axis=axes, keepdims=True)
 
@@ -41,6 +44,7 @@ def normalization(call: Call) -> np.ndarray:
 
 
 def cumulative(call: Call) -> np.ndarray:
+    """Return running sums, from either end, with or without the element itself."""
     x, layer, (axis,) = widen(call.input(0)), call.layer, integers(call.input(1))
     if layer.op.name != "SUM":
         raise call.refuse(f"the cumulative operation {layer.op.name}")

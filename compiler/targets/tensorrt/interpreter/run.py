@@ -42,10 +42,11 @@ def run(
     layers = [_Layer(network, i) for i in range(network.num_layers)]
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
     values = _checked_feeds(network, feeds)
-    readers = Counter(name for layer in layers for name in layer.reads if name is not None)
     kept = {*outputs, *keep}
+    needed = _needed(_in_order(layers, values), kept)
+    readers = Counter(name for layer in needed for name in layer.reads if name is not None)
     with np.errstate(all="ignore"):
-        for layer in _in_order(layers, values):
+        for layer in needed:
             values.update(layer.evaluate(values, constants))
             readers.subtract(name for name in layer.reads if name is not None)
             for name in {*layer.reads, *layer.writes} - kept:
@@ -125,6 +126,16 @@ def _in_order(layers: list[_Layer], feeds: Mapping[str, np.ndarray]) -> list[_La
                 done[stack.pop()] = None
             stack.extend(waiting)
     return [layers[index] for index in done]
+
+
+def _needed(layers: list[_Layer], names: Collection[str]) -> list[_Layer]:
+    """Return the layers that tensors depend on, and those without results. A rewritten network has others as well."""
+    wanted, needed = set(names), []
+    for layer in reversed(layers):
+        if not layer.writes or not wanted.isdisjoint(layer.writes):
+            needed.append(layer)
+            wanted.update(name for name in layer.reads if name is not None)
+    return needed[::-1]
 
 
 def _checked_feeds(network: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -41,6 +41,7 @@ def fill(call: Call) -> np.ndarray:
 
 
 def assertion(call: Call) -> tuple[np.ndarray, ...]:
+    """Raise an error if an element is false."""
     if not np.all(call.input(0)):
         raise AssertionError(call.layer.message)
     return ()

@@ -10,6 +10,7 @@ from .call import Call, along, integers
 
 
 def shape(call: Call) -> np.ndarray:
+    """Return the sizes of the input."""
     return np.array(call.input(0).shape, np.int64)
 
 
@@ -35,15 +36,18 @@ def _resolved(sizes: list[int], x: np.ndarray, zero_is_placeholder: bool) -> lis
 
 
 def squeeze(call: Call) -> np.ndarray:
+    """Remove dimensions of size 1: the given ones or all."""
     axes = call.optional(1)
     return np.squeeze(call.input(0), None if axes is None else tuple(integers(axes)))
 
 
 def unsqueeze(call: Call) -> np.ndarray:
+    """Insert dimensions of size 1 at the given places of the result."""
     return np.expand_dims(call.input(0), tuple(integers(call.input(1))))
 
 
 def concatenation(call: Call) -> np.ndarray:
+    """Join the inputs along an axis."""
     return np.concatenate([call.input(i) for i in range(len(call.inputs))], axis=call.layer.axis)
 
 

@@ -30,10 +30,10 @@ SMS = ["8.9"]
 MERGED = {"merge_qkv": True, "merge_gate_up": True}
 PRECISIONS = {
     "bf16": Decoder(dtype="bf16"),
-    "int8": Decoder(scheme="int8", wide="int8", **MERGED),
-    "int4": Decoder(scheme="int4", wide="int8", **MERGED),
-    "fp8": Decoder(scheme="fp8", wide="int8"),
-    "w8a8": Decoder(scheme="w8a8", wide="int8"),
+    "int8": Decoder(layers=1, scheme="int8", wide="int8", **MERGED),
+    "int4": Decoder(layers=1, scheme="int4", wide="int8", **MERGED),
+    "fp8": Decoder(layers=1, scheme="fp8", wide="int8"),
+    "w8a8": Decoder(layers=1, scheme="w8a8", wide="int8"),
 }
 Build = Callable[[Decoder], BuildRecord]
 
@@ -114,8 +114,14 @@ def test_a_multiplication_of_the_cache_would_copy_it(record_of: Build, monkeypat
     ],
     ids=["heads of 512", "two heads"],
 )
-def test_attention_without_a_kernel_is_reported(record_of: Build, decoder: Decoder, profiles: list[str]) -> None:
+def test_attention_without_a_kernel_is_reported(
+    record_of: Build, monkeypatch: pytest.MonkeyPatch, decoder: Decoder, profiles: list[str]
+) -> None:
+    builds = []
+    once = worker._build
+    monkeypatch.setattr(worker, "_build", lambda *arguments: builds.append(1) or once(*arguments))
     record = record_of(decoder)
+    assert len(builds) == 1, "it was not known before the build"
     assert [(one.what, one.profile) for one in record.fallbacks] == [("attention.0", name) for name in profiles]
     assert all("not supported by a dedicated kernel" in one.reason for one in record.fallbacks)
     assert checks(record, decoder) == set()
@@ -178,8 +184,9 @@ def test_a_failed_build_gives_the_first_error_in_words(record_of: Build, monkeyp
     assert "/" not in caught.value.what and "Error Code" not in caught.value.what
 
 
+PART_OF_PLAN = "import json, os, signal, sys; open(json.loads(sys.stdin.readline())['plan'], 'w').write('part'); "
 WORKERS = {
-    "a crash": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by signal SIGSEGV"),
+    "a crash": (f"{PART_OF_PLAN} os.kill(os.getpid(), signal.SIGSEGV)", "ended by signal SIGSEGV"),
     "out of memory": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory ran out"),
     "a defect": ("raise ValueError('no such thing')", "Its last line is: ValueError: no such thing"),
 }
@@ -195,6 +202,7 @@ def test_the_end_of_the_process_is_explained(
     with pytest.raises(LlmcError, match=expected) as caught:
         build(library, write_decoder(decoder, tmp_path), decoder.section(), decoder.caches, SMS, tmp_path)
     assert caught.value.code == "TRT_BUILD_FAILED"
+    assert not list(tmp_path.glob("engine*"))
 
 
 def test_an_error_of_the_disk_reaches_the_caller(

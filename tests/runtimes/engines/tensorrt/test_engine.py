@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ from llmc.runtimes.cache_folder import cache_dir
 from llmc.runtimes.cuda import libcuda
 from llmc.runtimes.engines.batch import Batch, NewTokens
 from llmc.runtimes.engines.tensorrt import engine as module
+from llmc.runtimes.engines.tensorrt.bound_context import CallShape
 from llmc.runtimes.engines.tensorrt.engine import TensorRtEngine
 from llmc.runtimes.engines.tensorrt.open_plan import OpenPlan
-from llmc.runtimes.engines.tensorrt.profile import CallShape
 from llmc.runtimes.engines.tensorrt.section import Library, Profile
 
 TOKENS = np.random.default_rng(0).integers(3, VOCAB, (4, 40))
@@ -118,6 +119,19 @@ def test_replayed_calls_compute_the_same(machine: Machine) -> None:
     assert machine.driver.calls["launch_graph"] == 28
 
 
+def test_graphs_are_replayed_in_any_order(machine: Machine) -> None:
+    """Each has a context of its own: the library's contexts must not change after a capture."""
+    engine = machine.open(slots=3)
+    alone = {slot: [] for slot in range(3)}
+    for slot, held in alone.items():
+        held += [step(engine, at, slot) for at in range(12)]
+    for at in range(12):
+        for slots in ((0,), (2,), (0, 1), (1,)):
+            got = step(engine, at, *slots)
+            assert np.allclose(got[0], alone[0][at], rtol=1e-2, atol=1e-2)
+    assert machine.driver.calls["launch_graph"] > 50
+
+
 def test_prompts_are_not_captured(machine: Machine) -> None:
     engine = machine.open()
     for _ in range(4):
@@ -125,17 +139,17 @@ def test_prompts_are_not_captured(machine: Machine) -> None:
     assert machine.driver.calls["begin_capture"] == 0
 
 
-@pytest.mark.parametrize("broken", ["driver", "library"])
+@pytest.mark.parametrize("broken", ["driver", "library", "context"])
 def test_where_nothing_can_be_captured_calls_still_work(machine: Machine, broken: str) -> None:
-    if broken == "driver":
-        machine.driver.captures_work = False
-    else:
-        machine.fake.captures_work = False
     engine = machine.open()
+    machine.driver.captures_work = broken != "driver"
+    machine.fake.captures_work = broken != "library"
+    machine.fake.fails = "set_optimization_profile_async" if broken == "context" else None
     whole = engine.forward(Batch.one(TOKENS[0, :10])).numpy().copy()
     got = np.concatenate([step(engine, at, 0) for at in range(10)])
     assert np.allclose(got, whole, rtol=1e-2, atol=1e-2)
-    assert machine.driver.calls["begin_capture"] == 1 and machine.driver.calls["launch_graph"] == 0
+    tried = 0 if broken == "context" else 1
+    assert machine.driver.calls["begin_capture"] == tried and machine.driver.calls["launch_graph"] == 0
     engine.close()
     assert machine.driver.live == {}
 
@@ -167,6 +181,21 @@ def test_tensorrt_for_rtx_captures_by_itself(tmp_path: Path) -> None:
         step(engine, at, 0)
     assert machine.fake.strategies == ["DISABLED", "WHOLE_GRAPH_CAPTURE"]
     assert machine.driver.calls["begin_capture"] == 0
+
+
+def test_each_thread_uses_the_device(machine: Machine) -> None:
+    engine = machine.open(slots=2)
+    for call in (
+        lambda: step(engine, 0, 0),
+        lambda: engine.copy_slot(0, 1, 1),
+        lambda: engine.open_slots(3),
+        engine.close,
+    ):
+        before = machine.driver.calls["make_current"]
+        thread = Thread(target=call)
+        thread.start()
+        thread.join()
+        assert machine.driver.calls["make_current"] > before
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

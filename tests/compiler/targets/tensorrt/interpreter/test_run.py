@@ -124,6 +124,18 @@ def test_values_that_nothing_reads_any_more_are_dropped(monkeypatch: pytest.Monk
     assert len(alive) == 21 and most == 1
 
 
+def test_layers_that_no_output_needs_are_not_evaluated() -> None:
+    """A rewritten network has them: TensorRT can't remove a layer."""
+    net = parsed()
+    beyond = net.network.add_slice(net.network.get_input(0), (0, 4), (1, 1), (1, 1)).get_output(0)
+    beyond.name = "beyond"
+    np.testing.assert_allclose(run(net.network, {"x": X})["y"], X + np.exp(-X), rtol=1e-6)
+    np.testing.assert_array_equal(run(net.network, {"x": X}, keep=["beyond"])["beyond"], X[:1, 4:])
+    with pytest.raises(ValueError, match="SLICE"):
+        run(net.network, {"x": X[:0]}, keep=["beyond"])
+    assert run(net.network, {"x": X[:0]})["y"].shape == (0, 5)
+
+
 def test_an_input_may_be_an_output() -> None:
     net = Network()
     x = net.input("x", X)

@@ -105,10 +105,12 @@ def test_a_constant_of_another_kind_is_an_error(wrong: np.ndarray) -> None:
 
 def test_assertions() -> None:
     net = Network()
-    shape = net.network.add_shape(net.input("x", X)).get_output(0)
+    sizes = net.network.add_shape(net.input("x", X)).get_output(0)
     same = net.library.ElementWiseOperation.EQUAL
-    four = net.constant(np.array([4, 4]))
-    net.network.add_assertion(net.network.add_elementwise(shape, four, same).get_output(0), "is 4 by 4")
+    expected = net.input("n", np.array([4, 4]))
+    net.network.add_assertion(net.network.add_elementwise(sizes, expected, same).get_output(0), "It is 4 by 4.")
     net.output(net.network.add_identity(net.input("z", X)).get_output(0))
-    feeds = {"x": X, "z": X}
+    feeds = {"x": X, "z": X, "n": np.array([4, 4])}
     np.testing.assert_array_equal(run(net.network, feeds)["y"], X)
+    with pytest.raises(AssertionError, match="It is 4 by 4"):
+        run(net.network, feeds | {"n": np.array([4, 5])})
