@@ -16,7 +16,7 @@ from ....errors import LlmcError
 from ....ir.caches import Cache
 from ....ir.nodes import known_value, value_of
 from ....ir.program import Program, layer_of, op_name, where
-from ....ir.weights import Weight
+from ....ir.weights import Weight, cast
 from ....kernels.ops import op_of
 from ....kernels.ops.quantized import FLOAT8
 from ....runtimes.engines.onnx_names import DERIVED_FILE, past_name, present_name
@@ -173,6 +173,12 @@ class Lowering(OnnxGraph):
         if getattr(value, "dtype", None) == dtype:
             return value  # type: ignore[return-value]
         return Value(self.op("Cast", value, to=element(dtype)), dtype, getattr(value, "shape", ()))
+
+    def convert(self, value: Value, dtype: torch.dtype) -> Value:
+        """Return a value in another dtype; a weight is stored in it."""
+        if isinstance(value, WeightValue) and value.dtype != dtype:
+            return self.weight(f"{value}.{str(dtype).removeprefix('torch.')}", cast(value.weight, dtype))
+        return self.cast(value, dtype)
 
     # Traversal ---------------------------------------------------------------------------------------------------
 

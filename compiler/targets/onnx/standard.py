@@ -23,11 +23,12 @@ def rms_norm(g: Lowering, x: Value, weight: Value | None, eps: float) -> str:
 
 
 def layer_norm(g: Lowering, x: Value, weight: Value | None, bias: Value | None, eps: float) -> str:
+    bias = bias and g.convert(bias, x.dtype)
     return g.op("LayerNormalization", x, _gain(g, x, weight), bias, axis=-1, epsilon=eps)
 
 
 def _gain(g: Lowering, x: Value, weight: Value | None) -> Value:
-    return g.constant(torch.ones(x.shape[-1], dtype=x.dtype)) if weight is None else weight
+    return g.constant(torch.ones(x.shape[-1], dtype=x.dtype)) if weight is None else g.convert(weight, x.dtype)
 
 
 def add_rms_norm(g: Lowering, x: Value, residual: Value, weight: Value | None, eps: float) -> tuple[str, str]:
@@ -77,6 +78,7 @@ def take_rows(g: Lowering, x: Value, rows: Value) -> str:
 def rope(g: Lowering, x: Value, positions: Value, cos: Value, sin: Value, interleaved: bool) -> str:
     """Write a RotaryEmbedding of all or of the first channels of each head."""
     rotated = 2 * cos.shape[-1]
+    cos, sin = g.convert(cos, x.dtype), g.convert(sin, x.dtype)
     if rotated == x.shape[-1]:
         return g.op("RotaryEmbedding", x, cos, sin, positions, interleaved=int(interleaved))
     return g.op("RotaryEmbedding", x, cos, sin, positions, interleaved=int(interleaved), rotary_embedding_dim=rotated)
