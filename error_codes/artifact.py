@@ -138,6 +138,10 @@ MACHINE: dict[str, tuple[str, str]] = {
         "A file can't be read or written, for example because of its permissions.",
         "Check the path and its permissions.",
     ),
+    "ORT_WITHOUT_CUDA": (
+        "The artifact needs ONNX Runtime with its CUDA provider, and the installed one lacks it or can't load it.",
+        "Install it in place of the one for CPUs: `pip uninstall onnxruntime`, then `pip install 'llmc[gpu]'`.",
+    ),
     "OUT_OF_MEMORY": (
         "The machine has too little memory.",
         "Give a smaller `--max-seq-len`, or use a larger machine. `llmc plan MODEL` shows what compiling needs.",

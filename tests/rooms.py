@@ -78,7 +78,7 @@ ROOMS: dict[str, Room] = {
     ),
     "runtimes.engines.ort": Room(
         "the engine of ONNX Runtime",
-        ("errors", "runtimes.memory", "runtimes.artifact", "runtimes.engines"),
+        ("errors", "runtimes.memory", "runtimes.artifact", "runtimes.cuda", "runtimes.engines"),
     ),
     "runtimes.engines.tensorrt": Room(
         "the engine of TensorRT",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,12 @@ from ....errors import UsageError
 from ...artifact.manifest import Manifest
 from ..base import KernelTime
 from ..batch import Batch, check_slots
-from ..cores import physical_cores
 from ..logits import HostLogits
 from ..runs import Run, plan_runs
-from ..spec import EngineSpec
-from .caches import Cache, resized
+from .device import Device, open_device
 from .graph import GraphSession
 from .profile import kernel_times
 from .section import GraphFile, read_section
-
-# The most tokens of a sequence in one run. Attention computes the scores of all pairs of a run, also of masked ones,
-# so several shorter runs need less work. Longer runs would not make matmuls more efficient.
-PIECE = 256
 
 
 class OrtEngine:
@@ -33,37 +27,47 @@ class OrtEngine:
     The step graph runs few tokens per sequence, the prefill graph many. Each graph is opened when it is first needed.
 
     Args:
-        threads: threads of the matmuls; by default one per physical core.
+        threads: threads of the matmuls on a CPU; by default one per physical core.
+        device: where it computes; by default what the artifact names.
 
     Attributes:
-        caches: for each KV cache its spec and the arrays of its parts, which the graphs update in place.
+        device: where it computes.
+        caches: the KV caches, which the graphs update in place.
         around_run: see `ReportsRuns`.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int | None = None, slots: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        slots: int = 1,
+        device: Device | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._threads = threads or physical_cores()
+        section = read_section(manifest)
+        self.device = open_device(section.device, threads) if device is None else device
+        self.spec = self.device.spec(manifest)
         self._ring = min((spec.length for spec in manifest.caches if spec.kind == "ring"), default=None)
-        self.spec = EngineSpec(
-            vocab_size=manifest.model.vocab_size,
-            max_seq_len=manifest.max_seq_len,
-            threads=self._threads,
-            rollback=manifest.rollback,
-        )
         self.around_run: Callable[[Sequence[int]], AbstractContextManager[object]] = nullcontext
         self.slots = 0
-        self._files = read_section(manifest).graphs
+        self._files = section.graphs
         self._graphs: dict[str, GraphSession] = {}
         self._closed_runs = 0  # runs of graphs that were closed
         self._traces: Path | None = None
-        self.caches: list[Cache] = [(spec, []) for spec in manifest.caches]
+        self.caches = self.device.make_caches(manifest.caches)
         self._reached = np.zeros(0, np.int64)  # the most positions that each slot has held since it began at 0
         self._ones = np.ones((1, manifest.max_seq_len), np.int64)
         self._logits = np.empty((0, manifest.model.vocab_size), np.float32)
         self._is_open = True
-        self._graph(self._graph_for_length(1))
-        self.open_slots(slots)
+        try:
+            self._graph(self._graph_for_length(1))
+            self.open_slots(slots)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def runs(self) -> int:
@@ -73,10 +77,10 @@ class OrtEngine:
         self._check_open()
         reached = np.zeros(count, np.int64)
         reached[: self.slots] = self._reached[:count]
-        self.caches = [(spec, resized(spec, arrays, reached)) for spec, arrays in self.caches]
-        self.slots, self._reached = count, reached
         for graph in self._graphs.values():
             graph.forget()
+        self.caches.open(reached)
+        self.slots, self._reached = count, reached
 
     def forward(self, batch: Batch) -> HostLogits:
         self._check_open()
@@ -85,7 +89,7 @@ class OrtEngine:
         ends = batch.starts + batch.lengths
         self._reached[batch.slots] = np.where(batch.starts > 0, np.maximum(self._reached[batch.slots], ends), ends)
         common = self._graph_for_batch(batch)
-        runs = plan_runs(batch, PIECE, mixes=common is not None and self._graph(common).mixes)
+        runs = plan_runs(batch, self.device.longest_run, mixes=common is not None and self._graph(common).mixes)
         graphs = [common or self._graph_for_length(run.tokens.shape[1]) for run in runs]
         if len(runs) == 1 and np.array_equal(runs[0].target, np.arange(len(batch.wanted))):
             return HostLogits(self._run(batch, runs[0], graphs[0]))
@@ -100,18 +104,30 @@ class OrtEngine:
         check_slots(np.array([source, target]), self.slots)
         if source == target:
             return
-        for _, arrays in self.caches:
-            for array in arrays:
-                # A ring that is not full has a position's entries at its index, as a static cache.
-                array[target, :, :length] = array[source, :, :length]
+        self.caches.copy_slot(source, target, length)
         self._reached[target] = length if self._ring is None else self._reached[source]
 
     def close(self) -> None:
+        if not self._is_open:
+            return
         self._close_graphs()
-        self.caches, self.slots, self._is_open = [], 0, False
+        self.slots, self._is_open = 0, False
+        with ExitStack() as last_first:
+            last_first.callback(self.device.close)
+            last_first.callback(self.caches.free)
 
     def profile(self, work: Callable[[], object], warm_up: Callable[[], object]) -> list[KernelTime]:
-        """See `Profiles`. A session is profiled from its creation on, so graphs are opened again before and after."""
+        """See `Profiles`. A session is profiled from its creation on, so graphs are opened again before and after.
+
+        Raises:
+            UsageError: PROFILE_UNSUPPORTED on a GPU.
+        """
+        if self.device.name != "cpu":
+            raise UsageError(
+                "PROFILE_UNSUPPORTED",
+                "ONNX Runtime records when kernels of a GPU are started, not how long they take.",
+                "Leave out --profile, and use NVIDIA's Nsight Systems.",
+            )
         with tempfile.TemporaryDirectory(prefix="llmc-profile-") as folder:
             self._traces = Path(folder, "trace")
             self._close_graphs()
@@ -159,7 +175,7 @@ class OrtEngine:
         return self._graphs[name]
 
     def _open(self, spec: GraphFile) -> GraphSession:
-        return GraphSession(self.folder, spec, self._threads, self.spec.vocab_size, trace=self._traces)
+        return GraphSession(self.folder, spec, self.device, self.spec.vocab_size, trace=self._traces)
 
     def _buffer(self, count: int) -> np.ndarray:
         """Return an array [count, V] that is reused: new pages for each call would cost more than writing them."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from ....errors import LlmcError
-from ..onnx_names import PIECE, past_name, piece_name, present_name
-from .caches import Cache
+from ..onnx_names import PIECE, piece_name
+from .caches import BoundTensor
+from .device import Caches, Device
 from .section import GraphFile
 from .session import open_session
 
@@ -32,12 +33,13 @@ class GraphSession:
         self,
         folder: Path,
         spec: GraphFile,
-        threads: int,
+        device: Device,
         vocab_size: int,
         model: bytes | None = None,
         trace: Path | None = None,
     ) -> None:
-        self.session, self._held = open_session(folder, spec, threads, model, trace)
+        self.session, self._held = open_session(folder, spec, device, model, trace)
+        self._device = device
         self.runs = 0
         self.selects_logits = any(i.name == "rows" for i in self.session.get_overridable_initializers())
         self.mixes = any(i.name == PIECE for i in self.session.get_inputs())
@@ -55,7 +57,7 @@ class GraphSession:
         """Stop profiling; return the trace file."""
         return Path(self.session.end_profiling())
 
-    def binding(self, slot: int, batch: int, caches: list[Cache], piece: int | None = None) -> ort.IOBinding:
+    def binding(self, slot: int, batch: int, caches: Caches, piece: int | None = None) -> ort.IOBinding:
         """Return a binding of past and present of adjacent slots to the same memory.
 
         Args:
@@ -67,9 +69,9 @@ class GraphSession:
         key = (slot, batch, slot if piece is None else piece)
         if key not in self._bindings:
             binding = self._bindings[key] = self.session.io_binding()
-            _bind(binding, caches, slot, batch, lambda name: name)
+            self._bind(binding, caches.bound(slot, batch), lambda name: name)
             if self.mixes:
-                _bind(binding, caches, key[2], 1, piece_name)
+                self._bind(binding, caches.bound(key[2], 1), piece_name)
         return self._bindings[key]
 
     def run(
@@ -117,6 +119,12 @@ class GraphSession:
             self._logits = np.empty((count, 1, self.vocab_size), np.float32)
         return self._logits[:count]
 
+    def _bind(self, binding: ort.IOBinding, tensors: Iterable[BoundTensor], name: Callable[[str], str]) -> None:
+        for tensor in tensors:
+            at = (self._device.name, 0, tensor.element_type, tensor.shape, tensor.address)
+            binding.bind_input(name(tensor.past), *at)
+            binding.bind_output(name(tensor.present), *at)
+
     def _run(self, binding: ort.IOBinding) -> None:
         try:
             self.session.run_with_iobinding(binding)
@@ -127,12 +135,3 @@ class GraphSession:
                 f"ONNX Runtime {ort.__version__} failed while it ran {self.file}: {reason}.",
                 "Check the artifact on this machine: llmc verify DIR",
             ) from error
-
-
-def _bind(binding: ort.IOBinding, caches: list[Cache], slot: int, batch: int, name: Callable[[str], str]) -> None:
-    for i, (spec, arrays) in enumerate(caches):
-        for array, part in zip(arrays, spec.parts, strict=True):
-            memory = array[slot : slot + batch]
-            at = ("cpu", 0, array.dtype, memory.shape, memory.ctypes.data)
-            binding.bind_input(name(past_name(i, part.role)), *at)
-            binding.bind_output(name(present_name(i, part.role)), *at)

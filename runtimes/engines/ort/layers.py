@@ -13,6 +13,7 @@ import onnxruntime as ort
 from ...artifact.manifest import Manifest
 from ..batch import Batch
 from ..runs import Run
+from .device import Device
 from .engine import OrtEngine
 from .graph import GraphSession
 from .section import GraphFile
@@ -77,7 +78,7 @@ class LayerOutputEngine(OrtEngine):
 
     def _open(self, spec: GraphFile) -> GraphSession:
         graph = self.graphs_with_outputs[spec.file]
-        return _SessionWithLayerOutputs(self.folder, spec, self._threads, self.spec.vocab_size, graph, self._traces)
+        return _SessionWithLayerOutputs(self.folder, spec, self.device, self.spec.vocab_size, graph, self._traces)
 
     def _run(self, batch: Batch, run: Run, name: str) -> np.ndarray:
         logits = super()._run(batch, run, name)
@@ -98,12 +99,12 @@ class _SessionWithLayerOutputs(GraphSession):
         self,
         folder: Path,
         spec: GraphFile,
-        threads: int,
+        device: Device,
         vocab_size: int,
         graph: GraphWithLayerOutputs,
         trace: Path | None = None,
     ) -> None:
-        super().__init__(folder, spec, threads, vocab_size, graph.model, trace)
+        super().__init__(folder, spec, device, vocab_size, graph.model, trace)
         self.names = graph.values
         self.seen: dict[str, np.ndarray] = {}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ...artifact.decode import left_out
 from ...artifact.manifest import Manifest, invalid_manifest
 
 PAGE_BYTES = 4096
-# Types of the numbers in a cache that the engine knows.
-CACHE_DTYPES = ("fp32", "int8", "fp8")
+# By device, the types of the numbers in a cache that the engine knows.
+CACHE_DTYPES = {"cpu": ("fp32", "int8", "fp8"), "cuda": ("fp16", "bf16")}
 _ITEM_BYTES = {
     "bool": 1, "int8": 1, "uint8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1, "int16": 2, "float16": 2,
     "int32": 4, "uint32": 4, "float32": 4, "int64": 8, "float64": 8,
@@ -78,9 +79,15 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class OrtSection:
-    """The graphs by the name of their phase."""
+    """What the engine needs to know.
+
+    Attributes:
+        graphs: by the name of their phase.
+        device: what runs them: a CPU, or an NVIDIA GPU by ONNX Runtime's CUDA provider.
+    """
 
     graphs: dict[str, GraphFile]
+    device: Literal["cpu", "cuda"] = left_out("cpu")
 
 
 def read_section(manifest: Manifest) -> OrtSection:
@@ -92,8 +99,11 @@ def read_section(manifest: Manifest) -> OrtSection:
     section = manifest.read_section(OrtSection)
     if section.graphs.keys() != manifest.phases.keys():
         raise invalid_manifest("its phases and its graphs have different names")
-    if unknown := {cache.dtype for cache in manifest.caches} - set(CACHE_DTYPES):
-        raise invalid_manifest(f"ONNX Runtime keeps no caches in {min(unknown)} on a CPU")
+    where = {"cpu": "a CPU", "cuda": "a GPU"}[section.device]
+    if unknown := {cache.dtype for cache in manifest.caches} - set(CACHE_DTYPES[section.device]):
+        raise invalid_manifest(f"ONNX Runtime keeps no caches in {min(unknown)} on {where}")
+    if section.device == "cuda" and any(cache.kind != "static" for cache in manifest.caches):
+        raise invalid_manifest(f"ONNX Runtime keeps no ring caches on {where}")
     for name, graph in section.graphs.items():
         if graph.file not in manifest.files:
             raise invalid_manifest(f"graph {name!r} is in {graph.file!r}, which is not among the files")

@@ -15,6 +15,7 @@ from ....errors import LlmcError
 from ...memory import trim_memory
 from ..onnx_names import DERIVED_FILE
 from .derive import derive, write_derived
+from .device import Device, without_cuda
 from .section import GraphFile, StoredSpec
 
 # Microseconds that an idle thread spins before it sleeps: long enough to bridge the gap between two ops or two tokens,
@@ -26,7 +27,7 @@ _FLOAT8 = {"float8_e4m3fn": 17, "float8_e5m2": 19}
 
 
 def open_session(
-    folder: Path, spec: GraphFile, threads: int, model: bytes | None = None, trace: Path | None = None
+    folder: Path, spec: GraphFile, device: Device, model: bytes | None = None, trace: Path | None = None
 ) -> tuple[ort.InferenceSession, list[Any]]:
     """Open a session; also return the objects that must live as long as it does.
 
@@ -35,7 +36,7 @@ def open_session(
         trace: profile the session from now on; the trace file's name begins with this path.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = device.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
@@ -44,12 +45,12 @@ def open_session(
         options.profile_file_prefix = str(trace)
     held: list[Any] = []
     if spec.derived:
-        session = _open_derived(folder, spec, options, threads, held, model)
+        session = _open_derived(folder, spec, options, device, held, model)
     elif model is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
-        session = _open(model, options, spec)
+        session = _open(model, options, spec, device)
     else:
-        session = _open(str(folder / spec.file), options, spec)
+        session = _open(str(folder / spec.file), options, spec, device)
     trim_memory()
     return session, held
 
@@ -58,7 +59,7 @@ def _open_derived(
     folder: Path,
     spec: GraphFile,
     options: ort.SessionOptions,
-    threads: int,
+    device: Device,
     held: list[Any],
     model: bytes | None,
 ) -> ort.InferenceSession:
@@ -71,27 +72,31 @@ def _open_derived(
     element_types = {stored.name: _FLOAT8[stored.dtype] for stored in spec.stored if stored.dtype in _FLOAT8}
     with tempfile.TemporaryDirectory(prefix="llmc-") as temporary:
         try:
-            write_derived(folder, spec.derived, Path(temporary, DERIVED_FILE), threads)
+            write_derived(folder, spec.derived, Path(temporary, DERIVED_FILE), device.threads)
         except OSError:  # no space for the file: keep the matrices in memory
             arrays |= {derived.name: derive(folder, derived) for derived in spec.derived}
         held += _add_initializers(arrays, element_types, options)
         options.add_session_config_entry(_WEIGHTS_FOLDER, temporary)
-        session = _open((folder / spec.file).read_bytes() if model is None else model, options, spec)
+        session = _open((folder / spec.file).read_bytes() if model is None else model, options, spec, device)
     if hasattr(mmap, "MADV_DONTNEED"):
         for file in files.values():  # packed weights are not read again; other pages are reloaded when needed
             file.madvise(mmap.MADV_DONTNEED)
     return session
 
 
-def _open(model: str | bytes, options: ort.SessionOptions, spec: GraphFile) -> ort.InferenceSession:
+def _open(model: str | bytes, options: ort.SessionOptions, spec: GraphFile, device: Device) -> ort.InferenceSession:
+    providers = device.providers()
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # the binding's exception classes are private
         raise LlmcError(
             "GRAPH_REFUSED",
             f"ONNX Runtime {ort.__version__} can't open {spec.file}: {str(error).splitlines()[0][:300]}",
             "Install the version that manifest.json requires, or compile again: llmc compile MODEL -o DIR",
         ) from error
+    if session.get_providers()[0] != providers[0][0]:  # it prints a warning, and goes on without
+        raise without_cuda("its CUDA provider can't be loaded")
+    return session
 
 
 def _array(file: mmap.mmap, stored: StoredSpec) -> np.ndarray:

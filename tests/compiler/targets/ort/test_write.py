@@ -37,6 +37,7 @@ from llmc.passes.runner import Runner
 from llmc.runtimes.artifact.manifest import Phase
 from llmc.runtimes.engines.onnx_names import PIECE, past_name, piece_name, present_name
 from llmc.runtimes.engines.ort.derive import derive
+from llmc.runtimes.engines.ort.device import Cpu
 from llmc.runtimes.engines.ort.section import DerivedSpec, GraphFile
 from llmc.runtimes.engines.ort.session import open_session
 
@@ -171,7 +172,7 @@ def test_the_graph_of_many_tokens_computes_what_its_program_does(optimized: Prog
     assert name != "mixed" or {spec.scheme for spec in graphs["prefill"].derived} == {"int8", "int4"}
     assert name != "mixed" or "float8_e4m3fn" in {spec.dtype for spec in graphs["prefill"].stored}
     tokens = np.random.default_rng(0).integers(3, 72, (1, PREFILL_TOKENS))
-    session, held = open_session(tmp_path, graphs["prefill"], 1)
+    session, held = open_session(tmp_path, graphs["prefill"], Cpu(1))
     caches = {
         past_name(i, part.role): np.zeros((1, cache.heads, 0, part.width), np.float32)
         for i, cache in enumerate(many.caches) for part in cache.tensors

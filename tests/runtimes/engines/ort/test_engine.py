@@ -18,7 +18,6 @@ from llmc import LLM, LlmcError, SamplingParams
 from llmc.compiler.targets.ort.facts import PREFILL_TOKENS
 from llmc.kernels.ops import attention
 from llmc.runtimes.engines.cores import physical_cores
-from llmc.runtimes.engines.ort import engine as ort
 
 
 def close(got: np.ndarray, want: np.ndarray) -> None:
@@ -31,7 +30,7 @@ def test_long_calls_go_in_pieces(last_only: bool, monkeypatch: pytest.MonkeyPatc
     engine = llmc.load(artifact("gemma3_text"), threads=1, slots=3)
     tokens = np.random.default_rng(0).integers(3, 72, (3, 40))
     whole = forward(engine, tokens, np.zeros(3, np.int64))
-    monkeypatch.setattr(ort, "PIECE", 8)
+    monkeypatch.setattr(engine.device, "longest_run", 8)
     starts, slots = np.array([3, 0, 5]), np.array([2, 0, 1])
     for sequence in (0, 2):
         forward(

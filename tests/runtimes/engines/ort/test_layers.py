@@ -14,7 +14,7 @@ from compiled import artifact
 import llmc
 from llmc.compiler.targets.ort.layer_outputs import add_layer_outputs
 from llmc.runtimes.artifact.open import read_manifest
-from llmc.runtimes.engines.ort import engine as ort
+from llmc.runtimes.engines.ort.device import Cpu
 from llmc.runtimes.engines.ort.graph import GraphSession
 from llmc.runtimes.engines.ort.layers import GraphWithLayerOutputs, LayerOutputEngine
 
@@ -24,7 +24,7 @@ TOKENS = np.random.default_rng(0).integers(3, 70, 128)
 @pytest.fixture(autouse=True)
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short ones, so that a window of a tiny model has two: one for each graph."""
-    monkeypatch.setattr(ort, "PIECE", 64)
+    monkeypatch.setattr(Cpu, "longest_run", 64)
 
 
 @pytest.fixture(scope="module")
