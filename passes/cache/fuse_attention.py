@@ -41,13 +41,15 @@ class FuseAttention(Rewrite):
     Args:
         head_multiple: the target's fused kernel takes heads whose size is a multiple of this, and rotates as many
             pairs at once.
+        largest_head: the size of the largest heads that it takes; None: any.
     """
 
     needs = Stage.CACHED
     after = (InsertKvCache,)
 
-    def __init__(self, head_multiple: int) -> None:
+    def __init__(self, head_multiple: int, largest_head: int | None = None) -> None:
         self.head_multiple = head_multiple
+        self.largest_head = largest_head
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
         if is_op(node, quant_cached_attention):
@@ -64,6 +66,8 @@ class FuseAttention(Rewrite):
         unit = self.head_multiple
         if shape(call["k"])[3] % unit:
             return miss(f"the size of its heads is not a multiple of {unit}", node)
+        if self.largest_head is not None and shape(call["k"])[3] > self.largest_head:
+            return miss(f"the size of its heads is over {self.largest_head}", node)
         joined = _joined_heads(node)
         if joined is None:
             return miss("its heads are not joined to [B, S, H*D]", node)

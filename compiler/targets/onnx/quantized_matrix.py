@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from onnx import TensorProto
 
-from ....ir.weights import Call, Weight, dim0_slice_of, slice_dim0
+from ....ir.weights import Call, Weight, cast, dim0_slice_of, slice_dim0
 from .graph import Value
 from .lower import Lowering, WeightValue
 
@@ -70,6 +70,14 @@ class QuantizedMatrix:
             return self.group_size
         inputs = self.input_channels if self.is_per_channel else self.group_size
         return next((group for group in groups if inputs % group == 0), None)
+
+    def stored_spacing(self, g: Lowering, group: int, dtype: torch.dtype) -> Value:
+        """Return the same as `spacing`, as a weight that is stored in a dtype."""
+        scales = self.scales.weight
+        if self.multiples is not None:
+            scales = Call(aten.mul.Tensor, (scales, cast(self.multiples.weight, scales.dtype)))
+        scales = _repeated(scales, self.input_channels // group)
+        return g.weight(f"{self.scales}.by_{group}.{str(dtype).removeprefix('torch.')}", cast(scales, dtype))
 
     def spacing(self, g: Lowering, group: int) -> Value:
         """Return the scale of each group of `group` input channels, [O, I/group]."""
@@ -174,10 +182,10 @@ def _unsigned(codes: Weight) -> Weight:
     return _before_slicing(make, codes)
 
 
-def _repeated(zeros: Weight, blocks: int) -> Weight:
-    """Repeat zero points [O, groups] to [O, blocks]."""
-    repeats = blocks // zeros.shape[1]
-    return zeros if repeats == 1 else Call(aten.repeat_interleave.self_int, (zeros, repeats, 1))
+def _repeated(values: Weight, blocks: int) -> Weight:
+    """Repeat the values of groups, [O, groups], to [O, blocks]."""
+    repeats = blocks // values.shape[1]
+    return values if repeats == 1 else Call(aten.repeat_interleave.self_int, (values, repeats, 1))
 
 
 def _packed(codes: Weight) -> Weight:

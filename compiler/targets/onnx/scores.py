@@ -52,16 +52,18 @@ def weigh(
     softcap: float | None,
     sinks: Value | None,
     slopes: Value | None,
+    fuses: bool = True,
     fuses_softcap: bool = True,
 ) -> str:
     """Weigh the values by the softmax of the scores.
 
     Args:
         at: the position of each key, from `key_positions`.
-        fuses_softcap: the runtime has an Attention that caps scores.
+        fuses: the runtime has an Attention for any mask and any number of heads of keys,
+        fuses_softcap: which also caps scores.
     """
     mask = _mask(g, at, window, chunk)
-    is_composed = sinks is not None or (softcap is not None and not fuses_softcap)
+    is_composed = not fuses or sinks is not None or (softcap is not None and not fuses_softcap)
     if slopes is not None or is_composed:
         mask = _bias(g, mask, q.dtype)
     if slopes is not None:

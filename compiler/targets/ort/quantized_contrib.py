@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from ....ir.weights import transpose
+from ....ir.weights import cast, transpose
 from ..onnx.graph import MICROSOFT, Value
 from ..onnx.lower import Derived, Lowering, WeightValue
 from ..onnx.quantized import standard_embedding, standard_linear, with_bias
@@ -22,13 +22,22 @@ def contrib_linear(
 ) -> str:  # fmt: skip
     """Multiply by the codes directly; with int8 inputs as a product of integers."""
     matrix = QuantizedMatrix(weight, scales, zeros, multiples, scheme, group_size)
-    if activation == "int8" and _is_integers(g, matrix):
+    is_half = x.dtype is not torch.float32
+    if activation == "int8" and _is_integers(g, matrix) and not is_half:
         return with_bias(g, _integer_matmul(g, x, matrix, x_scale), bias)
     block = matrix.block(FASTEST_GROUPS)
     if activation == "none" and block and scheme in ("int8", "int4"):
         return _matmul_of_codes(g, x, matrix, block, bias)
     if activation == "none" and block and scheme == "nf4":
-        return with_bias(g, _matmul_of_levels(g, x, matrix, block), bias)
+        return with_bias(g, _matmul_of_levels(g, x, matrix, block), bias and g.convert(bias, x.dtype))
+    if is_half:
+        # What dequantizes weights and quantizes inputs does so in float32.
+        wide_bias, wide_scale = (value and g.convert(value, torch.float32) for value in (bias, x_scale))
+        y = standard_linear(
+            g, g.cast(x, torch.float32), weight, _in_float(scales), zeros, wide_bias, scheme, group_size, activation,
+            wide_scale, multiples,
+        )  # fmt: skip
+        return g.cast(y, x.dtype)
     return standard_linear(g, x, weight, scales, zeros, bias, scheme, group_size, activation, x_scale, multiples)
 
 
@@ -40,28 +49,43 @@ def contrib_embedding(
     table = QuantizedMatrix(weight, scales, zeros, multiples, scheme, group_size)
     block = table.block(FASTEST_GROUPS)
     if scheme not in ("int8", "int4") or block is None:
-        return standard_embedding(g, ids, weight, scales, zeros, scheme, group_size, multiples)
+        y = standard_embedding(g, ids, weight, _in_float(scales), zeros, scheme, group_size, multiples)
+        return y if scales.dtype is torch.float32 else g.cast(y, scales.dtype)
     return g.op(
-        "GatherBlockQuantized", table.unsigned(g, weight.shape), ids, table.spacing(g, block),
+        "GatherBlockQuantized", table.unsigned(g, weight.shape), ids, _spacing(g, table, block, scales.dtype),
         table.unsigned_zeros(g, block), domain=MICROSOFT,
         bits=4 if table.is_packed else 8, block_size=block, gather_axis=0, quantize_axis=1,
     )  # fmt: skip
 
 
+def _in_float(scales: WeightValue) -> WeightValue:
+    if scales.dtype is torch.float32:
+        return scales
+    return WeightValue.of(f"{scales}.float32", cast(scales.weight, torch.float32))
+
+
+def _spacing(g: Lowering, matrix: QuantizedMatrix, block: int, dtype: torch.dtype) -> Value:
+    """Return the scale of each block in the dtype of a kernel."""
+    # In float32, repeated scales are computed when the graph is opened; a CPU has no kernels for that in others.
+    return matrix.spacing(g, block) if dtype is torch.float32 else matrix.stored_spacing(g, block, dtype)
+
+
 def _matmul_of_codes(g: Lowering, x: Value, matrix: QuantizedMatrix, block: int, bias: Value | None) -> str:
     bits = 4 if matrix.is_packed else 8
     codes = matrix.unsigned(g, (matrix.output_channels, matrix.input_channels // block, block * bits // 8))
-    # accuracy_level 4: the kernel quantizes the input to int8 per block, which is required for the fast kernels.
+    # accuracy_level 4: the kernel quantizes the input to int8 per block, which is required for the fast kernels on
+    # CPUs. Those on GPUs have no levels.
     return g.op(
-        "MatMulNBits", x, codes, matrix.spacing(g, block), matrix.unsigned_zeros(g, block), None, bias,
+        "MatMulNBits", x, codes, _spacing(g, matrix, block, x.dtype), matrix.unsigned_zeros(g, block), None,
+        bias and g.convert(bias, x.dtype),
         domain=MICROSOFT, K=matrix.input_channels, N=matrix.output_channels, bits=bits, block_size=block,
-        accuracy_level=4,
+        accuracy_level=4 if x.dtype is torch.float32 else None,
     )  # fmt: skip
 
 
 def _matmul_of_levels(g: Lowering, x: Value, matrix: QuantizedMatrix, block: int) -> str:
     blocks = matrix.output_channels * (matrix.input_channels // block)
-    scales = g.op("Reshape", matrix.spacing(g, block), g.constant([blocks]))
+    scales = g.op("Reshape", _spacing(g, matrix, block, x.dtype), g.constant([blocks]))
     return g.op(
         "MatMulBnb4", x, matrix.high_nibble_first(g), scales, domain=MICROSOFT,
         K=matrix.input_channels, N=matrix.output_channels, block_size=block, quant_type=1,

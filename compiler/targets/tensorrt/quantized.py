@@ -65,13 +65,10 @@ def quant_embedding(
 def dequantized(g: Lowering, matrix: QuantizedMatrix, dtype: torch.dtype) -> str:
     """Return the weight [O, I] as DequantizeLinear of its codes."""
     codes = _codes(g, matrix)
-    scales = _spacing(matrix)
     if matrix.is_packed:
-        groups = matrix.input_channels // matrix.group_size
-        if scales.shape[1] != groups:
-            scales = Call(aten.repeat_interleave.self_int, (scales, groups // scales.shape[1], 1))
-        by_group = g.weight(f"{matrix.scales}.by_group", cast(scales, dtype))
+        by_group = matrix.stored_spacing(g, matrix.group_size, dtype)
         return g.op("DequantizeLinear", codes, by_group, axis=1, block_size=matrix.group_size)
+    scales = matrix.scales.weight
     if scales.shape[0] != matrix.output_channels:  # one scale for the whole weight
         scales = Call(aten.repeat_interleave.self_int, (scales, matrix.output_channels, 0))
     by_channel = g.weight(f"{matrix.scales}.by_channel", cast(scales, dtype), shape=(matrix.output_channels,))
@@ -85,14 +82,6 @@ def _codes(g: Lowering, matrix: QuantizedMatrix) -> Value:
         codes = Call(aten.bitwise_xor.Scalar, (codes, 0x88))
     shape = (matrix.output_channels, matrix.input_channels)
     return g.weight(f"{matrix.codes}.signed", codes, dtype=_ELEMENTS[matrix.scheme], shape=shape)
-
-
-def _spacing(matrix: QuantizedMatrix) -> Weight:
-    """Return the scale of each group, [O, groups]."""
-    scales = matrix.scales.weight
-    if matrix.multiples is None:
-        return scales
-    return Call(aten.mul.Tensor, (scales, cast(matrix.multiples.weight, scales.dtype)))
 
 
 def _static(g: Lowering, x: Value, activation: str, x_scale: Value) -> str:
