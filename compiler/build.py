@@ -169,7 +169,7 @@ class Build:
                 self.source, self.module, written.program, precision=key, rounded=written.changed
             )
             reference.save(self.writer.folder)
-        opener = self.target.gate_opener_for(self.config)
+        opener = self.target.gate_opener_for(written.manifest)
         verified = Verified() if opener is None else Verified(here="graph", on_device="gate")
         manifest = replace(written.manifest, verified=verified)
         with self.phases("gate"):

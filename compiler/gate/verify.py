@@ -78,7 +78,8 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> G
 
 def _open(folder: Path) -> Engine:
     """Open the artifact's engine, or what stands in for it on a machine that lacks what the engine needs."""
-    opener = find_target(read_manifest(folder).target).gate_opener
+    manifest = read_manifest(folder)
+    opener = find_target(manifest.target).gate_opener_for(manifest)
     if opener is not None and why_not_engine(folder):
         return find(opener)(folder)
     return load(folder, check_device=False)  # the same check follows, whose result is shown
@@ -86,8 +87,9 @@ def _open(folder: Path) -> Engine:
 
 def why_not_engine(folder: Path) -> str | None:
     """Return why `verify` checks an artifact's graph and not its engine on this machine; None: it checks the engine."""
-    target = find_target(read_manifest(folder).target)
-    return target.missing("run") if target.gate_opener is not None else None
+    manifest = read_manifest(folder)
+    target = find_target(manifest.target)
+    return target.missing_for(manifest) if target.gate_opener_for(manifest) is not None else None
 
 
 def _new_reference(model: Any, folder: Path) -> GateReference:

@@ -148,8 +148,8 @@ class Target(ABC):
         """Return what the kernels can run that this target's own options choose. The packages are those of `facts`."""
         return self.facts
 
-    def gate_opener_for(self, config: CompileConfig) -> str | None:
-        """Return `gate_opener` for an artifact of a config."""
+    def gate_opener_for(self, manifest: Manifest) -> str | None:
+        """Return `gate_opener` for an artifact."""
         return self.gate_opener
 
     def dtype(self, config: CompileConfig) -> DtypeName:
@@ -259,6 +259,10 @@ class Target(ABC):
     def missing(self, step: Literal["compile", "run"]) -> str | None:
         """Return what this machine lacks for a step beside the packages of the facts; None: nothing."""
         return None
+
+    def missing_for(self, manifest: Manifest) -> str | None:
+        """Return what this machine lacks to run an artifact whose gate had another opener; None: nothing."""
+        return self.missing("run")
 
     def check_program(self, program: Program, config: CompileConfig) -> None:
         """Refuse an optimized program that this target can't run, before anything is spent on its weights.

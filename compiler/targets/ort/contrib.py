@@ -8,6 +8,7 @@ import torch
 
 from ..onnx.graph import MICROSOFT, Value
 from ..onnx.lower import Lowering, Table
+from ..onnx.scores import attend
 from ..onnx.standard import STANDARD
 from .group_query_attention import GroupQueryAttention, Lengths, ManyQueries
 from .quantized_contrib import contrib_embedding, contrib_linear
@@ -15,14 +16,15 @@ from .quantized_contrib import contrib_embedding, contrib_linear
 
 def add_rms_norm(g: Lowering, x: Value, residual: Value, weight: Value | None, eps: float) -> tuple[str, str]:
     """Write a sum and its norm as one op, which reads memory once."""
-    gain = g.constant(torch.ones(x.shape[-1], dtype=x.dtype)) if weight is None else weight
+    ones = torch.ones(x.shape[-1], dtype=x.dtype)
+    gain = g.constant(ones) if weight is None else g.convert(weight, x.dtype)
     y, _, _, total = g.op("SkipSimplifiedLayerNormalization", x, residual, gain, count=4, domain=MICROSOFT, epsilon=eps)
     return y, total
 
 
 def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
-    y = g.op("FusedMatMul", x, weight, domain=MICROSOFT, transB=1)
-    return y if bias is None else g.op("Add", y, bias)
+    y = g.op("FusedMatMul", x, g.convert(weight, x.dtype), domain=MICROSOFT, transB=1)
+    return y if bias is None else g.op("Add", y, g.convert(bias, x.dtype))
 
 
 def fused_attention(
@@ -40,6 +42,8 @@ def fused_attention(
     Args:
         shared: the remaining arguments of the op.
     """
+    for name in ("cos", "sin", "sinks"):
+        shared[name] = shared[name] and g.convert(shared[name], q.dtype)
     attention = GroupQueryAttention(g, int(k_cache.shape[1]), **shared)
     many = many_queries(g) if attention.has_codes else None
     return attention.write(g, (q, k, v), (k_cache, v_cache), attention_lengths(g), many)
@@ -60,6 +64,14 @@ def many_queries(g: Lowering) -> ManyQueries:
     return g.memo["many queries"]
 
 
+def composed_attention(g: Lowering, k_scales: None, v_scales: None, **call: Any) -> tuple[str, str, str]:
+    """Write an attention that GroupQueryAttention is not for: with slopes, chunks or heads of other sizes.
+
+    As products and a softmax: the CUDA provider's Attention takes neither every mask nor every number of heads.
+    """
+    return attend(g, fuses=False, **call)
+
+
 CONTRIB: Table = STANDARD | {
     "llmc.add_rms_norm": add_rms_norm,
     "llmc.fused_attention": fused_attention,
@@ -67,3 +79,5 @@ CONTRIB: Table = STANDARD | {
     "llmc.quant_embedding": contrib_embedding,
     "llmc.quant_linear": contrib_linear,
 }
+CUDA: Table = CONTRIB | {"llmc.cached_attention": composed_attention}
+"""For half precision on GPUs."""

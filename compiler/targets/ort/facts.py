@@ -1,4 +1,8 @@
-"""Limits and preferences of ONNX Runtime's CPU kernels, measured in docs/performance.md."""
+"""Limits and preferences of ONNX Runtime's kernels.
+
+Those for CPUs are measured in docs/performance.md. Those for GPUs follow from the kernels that its CUDA provider has;
+docs/decisions.md lists them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ GROUP_SIZES = (256, 128, 64, 32, 16)
 FASTEST_GROUPS = (128, 64, 32, 16, 256)
 # GroupQueryAttention takes heads whose size is a multiple of 8, and rotates 8 pairs at once.
 HEAD_MULTIPLE = 8
+# Flash attention on GPUs takes heads up to this size.
+LARGEST_HEAD_ON_CUDA = 256
 # Quantizing inputs pays from this many tokens per call on. Below, a matmul mostly waits for weights, and a short prompt
 # is answered before the second graph would be open.
 PREFILL_TOKENS = 64
@@ -46,6 +52,22 @@ FACTS = KernelFacts(
     emulated={
         "fp8": "No kernel of target ort computes in FP8 on a CPU: `quantize` fp8 is for checking quality there, and "
         "runs in float32. `quantize` w8a8 is the scheme with 8-bit kernels for weights and inputs."
+    },
+)
+CUDA_FACTS = KernelFacts(
+    # fp16 has three more bits than bf16; the gate refuses a model whose values exceed its range.
+    dtypes=("fp16", "bf16"),
+    schemes={name: FACTS.schemes[name] for name in ("int8", "int4", "nf4")},
+    stored=FACTS.stored,
+    # GroupQueryAttention writes position p to place p.
+    cache_kinds=("static",),
+    promotion=Promotion(Grid("int8", 128), target_loss=0.02, share=0.275),
+    packages=FACTS.packages,
+    refused={
+        "w8a8": "ONNX Runtime's CUDA provider has no matmul of 8-bit integers that takes their scales, so `quantize` "
+        "w8a8 would be slower than 16 bits",
+        "fp8": "ONNX Runtime's CUDA provider multiplies in FP8 only with one scale for a whole matrix, and `quantize` "
+        "fp8 has one for each channel and token",
     },
 )
 # Linears that keep exact inputs run slower in the prefill graph.

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ....ir.nodes import value_of
 from ....ir.program import Program
 
@@ -13,7 +15,8 @@ from ....ir.program import Program
 def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
     """Return the config, or None if onnxruntime-genai cannot run the program.
 
-    It supports only static caches of one shape for all layers, in the dtype of the computation.
+    It supports only static caches of one shape for all layers, in the dtype of the computation. Nothing is written for
+    GPUs, where nobody has run it.
 
     Args:
         folder: contains the artifact's config.json and generation_config.json.
@@ -22,7 +25,7 @@ def genai_config(program: Program, folder: Path) -> dict[str, Any] | None:
     first = caches[0]
     uniform = all(
         not c.ring
-        and not c.is_quantized
+        and c.dtype is torch.float32
         and (c.heads, c.key_dim, c.value_dim) == (first.heads, first.key_dim, first.key_dim)
         for c in caches
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
@@ -16,30 +17,37 @@ from ..onnx.check import check_onnx
 from ..onnx.external import ExternalData
 from ..onnx.lower import Derived, Lowering, Table
 from ..onnx.standard import STANDARD
-from .contrib import CONTRIB
+from .contrib import CONTRIB, CUDA
 from .facts import BATCH_TOKENS, PREFILL_TOKENS, REQUIRES
 from .mixing import MixingLowering, can_mix
 
 DATA = "model.onnx.data"
 # Files by graph; onnxruntime-genai and Optimum expect the first name.
 FILES = {"step": "model.onnx", "prefill": "prefill.onnx"}
-TABLES: dict[str, Table] = {"contrib": CONTRIB, "standard": STANDARD}
+TABLES: dict[str, Table] = {"contrib": CONTRIB, "standard": STANDARD, "cuda": CUDA}
 
 
-def write_graphs(graphs: Mapping[str, Program], folder: Path, ops: str, watch: Watch = lambda name: None) -> Lowered:
+def write_graphs(
+    graphs: Mapping[str, Program],
+    folder: Path,
+    ops: str,
+    watch: Watch = lambda name: None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Lowered:
     """Write the graphs, and one data file with the weights of all of them.
 
     Args:
         graphs: "step", and "prefill" if many tokens take another graph.
-        ops: the table: "contrib" or "standard".
+        ops: the table: "contrib", "standard" or "cuda".
         watch: called with each weight's name before it is computed.
+        device: what runs the graphs: "cpu" or "cuda".
     """
     with ExternalData(folder / DATA, watch) as data:
         # The step graph comes first: its weights are stored, and the prefill graph may derive its own from them.
         files = {name: _write(name, graphs[name], ops, data, folder) for name in FILES if name in graphs}
     last = PREFILL_TOKENS - 1 if "prefill" in graphs else None
     phases = {"step": Phase(1, last), "prefill": Phase(PREFILL_TOKENS)}
-    return Lowered({name: phases[name] for name in files}, OrtSection(files), REQUIRES)
+    return Lowered({name: phases[name] for name in files}, OrtSection(files, device), REQUIRES)
 
 
 def _write(name: str, program: Program, ops: str, data: ExternalData, folder: Path) -> GraphFile:
