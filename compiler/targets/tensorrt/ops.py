@@ -28,9 +28,12 @@ def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
     return y if bias is None else g.op("Add", y, _in(g, bias, x.dtype))
 
 
-def cached_attention(g: Lowering, k_scales: None, v_scales: None, **call: Any) -> tuple[str, str, str]:
-    """Write an attention; TensorRT has none that caps scores."""
-    return attend(g, fuses_softcap=False, **call)
+def cached_attention(
+    g: Lowering, k: Value, v: Value, softcap: float | None, k_scales: None, v_scales: None, **call: Any
+) -> tuple[str, str, str]:
+    """Write an attention; TensorRT has none that caps scores, or whose keys and values differ in width."""
+    is_composed = softcap is not None or k.shape[3] != v.shape[3]
+    return attend(g, k=k, v=v, softcap=softcap, is_composed=is_composed, **call)
 
 
 def rope(g: Lowering, x: Value, positions: Value, cos: Value, sin: Value, interleaved: bool) -> str:
@@ -42,7 +45,9 @@ def rms_norm(g: Lowering, x: Value, weight: Value | None, eps: float) -> str:
 
 
 def layer_norm(g: Lowering, x: Value, weight: Value | None, bias: Value | None, eps: float) -> str:
-    return standard.layer_norm(g, x, weight and _in(g, weight, x.dtype), bias and _in(g, bias, x.dtype), eps)
+    # Without a bias, TensorRT's parser would add one of its own.
+    shift = g.constant(torch.zeros(x.shape[-1], dtype=x.dtype)) if bias is None else _in(g, bias, x.dtype)
+    return standard.layer_norm(g, x, weight and _in(g, weight, x.dtype), shift, eps)
 
 
 def add_rms_norm(g: Lowering, x: Value, residual: Value, weight: Value | None, eps: float) -> tuple[str, str]:
