@@ -124,8 +124,8 @@ def test_attention_without_a_kernel_is_reported(
     record_of: Build, monkeypatch: pytest.MonkeyPatch, decoder: Decoder, profiles: list[str]
 ) -> None:
     builds = []
-    once = worker._build
-    monkeypatch.setattr(worker, "_build", lambda *arguments: builds.append(1) or once(*arguments))
+    once = worker.build_network
+    monkeypatch.setattr(worker, "build_network", lambda *arguments: builds.append(1) or once(*arguments))
     record = record_of(decoder)
     assert len(builds) == 1, "it was not known before the build"
     assert [(one.what, one.profile) for one in record.fallbacks] == [("attention.0", name) for name in profiles]
