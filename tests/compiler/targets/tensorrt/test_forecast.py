@@ -20,23 +20,20 @@ SHAPES = {
 # Shape, precision, group size, and the measured MB of the plan and of the process at its peak.
 MEASURED = [
     ("demo", "bf16", 0, 291.5, 1333),
-    ("demo", "int8", 0, 204.2, 1174),
-    ("demo", "int4", 64, 154.0, 1087),
-    ("demo", "fp8", 0, 211.6, 1226),
-    ("demo", "w8a8", 0, 211.7, 1231),
+    ("demo", "int8", 0, 176.0, 1173),
+    ("demo", "int4", 64, 125.9, 1061),
+    ("demo", "w8a8", 0, 183.5, 1226),
     ("1.1B", "bf16", 0, 2213.9, 6167),
     ("1.1B", "int8", 0, 1127.7, 4204),
     ("1.1B", "int4", 64, 673.5, 3520),
     ("1.1B", "fp8", 0, 1133.3, 4072),
     ("0.6B", "bf16", 0, 1214.1, 4139),
-    ("0.6B", "int4", 64, 585.1, 2110),
     ("wide", "int4", 128, 505.3, 2218),
     ("wide", "w8a8", 0, 783.0, 2471),
 ]
 # The numbers were not fitted to these.
 HELD_OUT = [
     ("0.5B", "bf16", 0, 1006.6, 3032),
-    ("0.5B", "int8", 0, 664.5, 2512),
     ("3B, 5 layers", "bf16", 0, 1405.9, 3806),
     ("3B, 5 layers", "int4", 64, 473.4, 2320),
 ]
