@@ -15,6 +15,7 @@ import pytest
 from compiled import artifact
 
 import llmc
+from llmc.compiler.gate.verify import verify
 from llmc.errors import CheckFailedError, LlmcError
 from llmc.runtimes.artifact.manifest import MANIFEST, Manifest, Verified
 from llmc.runtimes.artifact.open import read_manifest
@@ -152,3 +153,9 @@ def test_an_artifact_that_lacks_its_reference(folder: Path) -> None:
     with pytest.raises(LlmcError) as caught:
         llmc.load(folder)
     assert caught.value.code == "REFERENCE_MISSING" and DeviceEngine.closed == 1
+
+
+def test_verify_shows_what_the_device_computes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceEngine, "noise", 1.0)
+    report = verify(folder)
+    assert not report.passed and len(report.checks) == 4 and results() == []
