@@ -79,9 +79,9 @@ class Subject:
 
 
 @contextmanager
-def broken_runs(kind: type[Any], error: BaseException, method: str = "run") -> Iterator[None]:
-    """Let the second call of a class's `run`, or of another method, be its last: it has written into the caches."""
-    calls, run = iter([False, True]), getattr(kind, method)
+def broken_runs(kind: type[Any], error: BaseException) -> Iterator[None]:
+    """Let the second call of a class's `run` be its last: it has written into the caches."""
+    calls, run = iter([False, True]), kind.run
 
     def breaks(self: Any, *arguments: Any) -> np.ndarray:
         logits = run(self, *arguments)
@@ -90,7 +90,7 @@ def broken_runs(kind: type[Any], error: BaseException, method: str = "run") -> I
         return logits
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, method, breaks)
+        patch.setattr(kind, "run", breaks)
         yield
 
 

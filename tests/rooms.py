@@ -167,8 +167,7 @@ ROOMS: dict[str, Room] = {
     "compiler.trials": Room(
         "measuring trial artifacts",
         (
-            "runtimes.engines", "runtimes.generate", "runtimes.measure", "compiler.compress", "compiler.gate",
-            "compiler.build",
+            "runtimes.generate", "runtimes.measure", "compiler.compress", "compiler.gate", "compiler.build",
         ),
     ),
     "compiler.api": Room(

@@ -17,7 +17,8 @@ from ...runtimes.engines.base import Engine
 from ...runtimes.engines.load import load
 from ...runtimes.engines.selfcheck import Check, GateReference, GateReport, check, limits_key
 from ...runtimes.measure.selfcheck import find
-from ..targets.registry import find_target
+from ..targets.base import Target
+from ..targets.registry import find_target, target_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,23 +72,29 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> G
         model: what the artifact was compiled from, to make the reference anew; by default the artifact's own is used.
     """
     folder = Path(folder)
-    engine = _open(folder)
+    engine = open_checked(folder)
     reference = GateReference.read(folder) if model is None else _new_reference(model, folder)
     return check(engine, reference)
 
 
-def _open(folder: Path) -> Engine:
-    """Open the artifact's engine, or what stands in for it on a machine that lacks what the engine needs."""
-    opener = find_target(read_manifest(folder).target).gate_opener
-    if opener is not None and why_not_engine(folder):
-        return find(opener)(folder)
+def open_checked(folder: Path) -> Engine:
+    """Open what checks run on: the artifact's engine, or its graph on a machine that lacks what the engine needs."""
+    target = _target_of(folder)
+    if target is not None and target.gate_opener is not None and target.missing("run"):
+        return find(target.gate_opener)(folder)
     return load(folder, check_device=False)  # the same check follows, whose result is shown
 
 
 def why_not_engine(folder: Path) -> str | None:
     """Return why `verify` checks an artifact's graph and not its engine on this machine; None: it checks the engine."""
-    target = find_target(read_manifest(folder).target)
-    return target.missing("run") if target.gate_opener is not None else None
+    target = _target_of(folder)
+    return target.missing("run") if target is not None and target.gate_opener is not None else None
+
+
+def _target_of(folder: Path) -> Target | None:
+    """Return an artifact's target; None for one that this llmc doesn't know, which no engine serves either."""
+    name = read_manifest(folder).target
+    return find_target(name) if name in target_names() else None
 
 
 def _new_reference(model: Any, folder: Path) -> GateReference:

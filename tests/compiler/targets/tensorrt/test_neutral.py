@@ -44,7 +44,7 @@ def test_the_gate_passes(model: str, options: dict[str, Any]) -> None:
 def subject(**options: Any) -> Subject:
     engine = open_neutral(artifact("speaking", target="trt", engine=False, **options))
     tokens = np.random.default_rng(0).integers(3, 72, (4, LENGTH))
-    return Subject(engine, tokens, 5e-3, lambda error: broken_runs(NeutralEngine, error, "_run"))
+    return Subject(engine, tokens, 5e-3, lambda error: broken_runs(NeutralEngine, error))
 
 
 @pytest.fixture(scope="module")
