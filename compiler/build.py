@@ -178,7 +178,13 @@ class Build:
             self.phases.peak["gate"] = max(self.phases.peak.get("gate", 0), verdict.peak_rss_bytes)
         if not verdict.report.passed:
             with self.phases("bisect"):
-                found = find_faulty_pass(self._capture(), written.recipe, torch.from_numpy(reference.tokens), key)
+                found = find_faulty_pass(
+                    self._capture(),
+                    written.recipe,
+                    torch.from_numpy(reference.tokens),
+                    key,
+                    self.target.dtype(self.config),
+                )
             raise gate_failed(verdict.report, found)
         write_json(self.writer.folder / "verify.json", verdict.report.as_dict())
         return manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..runtimes.engines.load import load
 from ..runtimes.generate.tokenizer import Tokenizer
 from ..runtimes.measure.evaluate import ReferencePredictions, evaluate
 from ..runtimes.measure.texts import read_text
@@ -10,6 +9,7 @@ from ..runtimes.measure.windows import Window, cut_windows, opening
 from .build import Build
 from .compress.quantization import Quantization
 from .gate.reference_logits import reference_of
+from .gate.verify import open_checked
 
 # Divergence is measured on the beginning of one of these texts: the first that calibration did not use.
 TEXTS = ("topics", "docstrings")
@@ -41,7 +41,7 @@ class Trials:
                 self._reference = reference_of(
                     build.source, self._windows, written.manifest.model.vocab_size, watch=build.phases.watch
                 )
-            engine = load(build.writer.folder)
+            engine = open_checked(build.writer.folder)
             found = evaluate(engine, self._windows, self._reference, build.phases.watch).kld
         assert found is not None
         return found.mean + _STANDARD_ERRORS * (found.stderr or 0.0)

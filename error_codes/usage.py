@@ -30,6 +30,10 @@ USAGE: dict[str, tuple[str, str]] = {
         "`LLMC_FUEL` allows fewer rewrites than a stage of the compilation needs.",
         "Set it higher. `llmc inspect` shows how many rewrites each pass does.",
     ),
+    "FINALIZE_UNSUPPORTED": (
+        "The artifact's target needs no step for one machine.",
+        "Run the artifact: `llmc run DIR`.",
+    ),
     "GROUP_SIZE_INDIVISIBLE": (
         "The group size does not divide the number of inputs of a weight.",
         "Give a `--group-size` that the message lists, or leave the weight out with `--ignore`.",

@@ -123,8 +123,9 @@ ROOMS: dict[str, Room] = {
         "target trt",
         (
             "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "passes.optimize",
-            "passes.quantize", "runtimes.memory", "runtimes.artifact", "runtimes.engines", "runtimes.engines.tensorrt",
-            "compiler.options", "compiler.config", "compiler.targets", "compiler.targets.onnx",
+            "passes.quantize", "runtimes.cuda", "runtimes.memory", "runtimes.artifact", "runtimes.engines",
+            "runtimes.engines.tensorrt", "compiler.options", "compiler.config", "compiler.targets",
+            "compiler.targets.onnx",
         ),
     ),
     "compiler.recipe": Room("options from a file", ("errors", "passes.quantize", "compiler.targets")),
@@ -159,11 +160,14 @@ ROOMS: dict[str, Room] = {
             "compiler.compress", "compiler.gate", "compiler.metadata_files", "compiler.describe",
         ),
     ),
+    "compiler.finalize": Room(
+        "building what an artifact needs on a certain machine",
+        ("errors", "runtimes.artifact", "compiler.targets"),
+    ),
     "compiler.trials": Room(
         "measuring trial artifacts",
         (
-            "runtimes.engines", "runtimes.generate", "runtimes.measure", "compiler.compress", "compiler.gate",
-            "compiler.build",
+            "runtimes.generate", "runtimes.measure", "compiler.compress", "compiler.gate", "compiler.build",
         ),
     ),
     "compiler.api": Room(
@@ -188,7 +192,8 @@ ROOMS: dict[str, Room] = {
         (
             "errors", "version", "error_codes", "extras", "ir", "passes.base", "passes.quantize", "runtimes.memory",
             "runtimes.artifact", "runtimes.engines", "runtimes.generate", "runtimes.measure", "compiler.options",
-            "compiler.targets", "compiler.recipe", "compiler.gate", "compiler.api", "compiler.inspect",
+            "compiler.targets", "compiler.recipe", "compiler.gate", "compiler.api", "compiler.finalize",
+            "compiler.inspect",
         ),
     ),
 }  # fmt: skip

@@ -84,7 +84,7 @@ def test_every_verb(llmc: Command, artifact: Path, arguments: tuple[str, ...], s
 
 def test_the_command_line_shows_its_options(llmc: Command) -> None:
     text = llmc("compile", "--help").stdout
-    assert "--target [ort|toy]" in text and "Target toy:" in text and "--motto" in text
+    assert "--target [ort|toy|trt]" in text and "Target toy:" in text and "--motto" in text
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ...ir.weights import Leaf, SafetensorsSource
 from . import file_lock
 
 # Increased whenever calibration would produce other results for the same model, plan and text, or store them otherwise.
-_VERSION = 3
+_VERSION = 4
 
 
 class CalibrationCache:

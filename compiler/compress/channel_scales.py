@@ -104,7 +104,10 @@ def _candidates(inputs: Inputs, weight: Tensor, family: str) -> Iterator[tuple[f
         scales = statistic**alpha
         if family == SMOOTHQUANT and alpha:
             scales = scales / largest_weight ** (1 - alpha)
-        yield alpha, scales / (scales.max() * scales.min()).sqrt()
+        # A factor for all channels changes no code. With this one, inputs grow no larger than they were: they may have
+        # to fit into half precision.
+        growth = (inputs.largest / scales).max() / inputs.largest.max().clamp(min=1e-30)
+        yield alpha, scales * torch.exp2(torch.log2(growth.clamp(min=1e-30)).ceil())
 
 
 def _quantized(weight: Tensor, choice: Choice) -> Tensor:

@@ -54,7 +54,9 @@ class FaultyPass:
         )
 
 
-def find_faulty_pass(program: Program, recipe: Recipe, tokens: Tensor, limits_key: str) -> FaultyPass | None:
+def find_faulty_pass(
+    program: Program, recipe: Recipe, tokens: Tensor, limits_key: str, dtype: str = "fp32"
+) -> FaultyPass | None:
     """Run a recipe pass by pass and compare the program before and after each.
 
     Fuel is what LLMC_FUEL says, as in the compilation that is examined.
@@ -63,11 +65,12 @@ def find_faulty_pass(program: Program, recipe: Recipe, tokens: Tensor, limits_ke
         program: the captured program; it is changed.
         tokens: [B, S] to run it on.
         limits_key: the key of the gate's limits for the artifact.
+        dtype: what the program computes in, a key of the limits too.
 
     Returns:
         The first pass that changes more than it may, or None: then the lowering or the runtime is at fault.
     """
-    bisection = _Bisection(tokens, limits_key)
+    bisection = _Bisection(tokens, limits_key, dtype)
     found = bisection.run(program, recipe.common, "")
     for graph, passes in recipe.finishing.items():
         if found is not None:
@@ -77,8 +80,9 @@ def find_faulty_pass(program: Program, recipe: Recipe, tokens: Tensor, limits_ke
 
 
 class _Bisection:
-    def __init__(self, tokens: Tensor, limits_key: str) -> None:
-        self.tokens, self.limits_key, self.fuel = tokens, limits_key, Fuel.from_environment()
+    def __init__(self, tokens: Tensor, limits_key: str, dtype: str) -> None:
+        self.tokens, self.limits_key, self.dtype = tokens, limits_key, dtype
+        self.fuel = Fuel.from_environment()
 
     def run(self, program: Program, passes: Sequence[Pass], graph: str) -> FaultyPass | None:
         before = _observe(program, self.tokens)
@@ -94,13 +98,13 @@ class _Bisection:
         return None
 
     def _limit(self, subject: Pass, program: Program) -> float:
-        """Return the largest error of a pass: exact ones are held to fp32's limit unless inputs are quantized."""
+        """Return the largest error of a pass: exact ones are held to the dtype's limit unless inputs are quantized."""
         limits = LIMITS[self.limits_key]
         if subject.numerics is Numerics.LOSSY:
             return limits.model
         if subject.numerics is Numerics.QUANTIZES_INPUTS or _quantizes_inputs(program):
             return limits.rounded
-        return LIMITS["fp32"].model
+        return LIMITS[self.dtype].model
 
 
 def _quantizes_inputs(program: Program) -> bool:

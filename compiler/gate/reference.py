@@ -56,7 +56,7 @@ def make_reference(
     other = torch.zeros(0)
     if rounded is not None:
         positions = torch.arange(tokens.shape[1]).repeat(tokens.shape[0], 1)
-        other = rounded(tokens, positions).gather(2, ids)
+        other = rounded(tokens, positions).gather(2, ids).float()
     return GateReference(
         precision=np.array(precision),
         tokens=tokens.numpy(),

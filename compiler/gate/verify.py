@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...error_codes import make_error
 from ...errors import CheckFailedError, CompilerError
+from ...runtimes.artifact.manifest import Manifest
 from ...runtimes.artifact.open import open_artifact, read_manifest
 from ...runtimes.engines.base import Engine
 from ...runtimes.engines.load import load
 from ...runtimes.engines.selfcheck import Check, GateReference, GateReport, check, limits_key
 from ...runtimes.measure.selfcheck import find
-from ..targets.registry import find_target
+from ..targets.base import Target
+from ..targets.registry import find_target, target_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,15 +73,16 @@ def verify(folder: str | Path, model: str | Path | nn.Module | None = None) -> G
         model: what the artifact was compiled from, to make the reference anew; by default the artifact's own is used.
     """
     folder = Path(folder)
-    engine = _open(folder)
+    engine = open_checked(folder)
     reference = GateReference.read(folder) if model is None else _new_reference(model, folder)
     return check(engine, reference)
 
 
-def _open(folder: Path) -> Engine:
-    """Open the artifact's engine, or what stands in for it on a machine that lacks what the engine needs."""
+def open_checked(folder: Path) -> Engine:
+    """Open what checks run on: the artifact's engine, or its graph on a machine that lacks what the engine needs."""
     manifest = read_manifest(folder)
-    opener = find_target(manifest.target).gate_opener_for(manifest)
+    target = _target_of(manifest)
+    opener = target and target.gate_opener_for(manifest)
     if opener is not None and why_not_engine(folder):
         return find(opener)(folder)
     return load(folder, check_device=False)  # the same check follows, whose result is shown
@@ -88,8 +91,15 @@ def _open(folder: Path) -> Engine:
 def why_not_engine(folder: Path) -> str | None:
     """Return why `verify` checks an artifact's graph and not its engine on this machine; None: it checks the engine."""
     manifest = read_manifest(folder)
-    target = find_target(manifest.target)
-    return target.missing_for(manifest) if target.gate_opener_for(manifest) is not None else None
+    target = _target_of(manifest)
+    if target is None or target.gate_opener_for(manifest) is None:
+        return None
+    return target.missing_for(manifest)
+
+
+def _target_of(manifest: Manifest) -> Target | None:
+    """Return an artifact's target; None for one that this llmc doesn't know, which no engine serves either."""
+    return find_target(manifest.target) if manifest.target in target_names() else None
 
 
 def _new_reference(model: Any, folder: Path) -> GateReference:

@@ -33,8 +33,8 @@ def same(g: Lowering, input: Value, **_: Any) -> str:
 
 
 def reshape(g: Lowering, input: Value, **sizes: Any) -> str:
+    """Reshape. Sizes that the program knows are constants, so that -1 stands for one that only a run knows."""
     (shape,) = sizes.values()
-    # Sizes that the program knows: -1 then stands for one that is not known before the graph runs.
     known = (size if isinstance(size, int) else None for size in value_of(g.node).shape)
     return g.reshape(input, [one if size is None else size for one, size in zip(shape, known, strict=True)])
 

@@ -69,7 +69,7 @@ def composed_attention(g: Lowering, k_scales: None, v_scales: None, **call: Any)
 
     As products and a softmax: the CUDA provider's Attention takes neither every mask nor every number of heads.
     """
-    return attend(g, fuses=False, **call)
+    return attend(g, is_composed=True, **call)
 
 
 CONTRIB: Table = STANDARD | {

@@ -63,7 +63,7 @@ class NeutralEngine:
         batch.check(self.spec, self.slots)
         logits = np.empty((len(batch.wanted), self.spec.vocab_size), np.float32)
         for run in plan_runs(batch, self._longest):
-            values = self._run(batch, run).reshape(-1, self.spec.vocab_size)
+            values = self.run(batch, run).reshape(-1, self.spec.vocab_size)
             logits[run.target[run.target >= 0]] = values[run.target >= 0]
         return HostLogits(logits)
 
@@ -76,7 +76,7 @@ class NeutralEngine:
     def close(self) -> None:
         self._session, self._caches, self.slots = None, {}, 0
 
-    def _run(self, batch: Batch, run: Run) -> np.ndarray:
+    def run(self, batch: Batch, run: Run) -> np.ndarray:
         """Run tokens; return the logits of the wanted ones, [B, W, V]."""
         session = self._check_open()
         count, length = run.tokens.shape

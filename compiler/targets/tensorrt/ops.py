@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from ..onnx import standard
 from ..onnx.graph import Value
 from ..onnx.lower import Lowering, Table
 from ..onnx.scores import attend
-from ..onnx.standard import STANDARD
 from .moe import moe
 from .quantized import quant_embedding, quant_linear
 
@@ -18,13 +20,23 @@ def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
     return y if bias is None else g.op("Add", y, g.convert(bias, x.dtype))
 
 
-def cached_attention(g: Lowering, k_scales: None, v_scales: None, **call: Any) -> tuple[str, str, str]:
-    """Write an attention; TensorRT has none that caps scores."""
-    return attend(g, fuses_softcap=False, **call)
+def cached_attention(
+    g: Lowering, k: Value, v: Value, softcap: float | None, k_scales: None, v_scales: None, **call: Any
+) -> tuple[str, str, str]:
+    """Write an attention; TensorRT has none that caps scores, or whose keys and values differ in width."""
+    is_composed = softcap is not None or k.shape[3] != v.shape[3]
+    return attend(g, k=k, v=v, softcap=softcap, is_composed=is_composed, **call)
 
 
-TENSORRT: Table = STANDARD | {
+def layer_norm(g: Lowering, x: Value, weight: Value | None, bias: Value | None, eps: float) -> str:
+    # Without a bias, TensorRT's parser would add one of its own.
+    shift = g.constant(torch.zeros(x.shape[-1], dtype=x.dtype)) if bias is None else bias
+    return standard.layer_norm(g, x, weight, shift, eps)
+
+
+TENSORRT: Table = standard.STANDARD | {
     "llmc.cached_attention": cached_attention,
+    "llmc.layer_norm": layer_norm,
     "llmc.linear": linear,
     "llmc.moe": moe,
     "llmc.quant_embedding": quant_embedding,

@@ -18,8 +18,9 @@ _MOST_HEAD_DIM = 256
 _MOST_CACHE_SLOTS = 24_320
 # The first compute capability with kernels for a dtype.
 _FIRST_SMS = {"bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
-_MEMORY_INFO = Path("/proc/meminfo")
-_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# Where the kernel says how much memory is available, and how much this container may use.
+MEMORY_INFO = Path("/proc/meminfo")
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def check_before_build(
@@ -129,10 +130,10 @@ def available_memory() -> int | None:
     """Return the memory in bytes that a process could still get, or None if unknown. A container may have a limit."""
     found = []
     with suppress(OSError):
-        lines = _MEMORY_INFO.read_text().splitlines()
+        lines = MEMORY_INFO.read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     with suppress(OSError, ValueError):  # the limit may be "max"
-        found.append(int(_MEMORY_LIMIT.read_text()))
+        found.append(int(MEMORY_LIMIT.read_text()))
     return min(found, default=None)
 
 

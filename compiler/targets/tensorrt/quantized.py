@@ -19,6 +19,8 @@ aten = torch.ops.aten
 
 _ELEMENTS = {"int8": TensorProto.INT8, "int4": TensorProto.INT4, "fp8": TensorProto.FLOAT8E4M3FN}
 _LARGEST = {"int8": 127.0, "fp8": float(torch.finfo(FLOAT8["fp8"]).max)}
+# Powers of two, so that a number divided by its token's scale keeps all its digits.
+_STEPS = {"int8": 2.0**-7, "fp8": 2.0**-9}
 
 
 def reads_weights_apart(node: fx.Node) -> bool:
@@ -37,9 +39,10 @@ def quant_linear(
 ) -> str:  # fmt: skip
     """Dequantize the weight [O, I], and multiply by it transposed.
 
-    With quantized inputs:  x -> Div s -> QuantizeLinear 1 -> DequantizeLinear 1 -> MatMul -> Mul s
+    With quantized inputs:  x -> Div s -> QuantizeLinear c -> DequantizeLinear c -> MatMul -> Mul s
 
-    A computed scale on QuantizeLinear itself would not become an 8-bit matmul.
+    Here s is computed for each token so that x / s is at most 1, and c is a constant. A computed scale on
+    QuantizeLinear itself would not become an 8-bit matmul. Products of the codes could exceed the range of fp16.
     """
     assert zeros is None, "the plan keeps no zero points: see facts"
     matrix = QuantizedMatrix(weight, scales, zeros, multiples, scheme, group_size)
@@ -94,14 +97,14 @@ def _static(g: Lowering, x: Value, activation: str, x_scale: Value) -> str:
 
 
 def _by_token(g: Lowering, x: Value, activation: str) -> tuple[str, str]:
-    """Return an input divided by its token's scale and rounded to codes, and the scales."""
+    """Return an input divided by its token's scale and rounded, and the scales."""
     key = ("by token", str(x), activation)
     if key not in g.memo:
-        largest, one = _LARGEST[activation], g.constant(1.0, x.dtype)
+        largest, step = _LARGEST[activation], g.constant(_STEPS[activation], x.dtype)
         farthest = g.op("ReduceMax", g.op("Abs", x), g.constant([-1]), keepdims=1)
-        smallest = max(SMALLEST_ABSMAX, largest * torch.finfo(x.dtype).smallest_normal)
+        smallest = max(SMALLEST_ABSMAX, torch.finfo(x.dtype).smallest_normal)
         above_zero = g.op("Max", farthest, g.constant([smallest], x.dtype))
-        scale = g.op("Mul", above_zero, g.constant([1 / largest], x.dtype))
-        codes = g.op("QuantizeLinear", g.op("Div", x, scale), one, output_dtype=_ELEMENTS[activation])
-        g.memo[key] = g.op("DequantizeLinear", codes, one), scale
+        scale = g.op("Mul", above_zero, g.constant([1 / (largest * _STEPS[activation])], x.dtype))
+        codes = g.op("QuantizeLinear", g.op("Div", x, scale), step, output_dtype=_ELEMENTS[activation])
+        g.memo[key] = g.op("DequantizeLinear", codes, step), scale
     return g.memo[key]

@@ -68,7 +68,7 @@ def build_here(request: BuildRequest, watch: Watch) -> BuildRecord:
     watch("Reading graph", 1, 1)
     matmuls, attentions, shapes = find_matmuls(network), find_attentions(network), shapes_of(request.profiles)
     fallbacks = allow_decomposing(network, attentions, shapes, request.sms)
-    built = _build(network, request, watch)
+    built = build_network(network, request, watch)
     if not built and _needs_decomposing(log):
         # A kernel that fits an attention alone may not fit it in its surroundings.
         known = {fallback.what for fallback in fallbacks}
@@ -81,7 +81,7 @@ def build_here(request: BuildRequest, watch: Watch) -> BuildRecord:
         for one in attentions:
             one.layer.attention.decomposable = True
         log.clear()
-        built = _build(network, request, watch)
+        built = build_network(network, request, watch)
     if not built:
         raise LlmcError(
             "TRT_BUILD_FAILED",
@@ -103,7 +103,12 @@ def build_here(request: BuildRequest, watch: Watch) -> BuildRecord:
     )
 
 
-def _build(network: Network, request: BuildRequest, watch: Watch) -> bool:
+def build_network(network: Network, request: BuildRequest, watch: Watch) -> bool:
+    """Build a plan from a parsed network and write it. Return False if the library refuses; its log says why.
+
+    Raises:
+        OSError: the plan can't be written.
+    """
     config = make_config(network.library, network.builder, request.sms)
     add_profiles(network, config, shapes_of(request.profiles))
     monitor = make_monitor(network.library.module, watch)

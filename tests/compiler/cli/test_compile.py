@@ -79,7 +79,10 @@ DEFAULTS = {"model": "demo", "output": Path("out"), "dump_ir": None, "verify": T
             "--int4 --calib notes.txt --calib-samples 8 --calib-length 64",
             {"quantize": "int4", "calib": "notes.txt", "calib_samples": 8, "calib_length": 64},
         ),
-        ("--dtype fp32 --kv-cache static --max-seq-len 99", {"kv_cache": "static", "max_seq_len": 99}),
+        (
+            "--dtype fp32 --kv-cache static --max-seq-len 99",
+            {"dtype": "fp32", "kv_cache": "static", "max_seq_len": 99},
+        ),
         ("--target ort", {"target": "ort"}),
         ("--kv-cache-dtype int8", {"kv_cache_dtype": "int8"}),
         ("--spec-tokens 3", {"spec_tokens": 3}),

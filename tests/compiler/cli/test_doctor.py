@@ -19,7 +19,7 @@ def test_stdout_is_only_the_document(llmc: Callable[..., CompletedProcess[str]])
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)
     assert document["healthy"]
-    assert {target["name"] for target in document["targets"]} == {"ort"}
+    assert {target["name"] for target in document["targets"]} == {"ort", "trt"}
 
 
 def test_the_report_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
     module = types.ModuleType("llmc.compiler.gate.verify")
     module.verify = verify  # type: ignore[attr-defined]
+    module.why_not_engine = lambda folder: calls.get("why not")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "llmc.compiler.gate.verify", module)
     return calls
 
@@ -47,6 +48,13 @@ def test_the_table(asked: dict[str, object]) -> None:
         "All checks passed.",
     ]
     assert (asked["folder"], asked["model"]) == (Path("out"), None)
+
+
+def test_a_graph_that_stands_in_for_an_engine(asked: dict[str, object]) -> None:
+    asked["why not"] = "There is no GPU"
+    result = verify("out")
+    assert result.exit_code == 0 and "All checks passed." in result.stdout
+    assert rest(result.stderr).splitlines() == ["Checked the graph, not the engine: There is no GPU."]
 
 
 def test_a_failed_check_exits_1(asked: dict[str, object]) -> None:

@@ -163,3 +163,58 @@ def test_caches_get_rounded_keys(kind: int) -> None:
     angles = to(kind, weights["cos"])[2], to(kind, weights["sin"])[2]
     first, second = q[0, 2, :8], q[0, 2, 8:]
     np.testing.assert_allclose(keys[0, 0, 2, :8], first * angles[0] - second * angles[1], rtol=1e-2, atol=1e-2)
+
+
+# Of single ops, whose result is declared ----------------------------------------------------------------------------
+
+
+def of_nodes(kind: int, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("x", kind, ["N", 8])
+    y = helper.make_tensor_value_info("y", kind, None)
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+
+
+def run_of(given: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(rounded_model(given).SerializeToString())
+    (y,) = session.run(None, {"x": x.astype(np.float32)})
+    return y
+
+
+def numbers(dtype: type, scale: float = 1.0) -> np.ndarray:
+    return (np.random.default_rng(0).standard_normal((5, 8)) * scale).astype(dtype)
+
+
+def test_a_number_beyond_the_range_becomes_infinite() -> None:
+    nodes = [helper.make_node("Mul", ["x", "x"], ["a"]), helper.make_node("Sqrt", ["a"], ["y"])]
+    x = np.full((1, 8), 300.0, np.float32)
+    assert np.isinf(run_of(of_nodes(TensorProto.FLOAT16, nodes), x)).all()
+    assert np.isfinite(run_of(of_nodes(TensorProto.BFLOAT16, nodes), x)).all()
+
+
+def test_ops_that_move_numbers_stay_as_they_are() -> None:
+    nodes = [helper.make_node("Transpose", ["x"], ["a"], perm=[1, 0]), helper.make_node("Neg", ["a"], ["y"])]
+    rewritten = rounded_model(of_nodes(TensorProto.FLOAT16, nodes)).graph
+    assert [node.op_type for node in rewritten.node] == ["Transpose", "Neg"]
+    assert rewritten.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_float32_parts_are_not_rounded() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["a", "a"], ["b"]),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT16),
+    ]
+    x = numbers(np.float16)
+    got = run_of(of_nodes(TensorProto.FLOAT16, nodes), x)
+    wide = x.astype(np.float32)
+    assert np.array_equal(got, (wide * wide).astype(np.float16).astype(np.float32))
+    types = [node.op_type for node in rounded_model(of_nodes(TensorProto.FLOAT16, nodes)).graph.node]
+    assert types.count("Cast") == 4, "the result of Mul stays in float32; the last cast rounds and widens"
+
+
+def test_the_model_itself_stays_as_it_is() -> None:
+    given = of_nodes(TensorProto.FLOAT16, [helper.make_node("Abs", ["x"], ["y"])])
+    before = given.SerializeToString()
+    rounded_model(given)
+    assert given.SerializeToString() == before

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorrt_decoders import Decoder, write_decoder
+from tensorrt_decoders import DECODE_BATCH, Decoder, write_decoder
 
 from llmc.compiler.targets.tensorrt import build as building
 from llmc.compiler.targets.tensorrt import worker
@@ -35,16 +35,16 @@ PRECISIONS = {
     "fp8": Decoder(layers=1, scheme="fp8", wide="int8"),
     "w8a8": Decoder(layers=1, scheme="w8a8", wide="int8"),
 }
-Build = Callable[[Decoder], BuildRecord]
+Build = Callable[..., BuildRecord]
 
 
 @pytest.fixture
 def record_of(tmp_path: Path) -> Build:
     """Build a decoder in this process, without the checks before a build, and return the record."""
 
-    def record(decoder: Decoder) -> BuildRecord:
+    def record(decoder: Decoder, batch: int = DECODE_BATCH) -> BuildRecord:
         graph = write_decoder(decoder, tmp_path)
-        profiles = decoder.section().profiles
+        profiles = decoder.section(batch=batch).profiles
         stored = summarize_weights(graph).data_bytes
         request = BuildRequest("tensorrt_rtx", str(graph), profiles, SMS, str(tmp_path / "plan"), stored)
         return build_here(request, lambda phase, done, total: None)
@@ -89,9 +89,15 @@ def cache_outputs(decoder: Decoder) -> list[str]:
 # Plants: graphs and networks that an engine can't serve as they are --------------------------------------------------
 
 
-def test_weights_expanded_to_16_bits_fail_a_check(record_of: Build) -> None:
+def test_weights_expanded_while_the_engine_is_built_fail_a_check(record_of: Build) -> None:
     decoder = Decoder(layers=1, scheme="int8 in groups")
     assert "weight dtype" in checks(record_of(decoder), decoder)
+
+
+def test_weights_expanded_in_each_step_fail_a_check(record_of: Build) -> None:
+    # Steps of a single sequence multiply a vector.
+    decoder = Decoder(layers=1, hidden=256, ffn=512, scheme="int8", wide="int8", **MERGED)
+    assert "weight expanded" in checks(record_of(decoder, batch=1), decoder)
 
 
 def test_profiles_that_share_no_weights_fail_a_check(record_of: Build) -> None:
@@ -118,8 +124,8 @@ def test_attention_without_a_kernel_is_reported(
     record_of: Build, monkeypatch: pytest.MonkeyPatch, decoder: Decoder, profiles: list[str]
 ) -> None:
     builds = []
-    once = worker._build
-    monkeypatch.setattr(worker, "_build", lambda *arguments: builds.append(1) or once(*arguments))
+    once = worker.build_network
+    monkeypatch.setattr(worker, "build_network", lambda *arguments: builds.append(1) or once(*arguments))
     record = record_of(decoder)
     assert len(builds) == 1, "it was not known before the build"
     assert [(one.what, one.profile) for one in record.fallbacks] == [("attention.0", name) for name in profiles]

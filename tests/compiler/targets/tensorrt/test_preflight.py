@@ -65,8 +65,8 @@ def test_too_little_memory_or_disk_is_refused_with_the_numbers() -> None:
 
 def test_memory_that_is_available_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info, limit = tmp_path / "meminfo", tmp_path / "memory.max"
-    monkeypatch.setattr(preflight, "_MEMORY_INFO", info)
-    monkeypatch.setattr(preflight, "_MEMORY_LIMIT", limit)
+    monkeypatch.setattr(preflight, "MEMORY_INFO", info)
+    monkeypatch.setattr(preflight, "MEMORY_LIMIT", limit)
     assert available_memory() is None
     info.write_text("MemTotal:       24000000 kB\nMemAvailable:   20000000 kB\n")
     assert available_memory() == 20_480_000_000

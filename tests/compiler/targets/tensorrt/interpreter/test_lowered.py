@@ -13,10 +13,11 @@ from interpreting import FLOATS, TOLERANCES
 from zoo.tiny import tiny_model
 
 import llmc
+from llmc.compiler.targets.onnx.rounded import rounded_model
 from llmc.compiler.targets.tensorrt.interpreter.constants import collect_constants
 from llmc.compiler.targets.tensorrt.interpreter.run import run
-from llmc.compiler.targets.tensorrt.network import Network, parse, polish
-from llmc.compiler.targets.tensorrt.rounded import rounded_model
+from llmc.compiler.targets.tensorrt.network import Network, parse
+from llmc.compiler.targets.tensorrt.polish import polish
 from llmc.runtimes.engines.tensorrt.library import find_library
 from llmc.runtimes.engines.tensorrt.section import GRAPH
 
