@@ -82,7 +82,7 @@ def open_checked(folder: Path) -> Engine:
     """Open what checks run on: the artifact's engine, or its graph on a machine that lacks what the engine needs."""
     manifest = read_manifest(folder)
     target = _target_of(manifest)
-    opener = target and target.gate_opener_for(manifest)
+    opener = None if target is None else target.gate_opener_for(manifest)
     if opener is not None and why_not_engine(folder):
         return find(opener)(folder)
     return load(folder, check_device=False)  # the same check follows, whose result is shown

@@ -74,6 +74,7 @@ class KernelFacts:
         sparse: its kernels make use of zeros.
         emulated: schemes that run without kernels of their own, and what to say about each.
         refused: schemes that it can't run, and why, where there is more to say than that.
+        where: what these facts are about, to follow the target's name in a message: " with `device` cuda".
     """
 
     dtypes: tuple[str, ...]
@@ -86,6 +87,7 @@ class KernelFacts:
     sparse: bool = False
     emulated: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,20 +177,21 @@ class Target(ABC):
             UsageError: DTYPE_SLOW, SCHEME_INVALID or CONFIG_INVALID.
         """
         facts = self.facts_for(config)
+        subject = f"Target {self.name}{facts.where}"
         if (dtype := self.dtype(config)) not in facts.dtypes:
             raise UsageError(
                 "DTYPE_SLOW",
-                f"Target {self.name} has no kernels that compute in {dtype}.",
+                f"{subject} has no kernels that compute in {dtype}.",
                 f"Set `dtype` to one of {', '.join(facts.dtypes)}.",
             )
         if config.quantize is not None and config.quantize not in facts.schemes:
-            why = facts.refused.get(config.quantize, f"Target {self.name} can't run `quantize` {config.quantize}")
+            why = facts.refused.get(config.quantize, f"{subject} can't run `quantize` {config.quantize}")
             raise invalid(why, _one_of("quantize", facts.schemes))
         if (kind := self.cache_kind(config)) not in facts.cache_kinds:
-            raise invalid(f"Target {self.name} has no {kind} `kv_cache`", _one_of("kv_cache", facts.cache_kinds))
+            raise invalid(f"{subject} has no {kind} `kv_cache`", _one_of("kv_cache", facts.cache_kinds))
         if config.cache_codes is not None and config.cache_codes not in facts.cache_codes:
             raise invalid(
-                f"Target {self.name} has no `kv_cache_dtype` {config.cache_codes}",
+                f"{subject} has no `kv_cache_dtype` {config.cache_codes}",
                 _one_of("kv_cache_dtype", ("auto", *facts.cache_codes)),
             )
         if config.quantize is not None:

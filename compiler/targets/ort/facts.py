@@ -53,6 +53,7 @@ FACTS = KernelFacts(
         "fp8": "No kernel of target ort computes in FP8 on a CPU: `quantize` fp8 is for checking quality there, and "
         "runs in float32. `quantize` w8a8 is the scheme with 8-bit kernels for weights and inputs."
     },
+    where=" with `device` cpu",
 )
 CUDA_FACTS = KernelFacts(
     # fp16 has three more bits than bf16; the gate refuses a model whose values exceed its range.
@@ -64,11 +65,12 @@ CUDA_FACTS = KernelFacts(
     promotion=Promotion(Grid("int8", 128), target_loss=0.02, share=0.275),
     packages=FACTS.packages,
     refused={
-        "w8a8": "ONNX Runtime's CUDA provider has no matmul of 8-bit integers that takes their scales, so `quantize` "
-        "w8a8 would be slower than 16 bits",
+        "w8a8": "ONNX Runtime's CUDA provider has no matmul of 8-bit integers that takes their scales, and `quantize` "
+        "w8a8 needs it",
         "fp8": "ONNX Runtime's CUDA provider multiplies in FP8 only with one scale for a whole matrix, and `quantize` "
         "fp8 has one for each channel and token",
     },
+    where=" with `device` cuda",
 )
 # Linears that keep exact inputs run slower in the prefill graph.
 INPUT_EXEMPTION = InputExemption(target_loss=0.003, share=0.15)

@@ -106,6 +106,13 @@ def test_constant_scales_are_fused_and_those_of_tokens_are_not() -> None:
     check_pass(FuseAttention(8), by_token, matches=0, there={"llmc.quant_cached_attention"})
 
 
+def test_heads_that_are_too_large_for_the_kernel_stay() -> None:
+    before = cached(attend_by(rotated(False)), ring=False)
+    check_pass(FuseAttention(8, largest_head=DIM), before, matches=2, there={"llmc.fused_attention"})
+    wrong = f"the size of its heads is over {DIM - 8}"
+    check_pass(FuseAttention(8, largest_head=DIM - 8), before, matches=0, miss=wrong)
+
+
 def from_one_linear(order: tuple[int, ...] = (0, 1, 2)) -> Attend:
     """Split q, k and v from the output of one linear, in the order of these indices."""
     sizes = ((HEADS, DIM), (KV_HEADS, DIM), (KV_HEADS, DIM))

@@ -173,6 +173,16 @@ def test_caches_in_a_type_that_the_engine_does_not_know_are_refused() -> None:
     assert "keeps no caches in bf16" in caught.value.what
 
 
+def test_caches_of_another_device_are_refused() -> None:
+    given = manifest_with(lambda d: d.update(device="cuda"))
+    half = [replace(given.caches[0], dtype="bf16")]
+    assert read_section(replace(given, caches=half)).device == "cuda"
+    with pytest.raises(LlmcError, match="keeps no caches in fp32 on a GPU"):
+        read_section(given)
+    with pytest.raises(LlmcError, match="keeps no ring caches on a GPU"):
+        read_section(replace(given, caches=[replace(half[0], kind="ring")]))
+
+
 def test_a_group_of_half_a_byte_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two 4-bit codes share a byte, so a group has an even number of them."""
     for group, columns in ((1, 8), (3, 6)):
