@@ -12,11 +12,14 @@ import pytest
 import torch
 from calling import calling, random
 from check_lowering import lowered
+from check_pass import inputs
 from quantization_kinds import OUTPUTS, lookup, product, quantized_parts
 from torch import Tensor
 
+from llmc.compiler.targets.onnx.rounded import rounded_model
 from llmc.compiler.targets.onnx.standard import STANDARD
 from llmc.compiler.targets.ort.contrib import CONTRIB
+from llmc.ir.program import Program
 
 TABLES = {"standard": STANDARD, "contrib": CONTRIB}
 
@@ -181,3 +184,52 @@ def test_a_bias_is_fused_into_kernels_that_support_one(tmp_path: Path) -> None:
     call = product("int4", 32, bias=True, parts=parts)
     model = lowered(calling(call, 96, **parts, bias=random(OUTPUTS)), CONTRIB, tmp_path)
     assert "Add" not in {node.op_type for node in model.graph.node}
+
+
+HALVES = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("kind", "group", "width", "activation", "kernel"), KERNELS)
+def test_the_kernel_of_a_linear_in_half_precision(
+    tmp_path: Path,
+    kind: str,
+    group: int,
+    width: int,
+    activation: str,
+    kernel: tuple[str, int | None],
+    dtype: torch.dtype,
+) -> None:
+    """Those that multiply by codes keep to it; all others compute in float32."""
+    parts = quantized_parts(kind, group, width)
+    multiply = product(kind, group, activation, parts=parts)
+    program = calling(lambda m, x, positions: multiply(m, x.to(dtype), positions).float(), width, **parts)
+    model = lowered(program, CONTRIB, tmp_path)
+    found = kernel if kernel[0] != "MatMulIntegerToFloat" else ("DequantizeLinear", None)
+    assert kernels(model) == [found]
+    check_rounded(program, model, tmp_path, HALVES[dtype] if activation == "none" else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("group", [32, 24])
+def test_an_embedding_in_half_precision(tmp_path: Path, group: int, dtype: torch.dtype) -> None:
+    parts = quantized_parts("int8", group, 96)
+    parts["scales"] = parts["scales"].to(dtype)
+    find = lookup("int8", group, parts)
+    program = calling(lambda m, x, positions: find(m, x, positions).float(), 96, **parts)
+    check_rounded(program, lowered(program, CONTRIB, tmp_path), tmp_path, HALVES[dtype])
+
+
+def check_rounded(program: Program, model: onnx.ModelProto, folder: Path, tolerance: float) -> None:
+    """Compare a graph that computes in half precision with its program."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    session = onnxruntime.InferenceSession(rounded_model(model).SerializeToString(), options)
+    for size in ((1, 1), (3, 16)):
+        tokens, positions = inputs(*size)
+        given = {"input_0": tokens.numpy(), "input_1": positions.numpy()}
+        (got,) = session.run(None, {i.name: given[i.name] for i in session.get_inputs()})
+        want = program(tokens, positions)
+        error = (torch.from_numpy(got) - want).square().mean() / want.square().mean()
+        assert error.sqrt() < tolerance
