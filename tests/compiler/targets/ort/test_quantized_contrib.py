@@ -16,6 +16,7 @@ from check_pass import inputs
 from quantization_kinds import OUTPUTS, lookup, product, quantized_parts
 from torch import Tensor
 
+from llmc.compiler.targets.onnx.check import check_onnx
 from llmc.compiler.targets.onnx.rounded import rounded_model
 from llmc.compiler.targets.onnx.standard import STANDARD
 from llmc.compiler.targets.ort.contrib import CONTRIB
@@ -222,6 +223,7 @@ def test_an_embedding_in_half_precision(tmp_path: Path, group: int, dtype: torch
 
 def check_rounded(program: Program, model: onnx.ModelProto, folder: Path, tolerance: float) -> None:
     """Compare a graph that computes in half precision with its program."""
+    check_onnx(folder / "model.onnx")  # the rounded graph has one type of floats, and mixes none
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
