@@ -38,11 +38,14 @@ class HostCaches:
 
     Args:
         dtypes: by the manifest's dtype of a part, numpy's.
+
+    Attributes:
+        arrays: for each cache those of its parts, [slots, heads, length, width].
     """
 
     def __init__(self, specs: Sequence[CacheSpec], dtypes: Mapping[str, Any] = DTYPES) -> None:
         self._specs, self._dtypes = specs, dtypes
-        self._arrays: list[list[np.ndarray]] = [[] for _ in specs]
+        self.arrays: list[list[np.ndarray]] = [[] for _ in specs]
 
     def open(self, kept: np.ndarray) -> None:
         """Make room for other slots.
@@ -50,13 +53,13 @@ class HostCaches:
         Args:
             kept: the positions of each new slot that keep their content; 0 for slots that there were not.
         """
-        self._arrays = [
-            resized(spec, arrays, kept, self._dtypes) for spec, arrays in zip(self._specs, self._arrays, strict=True)
+        self.arrays = [
+            resized(spec, arrays, kept, self._dtypes) for spec, arrays in zip(self._specs, self.arrays, strict=True)
         ]
 
     def bound(self, slot: int, batch: int) -> Iterator[BoundTensor]:
         """Yield the parts of adjacent slots."""
-        for i, (spec, arrays) in enumerate(zip(self._specs, self._arrays, strict=True)):
+        for i, (spec, arrays) in enumerate(zip(self._specs, self.arrays, strict=True)):
             for array, part in zip(arrays, spec.parts, strict=True):
                 memory = array[slot : slot + batch]
                 names = past_name(i, part.role), present_name(i, part.role)
@@ -64,14 +67,14 @@ class HostCaches:
 
     def copy_slot(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of a slot to another one."""
-        for arrays in self._arrays:
+        for arrays in self.arrays:
             for array in arrays:
                 # A ring that is not full has a position's entries at its index, as a static cache.
                 array[target, :, :length] = array[source, :, :length]
 
     def free(self) -> None:
         """Free the memory. A second call does nothing."""
-        self._arrays = [[] for _ in self._specs]
+        self.arrays = [[] for _ in self._specs]
 
 
 def resized(

@@ -97,7 +97,7 @@ def test_caches_hold_the_same_codes_and_scales_as_the_program(tmp_path: Path, co
         tokens = torch.randint(engine.spec.vocab_size, (2, count), generator=torch.Generator().manual_seed(sum(starts)))
         reference.forward(tokens, torch.tensor(starts))
         forward(engine, tokens.numpy(), np.array(starts))
-    got = [array for _, arrays in engine.caches for array in arrays]
+    got = [array for arrays in engine.caches.arrays for array in arrays]
     assert [array.itemsize for array in got] == [1, 1, 4, 4] * 2
     for array, expected in zip(got, reference.caches, strict=True):
         if expected.dtype == torch.float32:
