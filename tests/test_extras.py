@@ -15,7 +15,7 @@ from llmc.extras import EXTRAS, import_failure, require
 
 ROOT = Path(llmc.__file__).parent
 # Modules under another name than their package's.
-MODULES = {"lm-eval": "lm_eval", "onnxruntime-gpu": "onnxruntime"}
+MODULES = {"lm-eval": "lm_eval", "onnxruntime-gpu": "onnxruntime", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 def declared() -> dict[str, set[str]]:
@@ -28,7 +28,7 @@ def declared() -> dict[str, set[str]]:
 
 def test_every_optional_module_is_in_the_table() -> None:
     found = declared()
-    assert {"compile", "cpu", "gpu", "eval"} == set(found)
+    assert {"compile", "cpu", "gpu", "trt", "eval"} == set(found)
     assert set(EXTRAS) == set().union(*found.values())
 
 

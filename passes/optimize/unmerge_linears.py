@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeGuard
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import fx
 
@@ -24,11 +25,12 @@ class UnmergeLinears(Rewrite):
     Example:  gate, up = split(quant_linear(x, codes, scales), [I, I], -1)
     Becomes:  gate = quant_linear(x, codes[:I], scales[:I]);  up = quant_linear(x, codes[I:], scales[I:])
 
-    For one token the merged form is faster. For hundreds of tokens the split copies megabytes, and two large matmuls
-    are as fast as one. The parts are slices of weights that are stored anyway, so no bytes are stored twice.
+    The parts may also be those of a chunk, or slices. For one token the merged form is faster. For hundreds of tokens
+    the split copies megabytes, and two large matmuls are as fast as one. The parts are slices of weights that are
+    stored anyway, so no bytes are stored twice.
 
-    Left alone: 1. a split along another dim; 2. a split of anything but the direct output of a linear that `chosen`
-    names; 3. the merged output has other users.
+    Left alone: 1. parts along another dim; 2. parts of anything but the direct output of a linear that `chosen` names;
+    3. the merged output has other users; 4. slices that overlap or have steps.
 
     Args:
         chosen: returns True for linears to unmerge; by default the quantized ones.
@@ -40,34 +42,66 @@ class UnmergeLinears(Rewrite):
         self.chosen = chosen
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
-        if not is_call(node, "split_with_sizes") or not _is_linear(node.args[0]) or not self.chosen(node.args[0]):
+        if not (is_op(node, quant_linear) or is_op(node, linear)) or not self.chosen(node):
             return None
-        merged, sizes, dim = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else 0
-        if dim not in (-1, len(value_of(merged).shape) - 1):
-            return miss("it splits another dim than the output channels", node)
-        if len(merged.users) > 1:
-            return miss("the merged output has other users", node)
-        parts = list(_parts(program, merged, sizes, node))
-        for user in list(node.users):
-            program.replace(user, parts[user.args[1]])  # type: ignore[index]
+        splits = [user for user in node.users if is_call(user, "split_with_sizes", "chunk", "slice")]
+        if not splits:
+            return None
+        if any(_dim(user) not in (-1, len(value_of(node).shape) - 1) for user in splits):
+            return miss("it splits another dim than the output channels", splits[0])
+        if len(splits) < len(node.users) or (len(splits) > 1 and not all(is_call(user, "slice") for user in splits)):
+            return miss("the merged output has other users", splits[0])
+        pieces = _slices(splits) if is_call(splits[0], "slice") else _items(splits[0])
+        if pieces is None:
+            return miss("the slices overlap or have steps", splits[0])
+        for piece in pieces:
+            program.replace(piece.node, _linear_of(program, node, piece))
+        if not is_call(splits[0], "slice"):
+            program.graph.erase_node(splits[0])
         return True
 
 
-def _is_linear(node: Any) -> TypeGuard[fx.Node]:
-    return is_op(node, quant_linear) or is_op(node, linear)
+@dataclass(frozen=True)
+class _Piece:
+    """A node that is the output channels from `start` to `end` of a linear."""
+
+    node: fx.Node
+    start: int
+    end: int
 
 
-def _parts(program: Program, merged: fx.Node, sizes: Any, node: fx.Node) -> Iterator[fx.Node]:
+def _dim(split: fx.Node) -> int:
+    position = 1 if is_call(split, "slice") else 2
+    return int(split.args[position]) if len(split.args) > position else 0  # type: ignore[arg-type]
+
+
+def _items(split: fx.Node) -> list[_Piece]:
+    sizes = [int(part.shape[-1]) for part in value_of(split)]
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    items = [(user, int(user.args[1])) for user in split.users]  # type: ignore[arg-type]
+    return [_Piece(user, starts[index], starts[index] + sizes[index]) for user, index in items]
+
+
+def _slices(slices: list[fx.Node]) -> list[_Piece] | None:
+    width = int(value_of(slices[0].args[0]).shape[-1])  # type: ignore[arg-type]
+    pieces = []
+    for node in slices:
+        start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+        if step != 1:
+            return None
+        pieces.append(_Piece(node, *slice(start, end).indices(width)[:2]))
+    pieces.sort(key=lambda piece: piece.start)
+    overlap = any(one.end > following.start for one, following in pairwise(pieces))
+    return None if overlap else pieces
+
+
+def _linear_of(program: Program, merged: fx.Node, piece: _Piece) -> fx.Node:
     op = op_of(merged.target)
     assert op is not None
-    call = op.bind(merged.args, dict(merged.kwargs))
-    start = 0
-    for size in sizes:
-        arguments = dict(call)
-        for name in _PER_OUTPUT_CHANNEL:
-            if isinstance(operand := call.get(name), fx.Node):
-                part = slice_dim0(program.weights[str(operand.target)], start, start + size)
-                arguments[name] = program.add_weight(f"{operand.target}.from_{start}", part, like=node)
-        with program.graph.inserting_before(node):
-            yield program.call(op, **arguments, like=node)
-        start += size
+    arguments = op.bind(merged.args, dict(merged.kwargs))
+    for name in _PER_OUTPUT_CHANNEL:
+        if isinstance(operand := arguments.get(name), fx.Node):
+            part = slice_dim0(program.weights[str(operand.target)], piece.start, piece.end)
+            arguments[name] = program.add_weight(f"{operand.target}.from_{piece.start}", part, like=piece.node)
+    with program.graph.inserting_before(piece.node):
+        return program.call(op, **arguments, like=piece.node)

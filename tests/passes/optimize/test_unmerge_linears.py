@@ -41,7 +41,7 @@ class Merged(nn.Module):
 
 def combine_parts(x: Tensor) -> Tensor:
     one, other = torch.split(x, [WIDE, 2 * WIDE], -1)
-    return one * other[..., :WIDE] + other[..., WIDE:]
+    return one * other.unflatten(-1, (2, WIDE)).sum(-2)
 
 
 GRIDS = {
@@ -81,6 +81,31 @@ def test_parts_are_slices_of_the_merged_weight(part: str) -> None:
     assert torch.equal(torch.cat(slices), merged)
 
 
+def combine_slices(x: Tensor) -> Tensor:
+    return x[..., :WIDE] * x[..., WIDE : 2 * WIDE] + x[..., 2 * WIDE :]
+
+
+def combine_chunks(x: Tensor) -> Tensor:
+    one, two, three = x.chunk(3, -1)
+    return one * two + three
+
+
+@pytest.mark.parametrize(("join", "op"), [(combine_slices, "aten.slice"), (combine_chunks, "aten.chunk")])
+@pytest.mark.parametrize("scheme", ["int8", "int4 with zeros"])
+def test_chunks_and_slices_are_parts_too(join: Callable[[Tensor], Tensor], op: str, scheme: str) -> None:
+    before = quantized(join, scheme, bias=True)
+    assert op in before.ops()
+    after = check_pass(UnmergeLinears(), before, matches=1, gone={op})
+    assert after.ops()["llmc.quant_linear"] == before.ops()["llmc.quant_linear"] + 2
+
+
+def test_channels_that_nothing_reads_are_left_out() -> None:
+    before = quantized(lambda x: x[..., WIDE : 2 * WIDE] * 2, "int8")
+    after = check_pass(UnmergeLinears(), before, matches=1, gone={"aten.slice"})
+    shapes = [tuple(weight.shape) for name, weight in after.weights.items() if "both" in name]
+    assert (WIDE, HIDDEN) in shapes
+
+
 def between_heads(x: Tensor) -> Tensor:
     one, other = torch.split(x.unflatten(-1, (3, WIDE)), [1, 2], 2)
     return one.squeeze(2) + other.sum(2)
@@ -92,7 +117,12 @@ def along_tokens(x: Tensor) -> Tensor:
 
 LEFT_ALONE = {
     "1. another dim": (along_tokens, "another dim"),
-    "3. the merged output is used": (lambda x: combine_parts(x) + x[..., :WIDE], "the merged output has other users"),
+    "4. slices overlap": (lambda x: x[..., :WIDE] + x[..., 1 : WIDE + 1], "overlap"),
+    "4. slices have steps": (lambda x: x[..., ::3] + 1, "have steps"),
+    "3. the merged output is used": (
+        lambda x: combine_parts(x) + x.sin()[..., :WIDE],
+        "the merged output has other users",
+    ),
 }
 
 
