@@ -32,6 +32,7 @@ class Decoder:
         merge_qkv: one linear makes queries, keys and values.
         merge_gate_up: one linear makes the gate and the value that it is multiplied with.
         untransposed: weights are stored [inputs, outputs], so that nothing transposes them.
+        composed: attention is written in basic ops.
     """
 
     hidden: int = 128
@@ -51,6 +52,7 @@ class Decoder:
     merge_gate_up: bool = False
     untransposed: bool = False
     scale_queries: bool = False
+    composed: bool = False
 
     @property
     def caches(self) -> list[CacheSpec]:
@@ -228,13 +230,26 @@ class _Writer:
         past, present = f"past_key_values.{layer}", f"present.{layer}"
         for made, part in ((k, "key"), (v, "value")):
             self.op("TensorScatter", f"{past}.{part}", made, "starts", axis=2, outputs=[f"{present}.{part}"])
-        if d.scale_queries:
+        if d.scale_queries or d.composed:
             q = self.op("Mul", q, self.number(d.head_dim**-0.5))
         scale = 1.0 if d.scale_queries else d.head_dim**-0.5
         caches = f"{present}.key", f"{present}.value"
-        out = self.op("Attention", q, *caches, self.mask, scale=scale, name=f"attention.{layer}")
+        if d.composed:
+            out = self.composed(q, *caches)
+        else:
+            out = self.op("Attention", q, *caches, self.mask, scale=scale, name=f"attention.{layer}")
         out = self.op("Reshape", self.op("Transpose", out, perm=[0, 2, 1, 3]), self.integers([0, 0, -1]))
         return self.linear(out, f"layers.{layer}.o", d.hidden, d.heads * d.head_dim)
+
+    def composed(self, q: str, keys: str, values: str) -> str:
+        d = self.d
+        stacked = self.op("Reshape", q, self.integers([0, d.kv_heads, -1, d.head_dim]))
+        scores = self.op("MatMul", stacked, self.op("Transpose", keys, perm=[0, 1, 3, 2]))
+        by_head = self.op("Reshape", scores, self.integers([0, d.heads, -1, d.length]))
+        bias = self.op("Where", self.mask, self.number(0.0), self.number(-1e4))
+        weights = self.op("Softmax", self.op("Add", by_head, bias), axis=3)
+        weights = self.op("Reshape", weights, self.integers([0, d.kv_heads, -1, d.length]))
+        return self.op("Reshape", self.op("MatMul", weights, values), self.integers([0, d.heads, -1, d.head_dim]))
 
     def heads(self, x: str, count: int) -> str:
         split = self.op("Reshape", x, self.integers([0, 0, count, self.d.head_dim]))

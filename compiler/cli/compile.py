@@ -128,6 +128,8 @@ def _document(artifact: Artifact) -> dict[str, Any]:
 
 
 def _show(artifact: Artifact, verified: bool) -> None:
+    from ..targets.registry import find_target
+
     manifest, report = artifact.manifest, artifact.report
     quantization = manifest.quantization
     scheme = (quantization and quantization.scheme) or "not quantized"
@@ -146,6 +148,7 @@ def _show(artifact: Artifact, verified: bool) -> None:
     facts += [
         ("size", f"{console.size(sum(file.bytes for file in files))} in {len(files)} files"),
         ("gate", console.gate(manifest.verified) if verified else "skipped (--no-verify)"),
+        *(("note", remark) for remark in find_target(manifest.target).remarks(artifact.path, manifest)),
         ("time", f"{sum(seconds.values()):.1f} s: {phases}"),
         ("peak memory", console.size(max(report["peak_rss_bytes"].values()))),
     ]

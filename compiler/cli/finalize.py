@@ -25,6 +25,7 @@ def finalize(artifact: Path, as_json: bool, **given: Any) -> None:
     """
     with steps("import libraries") as watch:
         from ..finalize import finalize as build
+        from ..targets.registry import find_target
 
         manifest = build(artifact, watch=watch, **given_options(given))
     if as_json:
@@ -37,6 +38,7 @@ def finalize(artifact: Path, as_json: bool, **given: Any) -> None:
         [
             ("artifact", f"{artifact}: {manifest.model.name}, {manifest.target}"),
             ("size", f"{console.size(sum(file.bytes for file in files))} in {len(files)} files"),
+            *(("note", remark) for remark in find_target(manifest.target).remarks(artifact, manifest)),
         ]
     )
     click.echo(f"\nTo see what was built: llmc inspect {artifact}")

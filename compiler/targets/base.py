@@ -293,6 +293,10 @@ class Target(ABC):
         """Return what `llmc inspect` shows of this target's own part of an artifact."""
         return ()
 
+    def remarks(self, folder: Path, manifest: Manifest) -> Sequence[str]:
+        """Return what the user should know about what `finalize` built, one sentence each."""
+        return ()
+
     def write_metadata_files(self, program: Program, folder: Path) -> None:
         """Write files for other tools beside the artifact's own. `folder` holds config.json and the tokenizer."""
         return

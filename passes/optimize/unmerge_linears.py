@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from torch import fx
 
@@ -16,6 +17,7 @@ from ...kernels.ops import linear, op_of, quant_linear
 from ..base import Rewrite, miss
 from ..queries import is_call, is_op
 
+_SPLITS = ("split", "split_with_sizes", "chunk")
 _PER_OUTPUT_CHANNEL = ("weight", "scales", "multiples", "zeros", "bias")
 
 
@@ -25,7 +27,7 @@ class UnmergeLinears(Rewrite):
     Example:  gate, up = split(quant_linear(x, codes, scales), [I, I], -1)
     Becomes:  gate = quant_linear(x, codes[:I], scales[:I]);  up = quant_linear(x, codes[I:], scales[I:])
 
-    The parts may also be those of a chunk, or slices. For one token the merged form is faster. For hundreds of tokens
+    The parts may also be slices. For one token the merged form is faster. For hundreds of tokens
     the split copies megabytes, and two large matmuls are as fast as one. The parts are slices of weights that are
     stored anyway, so no bytes are stored twice.
 
@@ -33,18 +35,21 @@ class UnmergeLinears(Rewrite):
     3. the merged output has other users; 4. slices that overlap or have steps.
 
     Args:
-        chosen: returns True for linears to unmerge; by default the quantized ones.
+        chosen: returns True for linears to unmerge. It is given the linear and the widths of its parts.
+            By default, the quantized ones.
     """
 
     needs = Stage.CACHED
 
-    def __init__(self, chosen: Callable[[fx.Node], bool] = lambda node: is_op(node, quant_linear)) -> None:
+    def __init__(
+        self, chosen: Callable[[fx.Node, Sequence[int]], bool] = lambda node, widths: is_op(node, quant_linear)
+    ) -> None:
         self.chosen = chosen
 
     def rewrite(self, program: Program, node: fx.Node) -> bool | Miss | None:
-        if not (is_op(node, quant_linear) or is_op(node, linear)) or not self.chosen(node):
+        if not (is_op(node, quant_linear) or is_op(node, linear)):
             return None
-        splits = [user for user in node.users if is_call(user, "split_with_sizes", "chunk", "slice")]
+        splits = [user for user in node.users if is_call(user, *_SPLITS, "slice")]
         if not splits:
             return None
         if any(_dim(user) not in (-1, len(value_of(node).shape) - 1) for user in splits):
@@ -54,9 +59,11 @@ class UnmergeLinears(Rewrite):
         pieces = _slices(splits) if is_call(splits[0], "slice") else _items(splits[0])
         if pieces is None:
             return miss("the slices overlap or have steps", splits[0])
+        if not self.chosen(node, [piece.end - piece.start for piece in pieces]):
+            return None
         for piece in pieces:
             program.replace(piece.node, _linear_of(program, node, piece))
-        if not is_call(splits[0], "slice"):
+        if is_call(splits[0], *_SPLITS):
             program.graph.erase_node(splits[0])
         return True
 
@@ -86,10 +93,11 @@ def _slices(slices: list[fx.Node]) -> list[_Piece] | None:
     width = int(value_of(slices[0].args[0]).shape[-1])  # type: ignore[arg-type]
     pieces = []
     for node in slices:
-        start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+        given: list[Any] = list(node.args[2:])
+        first, last, step = slice(*given, *[None] * (3 - len(given))).indices(width)
         if step != 1:
             return None
-        pieces.append(_Piece(node, *slice(start, end).indices(width)[:2]))
+        pieces.append(_Piece(node, first, last))
     pieces.sort(key=lambda piece: piece.start)
     overlap = any(one.end > following.start for one, following in pairwise(pieces))
     return None if overlap else pieces

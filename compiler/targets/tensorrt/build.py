@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from ....runtimes.artifact.manifest import CacheSpec
 from ....runtimes.engines.tensorrt.library import TensorRt
 from ....runtimes.engines.tensorrt.record import BuildRecord, write_record
 from ....runtimes.engines.tensorrt.section import PROFILES, Plan, TensorRtSection
+from .check_record import check_record
 from .preflight import check_before_build
 from .worker import BuildRequest
 
@@ -56,6 +58,7 @@ def build(
     request = BuildRequest(library.name, str(onnx_path), profiles, list(sms), str(partial), forecast.data_bytes)
     try:
         record = _run(request, watch)
+        record = replace(record, problems=check_record(record, sum(len(cache.parts) for cache in caches)))
         partial.replace(folder / PLAN_FILE)
     finally:
         partial.unlink(missing_ok=True)

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from ....runtimes.engines.tensorrt.record import BuildRecord, ProfileRecord
+from ....runtimes.engines.tensorrt.record import BuildRecord, Problem, ProfileRecord
 from ....runtimes.engines.tensorrt.section import DECODE
 
 # Profiles that share no weight would double them.
 _MOST_WEIGHT_RATIO = 1.3
 _QUANTIZED = ("int8", "int4", "fp8")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A check that failed.
-
-    Attributes:
-        check: its name: "attention", "cache copied", "cache not in place", "cache read in full", "weight dtype",
-            "input dtype", "weight expanded", "gemm unknown" or "weight ratio".
-        what: one sentence that names the profile, the node or the kernel.
-    """
-
-    check: str
-    what: str
 
 
 def check_record(record: BuildRecord, caches: int, most_weight_ratio: float = _MOST_WEIGHT_RATIO) -> list[Problem]:

@@ -68,7 +68,7 @@ def _read_transposed(network: Network, gather: Any, dequantize: Any, constant: A
         reshape.reshape_dims = (*product.get_input(1).shape[:-2], width, channels)
         product.set_input(1, reshape.get_output(0))
         product.op1 = module.MatrixOperation.NONE
-    users = _users(network, gather.get_output(0).name)
+    users = network.users(gather.get_output(0))
     rank = len(gather.get_input(1).shape)
     gather.set_input(0, weight.get_output(0))
     gather.axis = 1
@@ -77,13 +77,3 @@ def _read_transposed(network: Network, gather: Any, dequantize: Any, constant: A
     turned.name = f"{gather.name}.transposed"
     for user, index in users:
         user.set_input(index, turned.get_output(0))
-
-
-def _users(network: Network, name: str) -> list[tuple[Any, int]]:
-    found = []
-    for layer in network.layers:
-        for index in range(layer.num_inputs):
-            tensor = layer.get_input(index)
-            if tensor is not None and tensor.name == name:
-                found.append((layer, index))
-    return found

@@ -85,6 +85,15 @@ class Network:
         constant = self.add("constant", array.shape, self.library.module.Weights(array))
         return self.add("cast", constant.get_output(0), dtype).get_output(0)
 
+    def users(self, tensor: Any) -> list[tuple[Any, int]]:
+        """Return the layers that read a tensor, each with the index of its input."""
+        return [
+            (layer, index)
+            for layer in self.layers
+            for index in range(layer.num_inputs)
+            if (read := layer.get_input(index)) is not None and read.name == tensor.name
+        ]
+
     def add(self, kind: str, *arguments: Any) -> Any:
         """Add a layer of a kind, such as "shuffle"."""
         return checked(getattr(self.definition, f"add_{kind}")(*arguments), kind)

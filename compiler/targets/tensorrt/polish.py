@@ -4,6 +4,8 @@
 2. A quantized embedding that is also the LM head is stored once; see embedding.py.
 3. Attention multiplies its queries with the whole scale. The parser multiplies queries and keys with the root of it,
    and the keys are the whole cache.
+4. MatMul(q, Transpose(keys)) becomes Transpose(MatMul(keys, q, TRANSPOSE)), where attention is written in basic ops and
+   the keys are a cache: otherwise each call would write the whole cache transposed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ def polish(network: Network) -> None:
     for layer in network.layers:
         if layer.type.name == "MATRIX_MULTIPLY":
             _transpose_in_matmul(network, layer, makers)
+            _multiply_cache_first(network, layer, makers)
         elif layer.type.name == "ATTENTION_INPUT":
             _scale_queries(network, layer, makers)
     share_embedding(network)
@@ -46,6 +49,33 @@ def _transpose_in_matmul(network: Network, matmul: Any, makers: dict[str, Any]) 
     reshape.name = f"{matmul.name}.weight"
     matmul.set_input(1, reshape.get_output(0))
     matmul.op1 = operation.TRANSPOSE
+
+
+def _multiply_cache_first(network: Network, matmul: Any, makers: dict[str, Any]) -> None:
+    transposed = makers.get(matmul.get_input(1).name)
+    if transposed is None or not _swaps_last_axes(transposed):
+        return
+    keys, queries = transposed.get_input(0), matmul.get_input(0)
+    operation = network.library.module.MatrixOperation
+    maker = makers.get(keys.name)
+    if maker is None or maker.type.name != "KV_CACHE_UPDATE" or (matmul.op0, matmul.op1) != (operation.NONE,) * 2:
+        return
+    scores = network.add("matrix_multiply", keys, operation.NONE, queries, operation.TRANSPOSE)
+    scores.name = f"{matmul.name}.scores"
+    back = network.add("shuffle", scores.get_output(0))
+    back.first_transpose = transposed.first_transpose
+    for user, index in network.users(matmul.get_output(0)):
+        user.set_input(index, back.get_output(0))
+
+
+def _swaps_last_axes(layer: Any) -> bool:
+    """Return True for a layer that swaps the last two axes and does nothing else."""
+    if layer.type.name != "SHUFFLE" or layer.reshape_dims is not None:
+        return False
+    rank = len(layer.get_input(0).shape)
+    first, second = list(layer.first_transpose), list(layer.second_transpose)
+    axes = [first[axis] for axis in second[:rank]]
+    return axes == [*range(rank - 2), rank - 1, rank - 2]
 
 
 def _reshapes_before(tensor: Any, makers: dict[str, Any]) -> Iterator[Any]:

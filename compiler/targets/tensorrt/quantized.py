@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from onnx import TensorProto
 from torch import fx
@@ -23,14 +25,20 @@ _LARGEST = {"int8": 127.0, "fp8": float(torch.finfo(FLOAT8["fp8"]).max)}
 _STEPS = {"int8": 2.0**-7, "fp8": 2.0**-9}
 
 
-def reads_weights_apart(node: fx.Node) -> bool:
-    """Return True for linears that TensorRT joins itself where it pays.
+def reads_weights_apart(node: fx.Node, widths: Sequence[int]) -> bool:
+    """Return True for linears that TensorRT joins itself where it pays, and for those that it would expand.
 
-    It does so with 16-bit weights and 8-bit inputs, and its profiles share those weights only if the network has them
-    apart. It does not with weights that it dequantizes.
+    It joins 16-bit weights and 8-bit inputs, and its profiles share those weights only if the network has them apart.
+    It does not join weights that it dequantizes; but of three parts of one width in 8 bits, such as queries, keys and
+    values, its kernel for prompts writes the whole weight out in 16 bits.
+
+    Args:
+        widths: output channels of the parts.
     """
     call = quant_linear_op.bind(node.args, dict(node.kwargs)) if is_op(node, quant_linear_op) else None
-    return call is None or call["activation"] != "none" or call["scheme"] in FLOAT8
+    if call is None or call["activation"] != "none" or call["scheme"] in FLOAT8:
+        return True
+    return call["scheme"] == "int8" and len(widths) > 2 and len(set(widths)) == 1
 
 
 def quant_linear(

@@ -23,6 +23,22 @@ def engine_tables(folder: Path, manifest: Manifest) -> list[Table]:
     return [table for plan in section.plans for table in _tables(plan.file, section, read_record(folder / plan.record))]
 
 
+def engine_remarks(folder: Path, manifest: Manifest) -> list[str]:
+    """Return a sentence for each kind of check that an engine failed, and one for what it computes in a slower way."""
+    said = []
+    for plan in read_section(manifest).plans:
+        record = read_record(folder / plan.record)
+        found: dict[str, list[str]] = {}
+        for problem in record.problems:
+            found.setdefault(problem.check, []).append(problem.what)
+        for check, problems in found.items():
+            more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
+            said.append(f"The engine fails the check {check!r}: {problems[0]}{more}")
+        if slow := len({(one.profile, one.what) for one in record.fallbacks}):
+            said.append(f"{slow} attentions have no fused kernel; llmc inspect {folder} says why.")
+    return said
+
+
 def _tables(name: str, section: TensorRtSection, record: BuildRecord) -> Iterator[Table]:
     library = f"{record.library} {record.version}"
     yield Table(
@@ -46,6 +62,8 @@ def _tables(name: str, section: TensorRtSection, record: BuildRecord) -> Iterato
         ["profile", "count", "weight", "read as", "input", "read as", "shape", "kernel"],
         [row for name, profile in record.profiles.items() for row in _gemm_rows(name, profile)],
     )
+    if record.problems:
+        yield Table("Checks that failed", ["check", "what"], [[one.check, one.what] for one in record.problems])
     slow = [[one.profile, one.what, one.reason] for one in record.fallbacks]
     for profile_name, profile in record.profiles.items():
         slow += [

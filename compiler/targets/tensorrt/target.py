@@ -76,5 +76,10 @@ class TensorRtTarget(Target):
 
         return engine_tables(folder, manifest)
 
+    def remarks(self, folder: Path, manifest: Manifest) -> Sequence[str]:
+        from .tables import engine_remarks
+
+        return engine_remarks(folder, manifest)
+
 
 TARGET = TensorRtTarget()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ....errors import LlmcError
@@ -95,6 +95,20 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """A check of the record that failed: the engine is right, but slower or larger than its graph asks for.
+
+    Attributes:
+        check: its name: "attention", "cache copied", "cache not in place", "cache read in full", "weight dtype",
+            "input dtype", "weight expanded", "gemm unknown" or "weight ratio".
+        what: one sentence that names the profile, the node or the kernel.
+    """
+
+    check: str
+    what: str
+
+
+@dataclass(frozen=True)
 class BuildRecord:
     """The record of a build.
 
@@ -105,6 +119,7 @@ class BuildRecord:
         peak_bytes: memory of the building process at its peak, or None if unknown.
         seconds: duration of the build.
         warnings: what the library warned of, once each.
+        problems: the checks of this record that failed.
     """
 
     library: Library
@@ -118,6 +133,7 @@ class BuildRecord:
     peak_bytes: int | None
     seconds: float
     warnings: list[str]
+    problems: list[Problem] = field(default_factory=list)
 
     @property
     def weight_ratio(self) -> float:

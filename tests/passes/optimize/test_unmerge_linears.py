@@ -90,13 +90,28 @@ def combine_chunks(x: Tensor) -> Tensor:
     return one * two + three
 
 
-@pytest.mark.parametrize(("join", "op"), [(combine_slices, "aten.slice"), (combine_chunks, "aten.chunk")])
+def combine_thirds(x: Tensor) -> Tensor:
+    one, two, three = x.split(WIDE, -1)
+    return one * two + three
+
+
+@pytest.mark.parametrize(
+    ("join", "op"), [(combine_slices, "aten.slice"), (combine_chunks, "aten.chunk"), (combine_thirds, "aten.split")]
+)
 @pytest.mark.parametrize("scheme", ["int8", "int4 with zeros"])
 def test_chunks_and_slices_are_parts_too(join: Callable[[Tensor], Tensor], op: str, scheme: str) -> None:
     before = quantized(join, scheme, bias=True)
     assert op in before.ops()
     after = check_pass(UnmergeLinears(), before, matches=1, gone={op})
     assert after.ops()["llmc.quant_linear"] == before.ops()["llmc.quant_linear"] + 2
+
+
+def test_the_widths_of_the_parts_are_asked_about() -> None:
+    asked = []
+    subject = UnmergeLinears(lambda node, widths: asked.append(list(widths)) or len(widths) > 2)  # type: ignore[func-returns-value]
+    check_pass(subject, quantized(combine_parts, "int8"), matches=0)
+    check_pass(subject, quantized(combine_thirds, "int8"), matches=1)
+    assert [WIDE, 2 * WIDE] in asked and [WIDE] * 3 in asked
 
 
 def test_channels_that_nothing_reads_are_left_out() -> None:

@@ -112,6 +112,13 @@ def test_a_multiplication_of_the_cache_would_copy_it(record_of: Build, monkeypat
     assert "cache copied" in checks(record_of(decoder), decoder)
 
 
+def test_attention_in_basic_ops_would_transpose_the_cache(record_of: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(layers=1, composed=True)
+    assert checks(record_of(decoder), decoder) == set()
+    monkeypatch.setattr(worker, "polish", lambda network: None)
+    assert "cache read in full" in checks(record_of(decoder), decoder)
+
+
 @pytest.mark.parametrize(
     ("decoder", "profiles"),
     [

@@ -23,6 +23,7 @@ DECODERS = {
     "int8": Decoder(layers=1, scheme="int8", wide="int8"),
     "int4": Decoder(layers=1, scheme="int4", wide="int8"),
     "w8a8": Decoder(layers=1, scheme="w8a8", wide="int8"),
+    "composed": Decoder(layers=1, composed=True),
     "untied": Decoder(layers=1, scheme="int8", wide="int8", tied=False),
 }
 # Sums of fp16 products in another order, and the scale of attention rounded once, not twice.
@@ -61,6 +62,16 @@ def test_polishing_changes_no_result(tmp_path: Path, name: str) -> None:
     for output, value in before.items():
         error = np.abs(after[output].astype(np.float32) - value.astype(np.float32)).max()
         assert error <= TOLERANCE * max(scale, 1), output
+
+
+def test_a_cache_is_multiplied_as_stored(tmp_path: Path) -> None:
+    network = load(write_decoder(DECODERS["composed"], tmp_path))
+    polish(network)
+    readers = [one for one in network.layers if one.num_inputs and one.get_input(0).name == "present.0.key"]
+    (keys,) = [one for one in readers if one.type.name == "MATRIX_MULTIPLY"]
+    (product,) = [one for one, index in network.users(keys.get_output(0)) if index == 0]
+    assert product.type.name == "SHUFFLE"
+    assert network.users(product.get_output(0))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("int8", 1), ("untied", 0), ("fp16", 0)])

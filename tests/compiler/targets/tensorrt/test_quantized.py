@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +86,14 @@ def test_codes_are_stored_as_tensorrt_reads_them(
 
 
 def test_linears_that_tensorrt_joins_itself() -> None:
-    def kinds(kind: str, activation: str) -> list[bool]:
+    def kinds(kind: str, activation: str, widths: Sequence[int] = (8, 4, 4)) -> list[bool]:
         parts = quantized_parts(kind, WIDTH, WIDTH)
         program = calling(product(kind, WIDTH, activation, parts=parts), WIDTH, **parts)
-        return [reads_weights_apart(node) for node in program.nodes if is_op(node, quant_linear)]
+        return [reads_weights_apart(node, widths) for node in program.nodes if is_op(node, quant_linear)]
 
     assert kinds("int8", "none") == kinds("int4", "none") == [False]
+    assert kinds("int8", "none", [8, 8]) == kinds("int4", "none", [8, 8, 8]) == [False]
+    assert kinds("int8", "none", [8, 8, 8]) == [True]
     assert kinds("int8", "int8") == kinds("fp8", "fp8") == kinds("fp8", "none") == [True]
     program = calling(lambda m, x, positions: linear(x, m.weight), WIDTH, weight=random(OUTPUTS, WIDTH))
-    assert [reads_weights_apart(node) for node in program.nodes if is_op(node, linear)] == [True]
+    assert [reads_weights_apart(node, [8, 8]) for node in program.nodes if is_op(node, linear)] == [True]
