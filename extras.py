@@ -17,7 +17,7 @@ EXTRAS = {
     "tokenizers": "cpu",
     "jinja2": "cpu",
     "lm_eval": "eval",
-    "tensorrt_rtx": "trt",
+    "tensorrt_rtx": "rtx",
 }
 
 

@@ -28,7 +28,7 @@ def declared() -> dict[str, set[str]]:
 
 def test_every_optional_module_is_in_the_table() -> None:
     found = declared()
-    assert {"compile", "cpu", "gpu", "trt", "eval"} == set(found)
+    assert {"compile", "cpu", "gpu", "rtx", "eval"} == set(found)
     assert set(EXTRAS) == set().union(*found.values())
 
 
