@@ -5,7 +5,7 @@ BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 ROOT   := $(abspath .)
 
-.PHONY: test lint types unit gpu demo docs coverage interop extras compare quality bench format clean
+.PHONY: test lint types unit trt gpu demo docs coverage interop extras compare quality bench format clean
 
 test: lint types unit
 
@@ -27,6 +27,10 @@ types: $(READY)
 # One thread a process: there is a process for each core, and threads that share one wait for each other.
 unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal --durations=10
+
+# TensorRT's engines of ten families, five of them in all precisions, without a GPU: gate, build, record and network.
+trt: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rP -n auto --dist worksteal tests/trt
 
 # On a machine with an NVIDIA GPU: what `make unit` can only skip. Prints times beside torch's; asserts none.
 gpu: $(READY)

@@ -128,6 +128,7 @@ def compile(
             quantization = quantize(source, program, config, target, text, cache, watch)
         if dtype is not torch.float32:
             build.compute_in(dtype, runner)
+            target.check_program(build.program, config)
         if quantization and config.max_kl is not None:
             trials = Trials(build)
             quantization = keep_under(config.max_kl, quantization, trials.measure, trials.tokens)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..runtimes.artifact.link_file import link_file
 from ..runtimes.artifact.manifest import Manifest
 from ..runtimes.artifact.open import open_artifact
 from ..runtimes.artifact.write import ArtifactWriter
@@ -39,14 +38,5 @@ def finalize(artifact: str | Path, *, watch: PhaseWatch = lambda phase, done, to
         )
     with ArtifactWriter(folder) as writer:
         for name in manifest.files:
-            _link(folder / name, writer.folder / name)
+            link_file(folder / name, writer.folder / name)
         return writer.commit(target.finalize(writer.folder, manifest, target.options(**options), watch))
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links. No file is written in place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

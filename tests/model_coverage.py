@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pool, Value
 from pathlib import Path
@@ -30,13 +30,22 @@ from zoo.tiny import UNBUILDABLE, tiny_model, tiny_model_types
 
 import llmc
 from llmc.compiler.gate.verify import verify
+from llmc.compiler.targets.registry import find_target
 from llmc.runtimes.engines.selfcheck import LIMITS
 
 MAX_SEQ_LEN = 64
 LIMIT = 1e-4  # for logits of order one in float32, where reordered sums differ by 1e-6
 SHAPES = ((2, 29), (1, 12), (3, 1))  # all differ from the captured shape
+# By target: the options to compile with. A target whose packages are absent is left out.
+# TensorRT for RTX 1.7 can't build some networks whose caches have 64 positions.
+TARGETS: dict[str, dict[str, Any]] = {
+    "ort": {"max_seq_len": MAX_SEQ_LEN},
+    "trt": {"max_seq_len": 128, "dtype": "bf16"},
+}
 # For models with state other than keys and values, and for models that are not causal.
 ENGINE_REFUSALS = frozenset({"CACHE_IMPOSSIBLE"})
+# Of single targets, each before anything is built: what has no kernel, and an op that is not read, with its layer.
+TARGET_REFUSALS = {"trt": frozenset({"TRT_UNSUPPORTED", "TRT_PARSE_REFUSED"})}
 # Error codes that are valid refusals of a model. Any other error is a defect of llmc.
 REFUSALS = frozenset(
     "CAPTURE_SPECIALIZED CAPTURE_DATA_DEPENDENT CAPTURE_FAILED MASK_UNKNOWN EXPERTS_UNKNOWN NOT_BUILDABLE".split()
@@ -45,18 +54,25 @@ REFUSALS = frozenset(
 
 @dataclass(frozen=True)
 class Engine:
-    """Result of compiling for ONNX Runtime: the gate's worst error, or a refusal."""
+    """Result of compiling for a target: the gate's worst error, or a refusal; and what is slow in the artifact."""
 
+    target: str
     error: float | None = None
+    limit: float = 0.0
     code: str = ""
     reason: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def right(self) -> bool:
         """True if the error is within the gate's limit, or the refusal is a valid one."""
         if self.error is None:
-            return self.code in ENGINE_REFUSALS
-        return self.error <= LIMITS["fp32"].model
+            return self.code in ENGINE_REFUSALS | TARGET_REFUSALS.get(self.target, frozenset())
+        return self.error <= self.limit
+
+    def __str__(self) -> str:
+        result = f"`{self.code}` {self.reason}" if self.error is None else f"{self.error:.0e}"
+        return "; ".join([result, *self.remarks])
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class Outcome:
     dialect: dict[str, int] = field(default_factory=dict)
     plain: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    engine: Engine | None = None
+    engines: tuple[Engine, ...] = ()
 
     @property
     def captured(self) -> bool:
@@ -83,7 +99,7 @@ class Outcome:
     @property
     def right(self) -> bool:
         """True if the model is captured and compiled, or refused for a valid reason."""
-        return self.refused or (self.captured and (self.engine is None or self.engine.right))
+        return self.refused or (self.captured and all(engine.right for engine in self.engines))
 
 
 def eager_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -114,23 +130,25 @@ def difference(program: llmc.Program, model: PreTrainedModel, shapes: Sequence[t
     return worst
 
 
-def compile_and_check(model: PreTrainedModel, **options: str) -> Engine:
-    """Compile a model and run the gate on the artifact."""
+def compile_and_check(model: PreTrainedModel, target: str, **options: Any) -> Engine:
+    """Compile a model for a target and run the gate on the artifact."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "artifact"
         try:
-            llmc.compile(model, path, max_seq_len=MAX_SEQ_LEN, verify=False, **options)
+            made = llmc.compile(model, path, target=target, verify=False, **options)
+            report = verify(path, model)
         except llmc.LlmcError as error:
-            return Engine(code=error.code, reason=error.what)
-        return Engine(error=max(check.measured for check in verify(path, model).checks))
+            return Engine(target, code=error.code, reason=error.what)
+        remarks = tuple(find_target(target).remarks(path, made.manifest))
+        return Engine(target, max(c.measured for c in report.checks), LIMITS[report.precision].model, remarks=remarks)
 
 
-def cover(model_type: str, engine: bool = False) -> Outcome:
+def cover(model_type: str, targets: Sequence[str] = ()) -> Outcome:
     """Capture a type's tiny model up to canonical, and compare it with eager.
 
     Args:
         model_type: the type.
-        engine: also compile it for ONNX Runtime and run the gate.
+        targets: also compile it for these, and run the gate.
     """
     start = time.perf_counter()
     if model_type in UNBUILDABLE:
@@ -146,7 +164,7 @@ def cover(model_type: str, engine: bool = False) -> Outcome:
         error=difference(program, model),
         dialect={name.removeprefix("llmc."): n for name, n in sorted(ops.items()) if name.startswith("llmc.")},
         plain=leftovers(program),
-        engine=compile_and_check(model) if engine else None,
+        engines=tuple(compile_and_check(model, target, **TARGETS[target]) for target in targets),
         seconds=time.perf_counter() - start,
     )
 
@@ -169,14 +187,13 @@ def main() -> int:
         for outcome in pool.imap(_cover_safely, types):
             outcomes.append(outcome)
             shown = f"{outcome.error:.1e}" if outcome.error is not None else f"{outcome.code}: {outcome.reason}"
-            if ort := outcome.engine:
-                shown += f"  ort {ort.error:.1e}" if ort.error is not None else f"  ort {ort.code}: {ort.reason}"
+            shown += "".join(f"  {engine.target} {engine}" for engine in outcome.engines)
             print(f"{outcome.model_type:28} {outcome.seconds:5.1f} s  {shown}", flush=True)
     captured = [o for o in outcomes if o.captured]
     refused = [o for o in outcomes if o.refused]
-    compiled = [o for o in captured if o.engine and o.engine.error is not None and o.engine.right]
+    compiled = Counter(e.target for o in captured for e in o.engines if e.error is not None and e.right)
     wrong = [o.model_type for o in outcomes if not o.right]
-    print(f"{len(captured)} captured, canonical and equal to eager; {len(refused)} refused; {len(compiled)} compiled")
+    print(f"{len(captured)} captured, canonical and equal to eager; {len(refused)} refused; compiled: {dict(compiled)}")
     print(f"wrong: {', '.join(wrong) or 'none'}")
     if options.write:
         page = options.write.read_text() if options.types and options.write.exists() else ""
@@ -199,7 +216,7 @@ def _use_one_core(taken: Any) -> None:
 def _cover_safely(model_type: str) -> Outcome:
     transformers.logging.set_verbosity_error()
     try:
-        return cover(model_type, engine=True)
+        return cover(model_type, [target for target in TARGETS if not find_target(target).missing("compile")])
     except Exception as error:  # one failing type must not stop the others; it counts as wrong
         return Outcome(model_type, code="CRASHED", reason=f"{type(error).__name__}: {str(error).splitlines()[:1]}")
 
@@ -213,7 +230,7 @@ def table(outcomes: Sequence[Outcome], page: str = "") -> str:
     lines |= {outcome.model_type: _table_line(outcome) for outcome in outcomes}
     lines = {name: lines[name] for name in sorted(lines) if name in tiny_model_types()}
     refused = sum("| refused |" in line for line in lines.values())
-    compiled = sum("CACHE_IMPOSSIBLE" not in line for line in lines.values()) - refused
+    compiled = [_compiled(lines.values(), column) for column in (3, 4)]
     head = f"""
 # Coverage
 
@@ -228,28 +245,34 @@ captured is refused, with the code and the reason that a user sees.
 Each captured model is then compiled for ONNX Runtime in float32 and checked by the gate: whole prompts, a ragged batch
 of three sequences token by token, and a prompt in pieces, alone and beside other sequences, with `max_seq_len`
 {MAX_SEQ_LEN}. The column `onnxruntime` has the worst error relative to the logits' spread; the limit is
-{LIMITS["fp32"].model:g}. {compiled} types compile. The others keep state other than keys and values between calls, or
-are not causal, and are refused with `CACHE_IMPOSSIBLE`.
+{LIMITS["fp32"].model:g}. {compiled[0]} types compile. The others keep state other than keys and values between
+calls, or are not causal, and are refused with `CACHE_IMPOSSIBLE`.
 
-| model type | worst difference | onnxruntime | ops of the dialect | left as plain ATen, or reason of the refusal |
-|---|---|---|---|---|
+The same is done for target trt in bf16, with {TARGETS["trt"]["max_seq_len"]} positions: the gate checks the graph, with
+the limit {LIMITS["bf16"].model:g}, and TensorRT builds an engine from it. {compiled[1]} types compile. The column
+`TensorRT` has the gate's worst error, and what in the engine is slower or larger than it could be; or the refusal,
+which comes before the build and names the op and the layer.
+
+| model type | worst difference | onnxruntime | TensorRT | ops of the dialect | plain ATen ops, or reason of refusal |
+|---|---|---|---|---|---|
 """
     return "\n".join([head.strip(), *lines.values()]) + "\n"
 
 
 def _table_line(outcome: Outcome) -> str:
     if outcome.error is None:
-        cells = ["refused", "", "", f"`{outcome.code}` {outcome.reason}"]
+        cells = ["refused", "", "", "", f"`{outcome.code}` {outcome.reason}"]
     else:
         ops = ", ".join(f"{name} {n}" for name, n in outcome.dialect.items())
-        cells = [f"{outcome.error:.0e}", _engine_cell(outcome.engine), ops, "; ".join(outcome.plain)]
+        engines = {engine.target: str(engine) for engine in outcome.engines}
+        by_target = [engines.get(target, "not tried") for target in TARGETS]
+        cells = [f"{outcome.error:.0e}", *by_target, ops, "; ".join(outcome.plain)]
     return " | ".join([f"| {outcome.model_type}", *(cell.replace("|", "\\|") for cell in cells)]) + " |"
 
 
-def _engine_cell(engine: Engine | None) -> str:
-    if engine is None:
-        return ""
-    return f"{engine.error:.0e}" if engine.error is not None else f"`{engine.code}` {engine.reason}"
+def _compiled(lines: Iterable[str], column: int) -> int:
+    """Count the types whose cell in a column begins with an error."""
+    return sum(line.split(" | ")[column - 1][:1].isdigit() for line in lines)
 
 
 if __name__ == "__main__":

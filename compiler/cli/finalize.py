@@ -16,7 +16,7 @@ from .progress import steps
 @click.command(cls=ConfigVerb, short_help="Build the engines of an artifact for this machine or for other GPUs.")
 @artifact_argument
 @json_option
-@with_options("sm", "library", "max_batch_size", "max_prompt_tokens")
+@with_options("sm", "library", "max_batch_size", "max_prompt_tokens", "export")
 def finalize(artifact: Path, as_json: bool, **given: Any) -> None:
     """Build the engines of the artifact in DIR from its graph, in place of those that it has.
 

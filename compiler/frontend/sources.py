@@ -93,7 +93,9 @@ def _from_module(module: nn.Module) -> ModelSource:
         to_cast = [p for p in module.parameters() if p.is_floating_point() and p.dtype != dtype]
         if not to_cast:
             return module
-        memo = {id(p): nn.Parameter(p.detach().to("meta", dtype), requires_grad=False) for p in to_cast}
+        memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta", dtype), requires_grad=False) for p in to_cast}
+        follow = _buffers_in(module, dtype)
+        memo |= {id(b): b.to(dtype) for name, b in module.named_buffers() if name in follow}
         return deepcopy(module, memo)
 
     def weights(model: nn.Module) -> Mapping[str, Weight]:
@@ -103,6 +105,17 @@ def _from_module(module: nn.Module) -> ModelSource:
         raise _no_tokenizer(name, "Compile from the folder the module was loaded from; a module has no tokenizer.")
 
     return ModelSource(name, config, build, weights, no_tokenizer)
+
+
+def _buffers_in(module: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Return the buffers that have the dtype if the model is loaded in it, such as tables of positions."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, PreTrainedModel):
+        return set()
+    with parameters_on_meta():
+        loaded = type(module)._from_config(deepcopy(module.config), dtype=dtype)
+    return {name for name, buffer in loaded.named_buffers() if buffer.dtype == dtype}
 
 
 def _from_gguf(path: Path, name: str) -> ModelSource:

@@ -270,6 +270,8 @@ class Target(ABC):
     def check_program(self, program: Program, config: CompileConfig) -> None:
         """Refuse an optimized program that this target can't run, before anything is spent on its weights.
 
+        It is called for the program in float32, and again for the one in the dtype computed in.
+
         Raises:
             LlmcError: names the op and the layer.
         """

@@ -58,6 +58,27 @@ def test_an_engine_is_added_and_replaced(neutral: Path, faked: None) -> None:
     assert plan.sms == ["12.0"] and b"12.0" in written["engine.plan"] and set(written) == set(after)
 
 
+def test_a_model_folder_of_the_server_goes_with_its_plan(
+    neutral: Path, faked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = type("Library", (), {"name": "tensorrt", "version": "10.15"})
+    monkeypatch.setattr(engines, "find_library", lambda name: library)
+    finalize(neutral, sm="9.0", export="triton-server")
+    manifest = open_artifact(neutral)
+    (plan,) = (neutral / "triton-server").glob("*/1/model.plan")
+    assert plan.read_bytes() == (neutral / "engine.plan").read_bytes()
+    assert {str(path.relative_to(neutral)) for path in (plan, plan.parents[1] / "config.pbtxt")} <= set(manifest.files)
+    finalize(neutral, sm="9.0")
+    assert not (neutral / "triton-server").exists()
+
+
+def test_the_server_takes_no_plans_for_rtx(neutral: Path, faked: None) -> None:
+    before = content(neutral)
+    with pytest.raises(LlmcError, match="SERVER_PLAN_MISSING"):
+        finalize(neutral, sm="8.9", export="triton-server")
+    assert content(neutral) == before
+
+
 def test_a_failure_leaves_the_artifact_as_it_was(neutral: Path, faked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     finalize(neutral, sm="8.9")
     before = content(neutral)

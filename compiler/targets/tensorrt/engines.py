@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..base import PhaseWatch
 from .build import build
 from .options import TensorRtOptions
 from .supported import wanted_sms
+from .triton_server import REPOSITORY, check_library, write_model_folder
 
 
 def build_engines(folder: Path, manifest: Manifest, options: TensorRtOptions, watch: PhaseWatch) -> Manifest:
@@ -22,12 +24,17 @@ def build_engines(folder: Path, manifest: Manifest, options: TensorRtOptions, wa
         The manifest that names it.
     """
     library = find_library(options.library)
+    if options.export:
+        check_library(library.name)
     old = read_section(manifest)
     section = replace(old, profiles=profiles_of(options, manifest.max_seq_len), plans=[])
     for plan in old.plans:
         for name in (plan.file, plan.record):
             (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / REPOSITORY, ignore_errors=True)
     plan = build(library, folder / section.graph, section, manifest.caches, wanted_sms(options), folder, watch)
+    if options.export:
+        write_model_folder(folder, manifest, section, plan)
     made = {**manifest.built_with, library.name: library.version}
     return replace(manifest, section=encode(replace(section, plans=[plan])), built_with=made, files={})
 

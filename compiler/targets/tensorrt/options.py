@@ -46,9 +46,17 @@ class TensorRtOptions:
         "Build an engine now; otherwise `llmc finalize DIR` builds one on the machine that runs it.",
         section=_SECTION,
     )
+    export: Literal["triton-server"] | None = option(
+        None,
+        "Also write a model folder for another server into DIR/triton-server; needs TensorRT for data centres.",
+        choices=("triton-server",),
+        section=_SECTION,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.export and not self.engine:
+            raise invalid("export is set, but no engine is built", "Leave out one of them.")
         for sm in self.sms:
             if not re.fullmatch(r"\d{1,2}\.\d", sm):
                 raise invalid(f"sm is {self.sm!r}", "Give compute capabilities such as 8.9 or 8.9,12.0.")

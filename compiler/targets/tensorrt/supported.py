@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
+
 from ....errors import LlmcError
 from ....ir.nodes import value_of
 from ....ir.program import Program, where
@@ -14,6 +16,7 @@ from ....runtimes.engines.tensorrt.library import find_library
 from .config import check_sms
 from .options import TensorRtOptions
 from .preflight import check_dtypes, check_size
+from .triton_server import check_library
 
 
 def check_machine(options: TensorRtOptions, dtypes: Collection[str]) -> None:
@@ -23,10 +26,12 @@ def check_machine(options: TensorRtOptions, dtypes: Collection[str]) -> None:
         dtypes: the quantization scheme, and the dtype to compute in.
 
     Raises:
-        LlmcError: TENSORRT_MISSING, TENSORRT_VERSION, TRT_SM_UNSUPPORTED or TRT_UNSUPPORTED.
+        LlmcError: TENSORRT_MISSING, TENSORRT_VERSION, SERVER_PLAN_MISSING, TRT_SM_UNSUPPORTED or TRT_UNSUPPORTED.
     """
-    sms = wanted_sms(options)
-    check_sms(find_library(options.library), sms)
+    sms, library = wanted_sms(options), find_library(options.library)
+    if options.export:
+        check_library(library.name)
+    check_sms(library, sms)
     check_dtypes(dtypes, sms)
 
 
@@ -40,7 +45,21 @@ def check_attentions(program: Program) -> None:
         if is_op(node, attention):
             call = attention.bind(node.args, dict(node.kwargs))
             head_dim = max(int(value_of(call[name]).shape[3]) for name in ("k", "v"))
-            check_size(head_dim, program.max_seq_len, f"The attention of {where(node) or 'the model'}")
+            subject = f"The attention of {where(node) or 'the model'}"
+            check_size(head_dim, program.max_seq_len, subject)
+            _check_dtype(value_of(call["k"]).dtype, program, subject)
+
+
+def _check_dtype(dtype: torch.dtype, program: Program, subject: str) -> None:
+    """Refuse keys that are wider than the weights: a cache update writes numbers of the dtype computed in."""
+    narrow = {weight.dtype for weight in program.weights.values()} & {torch.float16, torch.bfloat16}
+    if narrow and dtype not in narrow:
+        names = " and ".join(sorted(str(one).removeprefix("torch.") for one in narrow))
+        raise LlmcError(
+            "TRT_UNSUPPORTED",
+            f"{subject} computes in {str(dtype).removeprefix('torch.')}, and the weights are in {names}.",
+            "Store the model's buffers in the dtype of its weights, or compile it for another target.",
+        )
 
 
 def wanted_sms(options: TensorRtOptions) -> list[str]:

@@ -25,34 +25,49 @@ The config follows the server's documentation; a server has not been run with it
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ....errors import LlmcError
+from ....runtimes.artifact.link_file import link_file
 from ....runtimes.artifact.manifest import Manifest
 from ....runtimes.engines.onnx_names import past_name, present_name
-from ....runtimes.engines.tensorrt.section import DECODE, Plan, TensorRtSection
+from ....runtimes.engines.tensorrt.section import DECODE, Library, Plan, TensorRtSection
+
+REPOSITORY = "triton-server"
+"""The folder in an artifact that the server takes as its model repository."""
 
 _TYPES = {"fp16": "TYPE_FP16", "bf16": "TYPE_BF16"}
 
 
-def write_model_folder(folder: Path, manifest: Manifest, section: TensorRtSection, out: Path) -> Path:
-    """Write a model folder with a copy of the artifact's first plan that the server can load.
-
-    Args:
-        folder: the artifact.
-        out: the model folder, in the server's model repository; its name is the model's name there.
-
-    Returns:
-        The path of the config.
+def check_library(library: Library) -> None:
+    """Refuse a library whose plans the server can't load.
 
     Raises:
         LlmcError: SERVER_PLAN_MISSING.
     """
-    plan = _loadable(section)
-    (out / "1").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / plan.file, out / "1" / "model.plan")
+    if library != "tensorrt":
+        raise LlmcError(
+            "SERVER_PLAN_MISSING",
+            f"Triton Inference Server loads plans of TensorRT for data centres, and {library} builds others.",
+            "On the machine of the server, where the package tensorrt is installed: "
+            "llmc finalize DIR --library tensorrt --export triton-server",
+        )
+
+
+def write_model_folder(folder: Path, manifest: Manifest, section: TensorRtSection, plan: Plan) -> Path:
+    """Write a model folder with a plan into an artifact's folder. The plan is linked, not copied.
+
+    Args:
+        folder: the artifact.
+
+    Returns:
+        The path of the config.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(manifest.model.name).name) or "model"
+    out = folder / REPOSITORY / name
+    link_file(folder / plan.file, out / "1" / "model.plan")
     config = out / "config.pbtxt"
     config.write_text(model_config(manifest, section))
     return config
@@ -68,17 +83,6 @@ def model_config(manifest: Manifest, section: TensorRtSection) -> str:
     lines += ["  state [", *_joined(_states(manifest, _TYPES[section.dtype])), "  ]", "}"]
     lines += ['instance_group [ { kind: KIND_GPU count: 1 profile: [ "0", "1" ] } ]']
     return "\n".join(lines) + "\n"
-
-
-def _loadable(section: TensorRtSection) -> Plan:
-    for plan in section.plans:
-        if plan.library == "tensorrt":
-            return plan
-    raise LlmcError(
-        "SERVER_PLAN_MISSING",
-        "Triton Inference Server loads plans of TensorRT for data centres, and the artifact has none.",
-        "Build one on the machine of the server, where the package tensorrt is installed: llmc finalize DIR",
-    )
 
 
 def _tensor(name: str, dtype: str, dims: list[int]) -> list[str]:

@@ -81,6 +81,13 @@ def test_a_module_in_another_dtype_is_a_copy_on_meta() -> None:
     assert model.embed.weight.dtype == torch.float32 and not model.embed.weight.is_meta
 
 
+def test_buffers_have_the_dtype_that_transformers_gives_them() -> None:
+    built = find_source(tiny_model("xglm")).build(torch.bfloat16)
+    assert built.model.embed_positions.weights.dtype == torch.bfloat16
+    built = find_source(tiny_model("llama")).build(torch.bfloat16)
+    assert built.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
 def test_a_transformers_model_has_its_config() -> None:
     model = tiny_model("llama")
     assert find_source(model).config is model.config

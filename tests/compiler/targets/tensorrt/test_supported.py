@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import llmc
@@ -13,6 +14,7 @@ from llmc.compiler.targets.registry import find_target, make_config
 from llmc.compiler.targets.tensorrt import supported
 from llmc.compiler.targets.tensorrt.options import TensorRtOptions
 from llmc.errors import LlmcError, UsageError
+from llmc.ir.weights import cast
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}
 
@@ -37,6 +39,7 @@ def model(heads: int, head_dim: int, positions: int = 64) -> LlamaForCausalLM:
         ({"quantize": "int4", "group_size": 256}, "CONFIG_INVALID", "128, 64, 32, 16"),
         ({"sm": "ada"}, "CONFIG_INVALID", "8.9"),
         ({"max_batch_size": 1}, "CONFIG_INVALID", "2 to"),
+        ({"export": "triton-server"}, "CONFIG_INVALID", "no engine is built"),
     ],
 )
 def test_refused_options(options: dict[str, Any], code: str, said: str) -> None:
@@ -58,6 +61,7 @@ def test_the_other_target_keeps_its_defaults() -> None:
         ({"quantize": "fp8", "sm": "8.6"}, "TRT_UNSUPPORTED", "8.6"),
         ({"quantize": "fp8", "sm": "8.9,8.0"}, "TRT_UNSUPPORTED", "8.0"),
         ({"sm": "9.0"}, "TRT_SM_UNSUPPORTED", "8.9"),
+        ({"export": "triton-server"}, "SERVER_PLAN_MISSING", "tensorrt_rtx builds others"),
     ],
 )
 def test_refused_gpus(options: dict[str, Any], code: str, said: str) -> None:
@@ -87,6 +91,15 @@ def test_refused_models(heads: int, head_dim: int, positions: int, tmp_path: Pat
     assert refused.value.code == "TRT_UNSUPPORTED" and "model.layers.0.self_attn" in refused.value.what
     assert (f"{head_dim};" if head_dim == 512 else f"{positions:,}") in refused.value.what
     assert "quantize" not in phases and not (tmp_path / "out").exists()
+
+
+def test_keys_that_are_wider_than_the_weights_are_refused() -> None:
+    program = llmc.capture(model(2, 64))
+    supported.check_attentions(program)
+    name = next(iter(program.weights))
+    program.weights[name] = cast(program.weights[name], torch.bfloat16)
+    with pytest.raises(LlmcError, match="self_attn computes in float32, and the weights are in bfloat16"):
+        supported.check_attentions(program)
 
 
 def test_compute_capabilities_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,11 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from neutral import LAYERS, PLAN, section, write_neutral
 
-from llmc.compiler.targets.tensorrt.triton_server import write_model_folder
+from llmc.compiler.targets.tensorrt.triton_server import REPOSITORY, check_library, write_model_folder
 from llmc.errors import LlmcError
-from llmc.runtimes.engines.tensorrt.section import Plan, read_section
+from llmc.runtimes.engines.tensorrt.section import read_section
 
 FIELD = descriptor_pb2.FieldDescriptorProto
-RTX = Plan("rtx.plan", "tensorrt_rtx", "1.7.1.116", ["8.9"], "rtx.json")
 # Part of the messages in the server's model_config.proto: by message, fields by name. An upper-case type is a number,
 # a text or an enumeration; others are messages. A star repeats.
 MESSAGES = {
@@ -62,11 +62,10 @@ def read_config(text: str) -> Any:
 
 
 def test_a_model_folder(tmp_path: Path) -> None:
-    manifest = write_neutral(tmp_path / "out", plans=[RTX, PLAN])
-    path = write_model_folder(tmp_path / "out", manifest, read_section(manifest), tmp_path / "models" / "tiny")
-    assert path == tmp_path / "models" / "tiny" / "config.pbtxt"
-    plan = tmp_path / "models" / "tiny" / "1" / "model.plan"
-    assert plan.read_bytes() == (tmp_path / "out" / PLAN.file).read_bytes()
+    manifest = write_neutral(tmp_path / "out", plans=[PLAN])
+    path = write_model_folder(tmp_path / "out", manifest, read_section(manifest), PLAN)
+    assert path.name == "config.pbtxt" and path.parents[1] == tmp_path / "out" / REPOSITORY
+    assert (path.parent / "1" / "model.plan").read_bytes() == (tmp_path / "out" / PLAN.file).read_bytes()
     config = read_config(path.read_text())
     assert (config.backend, config.max_batch_size) == ("tensorrt", 0)
     assert {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in config.input} == {
@@ -81,7 +80,7 @@ def test_a_model_folder(tmp_path: Path) -> None:
 
 def test_every_cache_is_a_state_in_one_buffer_of_zeros(tmp_path: Path) -> None:
     manifest = write_neutral(tmp_path / "out")
-    path = write_model_folder(tmp_path / "out", manifest, section(), tmp_path / "models")
+    path = write_model_folder(tmp_path / "out", manifest, section(), PLAN)
     states = read_config(path.read_text()).sequence_batching.state
     assert [(state.input_name, state.output_name) for state in states] == [
         (f"past_key_values.{layer}.{role}", f"present.{layer}.{role}")
@@ -94,8 +93,17 @@ def test_every_cache_is_a_state_in_one_buffer_of_zeros(tmp_path: Path) -> None:
         assert list(state.dims) == list(initial.dims) == [1, 2, 64, 16] and state.data_type == initial.data_type == 2
 
 
-def test_a_plan_that_the_server_can_not_load(tmp_path: Path) -> None:
-    manifest = write_neutral(tmp_path / "out", plans=[RTX])
-    with pytest.raises(LlmcError) as caught:
-        write_model_folder(tmp_path / "out", manifest, read_section(manifest), tmp_path / "models")
-    assert caught.value.code == "SERVER_PLAN_MISSING" and not (tmp_path / "models").exists()
+@pytest.mark.parametrize(
+    ("name", "expected"), [("org/Some Model", "Some_Model"), ("model.gguf", "model.gguf"), ("/", "model")]
+)
+def test_a_folder_has_the_name_of_the_model(tmp_path: Path, name: str, expected: str) -> None:
+    manifest = write_neutral(tmp_path / "out")
+    manifest = replace(manifest, model=replace(manifest.model, name=name))
+    assert write_model_folder(tmp_path / "out", manifest, section(), PLAN).parent.name == expected
+
+
+def test_a_plan_that_the_server_can_not_load() -> None:
+    check_library("tensorrt")
+    with pytest.raises(LlmcError, match="tensorrt_rtx builds others") as caught:
+        check_library("tensorrt_rtx")
+    assert caught.value.code == "SERVER_PLAN_MISSING" and "llmc finalize DIR" in caught.value.hint
