@@ -2,9 +2,9 @@
 
     python examples/compare/quality_twins.py --model moved --write docs/quantization.md
 
-A twin has the same grids, so that the same numbers are stored, and runs in float32. Both run the same windows of a text,
-and their logits are compared with those of the model in transformers. No GPU is needed: the neutral artifact runs in
-ONNX Runtime, which rounds each result to the precision of the engine. Results are stored under CACHE, as those of
+A twin has the same grids, so that the same numbers are stored, and runs in float32. Both run the same windows of a
+text, and their logits are compared with those of the model in transformers. No GPU is needed: the neutral artifact runs
+in ONNX Runtime, which rounds each result to the precision of the engine. Results are stored under CACHE, as those of
 quality.py are.
 """
 

@@ -53,6 +53,7 @@ def build(
         LlmcError: TRT_UNSUPPORTED, TRT_SM_UNSUPPORTED, TRT_MEMORY, TRT_PARSE_REFUSED or TRT_BUILD_FAILED.
     """
     forecast = check_before_build(library, onnx_path, caches, sms, folder)
+    watch(f"engine: {forecast}", 0, 0)
     partial = folder / f"{PLAN_FILE}.partial"
     profiles = {name: section.profiles[name] for name in PROFILES}
     request = BuildRequest(library.name, str(onnx_path), profiles, list(sms), str(partial), forecast.data_bytes)

@@ -100,6 +100,14 @@ class Forecast:
     plan_bytes: int
     peak_bytes: int
 
+    def __str__(self) -> str:
+        return f"about {in_gigabytes(self.peak_bytes)} of memory and a plan of {in_gigabytes(self.plan_bytes)}"
+
+
+def in_gigabytes(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e9:.1f} GB"
+
 
 def forecast_build(weights: WeightSummary) -> Forecast:
     """Forecast a build of a plan with two profiles."""

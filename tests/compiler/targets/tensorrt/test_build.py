@@ -173,7 +173,8 @@ def test_build_writes_a_plan_and_its_record(library: TensorRt, tmp_path: Path) -
     assert record.data_bytes <= (tmp_path / "model.onnx.data").stat().st_size + 200_000
     assert record.peak_bytes and record.peak_bytes > 50e6
     assert not list(tmp_path.glob("*.partial"))
-    assert phases[0] == ("Reading graph", 0, 1)
+    assert phases[0] == ("engine: about 0.4 GB of memory and a plan of 0.0 GB", 0, 0)
+    assert phases[1] == ("Reading graph", 0, 1)
     assert len({phase for phase, *_ in phases}) > 1
     assert all(0 <= done <= total for _, done, total in phases)
 
