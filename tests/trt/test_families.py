@@ -70,10 +70,11 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "deepseek_v3": lambda: transformers.DeepseekV3ForCausalLM(
         transformers.DeepseekV3Config(**SHARED | LATENT | EXPERTS)
     ),
+    "diffllama": lambda: transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SHARED, head_dim=64)),
 }
-# Attentions that TensorRT has no layer for, and that are written in basic ops: capped scores, sinks, and values of
-# another width than keys.
-COMPOSED = {"gemma2": 2, "gpt_oss": 2, "deepseek_v3": 0}
+# Attentions that TensorRT has no layer for, and that are written in basic ops: capped scores, sinks, and two of
+# the same queries.
+COMPOSED = {"gemma2": 2, "gpt_oss": 2, "diffllama": 2}
 # Roundings of the largest number. A code of 8 bits is one of 127 steps or fewer, and may be the next one.
 TOLERANCES = {"w8a8": 100, "fp8": 200}
 PRECISIONS: dict[str, dict[str, Any]] = {

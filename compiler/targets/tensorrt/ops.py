@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx
 
+from ....kernels.ops import cached_attention as cached_attention_op
+from ....passes.queries import arguments, is_op
 from ..onnx import standard
 from ..onnx.graph import Value
 from ..onnx.lower import Lowering, Table
@@ -23,9 +26,17 @@ def linear(g: Lowering, x: Value, weight: Value, bias: Value | None) -> str:
 def cached_attention(
     g: Lowering, k: Value, v: Value, softcap: float | None, k_scales: None, v_scales: None, **call: Any
 ) -> tuple[str, str, str]:
-    """Write an attention; TensorRT has none that caps scores, or whose keys and values differ in width."""
-    is_composed = softcap is not None or k.shape[3] != v.shape[3]
+    """Write an attention; TensorRT has none that caps scores, or whose keys and values differ in width.
+
+    Two of the same queries crash TensorRT for RTX 1.7 while it builds.
+    """
+    is_composed = softcap is not None or k.shape[3] != v.shape[3] or _shares_queries(g.node)
     return attend(g, k=k, v=v, softcap=softcap, is_composed=is_composed, **call)
+
+
+def _shares_queries(node: fx.Node) -> bool:
+    queries = arguments(node)["q"]
+    return sum(is_op(user, cached_attention_op) for user in queries.users) > 1
 
 
 def layer_norm(g: Lowering, x: Value, weight: Value | None, bias: Value | None, eps: float) -> str:

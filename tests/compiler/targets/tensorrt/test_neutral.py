@@ -41,6 +41,13 @@ def test_the_gate_passes(model: str, options: dict[str, Any]) -> None:
     assert read_manifest(folder).dtype == options.get("dtype", "fp16")
 
 
+def test_attentions_of_the_same_queries_are_written_in_basic_ops() -> None:
+    """TensorRT for RTX 1.7 crashes while it builds two of them."""
+    for model, expected in (("llama", 2), ("diffllama", 0)):
+        graph = weights_of(artifact(model, target="trt", engine=False)).graph
+        assert len(list(nodes(graph, "Attention"))) == expected, model
+
+
 def subject(**options: Any) -> Subject:
     engine = open_neutral(artifact("speaking", target="trt", engine=False, **options))
     tokens = np.random.default_rng(0).integers(3, 72, (4, LENGTH))
