@@ -12,8 +12,8 @@ from ....runtimes.engines.tensorrt.library import find_library
 from ....runtimes.engines.tensorrt.section import DECODE, PREFILL, Profile, read_section
 from ..base import PhaseWatch
 from .build import build
+from .machine import wanted_sms
 from .options import TensorRtOptions
-from .supported import wanted_sms
 from .triton_server import REPOSITORY, check_library, write_model_folder
 
 

@@ -101,12 +101,12 @@ class Forecast:
     peak_bytes: int
 
     def __str__(self) -> str:
-        return f"about {in_gigabytes(self.peak_bytes)} of memory and a plan of {in_gigabytes(self.plan_bytes)}"
+        return f"about {readable(self.peak_bytes)} of memory and a plan of {readable(self.plan_bytes)}"
 
 
-def in_gigabytes(count: int) -> str:
+def readable(count: int) -> str:
     """Return a number of bytes for people."""
-    return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def forecast_build(weights: WeightSummary) -> Forecast:

@@ -11,7 +11,7 @@ from ....errors import LlmcError
 from ....runtimes.artifact.manifest import CacheSpec
 from ....runtimes.engines.tensorrt.library import TensorRt
 from .config import check_sms
-from .forecast import Forecast, forecast_build, in_gigabytes, summarize_weights
+from .forecast import Forecast, forecast_build, readable, summarize_weights
 
 # Beyond these, attention is computed in parts, with all its scores in memory.
 _MOST_HEAD_DIM = 256
@@ -114,14 +114,14 @@ def check_space(forecast: Forecast, memory: int | None, disk: int) -> None:
     if memory is not None and forecast.peak_bytes > memory:
         raise LlmcError(
             "TRT_MEMORY",
-            f"Building the engine takes about {in_gigabytes(forecast.peak_bytes)} of memory; "
-            f"{in_gigabytes(memory)} is available.",
+            f"Building the engine takes about {readable(forecast.peak_bytes)} of memory; "
+            f"{readable(memory)} is available.",
             "Quantize the weights (--int4 takes the least), close other programs, or use a larger machine.",
         )
     if forecast.plan_bytes > disk:
         raise LlmcError(
             "TRT_MEMORY",
-            f"The engine takes about {in_gigabytes(forecast.plan_bytes)} of disk space; {in_gigabytes(disk)} is free.",
+            f"The engine takes about {readable(forecast.plan_bytes)} of disk space; {readable(disk)} is free.",
             "Free some space, or write to another disk.",
         )
 

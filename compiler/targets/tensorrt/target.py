@@ -32,7 +32,7 @@ class TensorRtTarget(Target):
     def check(self, config: CompileConfig) -> None:
         super().check(config)
         if (own := self.options_of(config)).engine:
-            from .supported import check_machine
+            from .machine import check_machine
 
             check_machine(own, [self.dtype(config), *filter(None, [config.quantize])])
 

@@ -17,7 +17,7 @@ from llmc.compiler.targets.tensorrt import build as building
 from llmc.compiler.targets.tensorrt import worker
 from llmc.compiler.targets.tensorrt.build import PLAN_FILE, RECORD_FILE, build
 from llmc.compiler.targets.tensorrt.check_record import check_record
-from llmc.compiler.targets.tensorrt.forecast import summarize_weights
+from llmc.compiler.targets.tensorrt.forecast import forecast_build, summarize_weights
 from llmc.compiler.targets.tensorrt.worker import BuildRequest, build_here
 from llmc.errors import LlmcError
 from llmc.runtimes.engines.tensorrt.library import TensorRt, find_library
@@ -173,7 +173,7 @@ def test_build_writes_a_plan_and_its_record(library: TensorRt, tmp_path: Path) -
     assert record.data_bytes <= (tmp_path / "model.onnx.data").stat().st_size + 200_000
     assert record.peak_bytes and record.peak_bytes > 50e6
     assert not list(tmp_path.glob("*.partial"))
-    assert phases[0] == ("engine: about 0.4 GB of memory and a plan of 0.0 GB", 0, 0)
+    assert phases[0] == (f"engine: {forecast_build(summarize_weights(graph))}", 0, 0) and " MB" in phases[0][0]
     assert phases[1] == ("Reading graph", 0, 1)
     assert len({phase for phase, *_ in phases}) > 1
     assert all(0 <= done <= total for _, done, total in phases)

@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import llmc
 from llmc.compiler.targets.registry import find_target, make_config
 from llmc.compiler.targets.tensorrt import supported
-from llmc.compiler.targets.tensorrt.options import TensorRtOptions
 from llmc.errors import LlmcError, UsageError
 from llmc.ir.weights import cast
 
@@ -100,17 +99,3 @@ def test_keys_that_are_wider_than_the_weights_are_refused() -> None:
     program.weights[name] = cast(program.weights[name], torch.bfloat16)
     with pytest.raises(LlmcError, match="self_attn computes in float32, and the weights are in bfloat16"):
         supported.check_attentions(program)
-
-
-def test_compute_capabilities_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    def driver(sm: str) -> Any:
-        return lambda: type("Driver", (), {"device": type("Device", (), {"sm": sm})})
-
-    def no_driver() -> Any:
-        raise LlmcError("CUDA_MISSING", "There is none.")
-
-    monkeypatch.setattr(supported, "open_driver", driver("12.0"))
-    assert supported.wanted_sms(TensorRtOptions()) == ["12.0"]
-    assert supported.wanted_sms(TensorRtOptions(sm="8.0, 8.6")) == ["8.0", "8.6"]
-    monkeypatch.setattr(supported, "open_driver", no_driver)
-    assert supported.wanted_sms(TensorRtOptions()) == ["8.9"]
