@@ -35,7 +35,7 @@ def engine_remarks(folder: Path, manifest: Manifest) -> list[str]:
             more = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
             said.append(f"The engine fails the check {check!r}: {problems[0]}{more}")
         if slow := len({(one.profile, one.what) for one in record.fallbacks}):
-            said.append(f"{slow} attentions have no fused kernel; llmc inspect {folder} says why.")
+            said.append(f"Attentions that no single kernel computes: {slow}. `llmc inspect` says why.")
     return said
 
 
