@@ -70,6 +70,7 @@ compare: $(READY)
 # reference logits; takes two hours.
 quality: $(READY)
 	$(BIN)/python examples/compare/quality.py --cache .cache/compare --write docs/quantization.md --plot docs/images/kld.svg
+	$(BIN)/python examples/compare/quality_twins.py --cache .cache/compare --write docs/quantization.md
 
 # Prints how long capture and the matmuls of a step take; asserts nothing.
 bench: $(READY)
