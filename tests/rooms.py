@@ -122,10 +122,10 @@ ROOMS: dict[str, Room] = {
     "compiler.targets.tensorrt": Room(
         "target trt",
         (
-            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.queries", "passes.optimize",
-            "passes.quantize", "runtimes.cuda", "runtimes.memory", "runtimes.artifact", "runtimes.engines",
-            "runtimes.engines.tensorrt", "compiler.options", "compiler.config", "compiler.targets",
-            "compiler.targets.onnx",
+            "errors", "error_codes", "kernels.ops", "ir", "passes.base", "passes.pipeline", "passes.queries",
+            "passes.optimize", "passes.quantize", "runtimes.cuda", "runtimes.memory", "runtimes.artifact",
+            "runtimes.engines", "runtimes.engines.tensorrt", "compiler.options", "compiler.config",
+            "compiler.targets", "compiler.targets.onnx",
         ),
     ),
     "compiler.recipe": Room("options from a file", ("errors", "passes.quantize", "compiler.targets")),

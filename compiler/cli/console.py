@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from ...runtimes.artifact.manifest import MaxKlSpec, PruningSpec, QuantizationSpec, Verified
+    from ..targets.base import Table
 
 Cell = str | int | float
 
@@ -109,3 +110,12 @@ def pruning(spec: PruningSpec) -> str:
             f"{weights.pattern} by {weights.algorithm}: {weights.sparsity:.1%} zeros in {weights.pruned} weights"
         )
     return "; ".join(parts)
+
+
+def target_table(shown: Table) -> None:
+    """Print a table of a target, with its title."""
+    heading(shown.title)
+    if shown.columns:
+        table(shown.columns, shown.rows)  # type: ignore[arg-type]
+    else:
+        facts([(str(name), str(value)) for name, value in shown.rows])

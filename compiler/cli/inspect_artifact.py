@@ -44,18 +44,10 @@ def inspect_artifact(ctx: click.Context, folder: Path, json_wanted: bool) -> Non
     else:
         _show(manifest)
         for table in tables:
-            _show_table(table)
+            console.target_table(table)
         _show_gate(gate)
     if refusal:
         exit_with(ctx, refusal)
-
-
-def _show_table(table: Table) -> None:
-    console.heading(table.title)
-    if table.columns:
-        console.table(table.columns, table.rows)  # type: ignore[arg-type]
-    else:
-        console.facts([(str(name), str(value)) for name, value in table.rows])
 
 
 def _gate(folder: Path) -> Any:

@@ -114,6 +114,8 @@ def _show(made: CompilePlan) -> None:
     console.facts(
         [("memory to compile", console.size(made.peak_bytes)), ("largest tensor", largest), ("output", output)]
     )
+    for table in made.tables:
+        console.target_table(table)
     console.heading("How the estimates are computed")
     console.facts(list(made.formulas.items()))
 

@@ -22,6 +22,7 @@ from ...passes.runner import Runner
 from ..api import TORCH_DTYPES, capture
 from ..config import CompileConfig
 from ..options import options_of
+from ..targets.base import Table
 from ..targets.registry import find_target
 from .layers import count_ops
 from .output_size import formulas, output_bytes
@@ -79,6 +80,7 @@ class CompilePlan:
         output_bytes: the size of all weights, by quantization scheme.
         peak_bytes: the peak memory while compiling.
         formulas: how each estimate is computed, by its name.
+        tables: what the target adds.
     """
 
     model: str
@@ -94,6 +96,7 @@ class CompilePlan:
     peak_bytes: int
     output_bytes: dict[str, int]
     formulas: dict[str, str]
+    tables: tuple[Table, ...] = ()
 
     @property
     def total(self) -> Group:
@@ -165,6 +168,7 @@ def plan(
                 else ""
             ),
         },
+        tables=tuple(chosen.plan_tables(program)),
     )
 
 

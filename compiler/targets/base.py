@@ -299,6 +299,14 @@ class Target(ABC):
         """Return what the user should know about what `finalize` built, one sentence each."""
         return ()
 
+    def plan_tables(self, program: Program) -> Sequence[Table]:
+        """Return what `llmc plan` adds for this target.
+
+        Args:
+            program: a canonical program in the dtype computed in, with weights that were not read.
+        """
+        return ()
+
     def write_metadata_files(self, program: Program, folder: Path) -> None:
         """Write files for other tools beside the artifact's own. `folder` holds config.json and the tokenizer."""
         return

@@ -68,7 +68,7 @@ def _measured(
     options = PRECISIONS[precision]
     if target == "ort" and "quantize" not in options:
         return None
-    folder = home / "twins" / f"{target}-{precision}"
+    folder = home / "twins" / precision / target
     key = f"{recipe_key('llmc')} {options}"
     print(f"{target} {precision}: compiling", file=sys.stderr, flush=True)
     make_folder(folder, lambda out: _compile(home / "hf", out, target, options), key)
@@ -82,14 +82,15 @@ def _compile(hf: Path, out: Path, target: str, options: dict[str, str]) -> None:
     if target == "trt":
         llmc.compile(hf, out, target=target, max_seq_len=LLMC_MAX_SEQ_LEN, engine=False, **options)
         return
-    twin, facts = find_target(target), find_target("trt").facts
-    own = type(twin).facts
+    twin, facts = type(find_target(target)), find_target("trt").facts
+    own = twin.facts_for
     # The same grids for all weights, and for those that are stored in more bits.
-    type(twin).facts = replace(own, schemes=facts.schemes, promotion=facts.promotion)
+    same = replace(find_target(target).facts, schemes=facts.schemes, promotion=facts.promotion)
+    twin.facts_for = lambda self, config: same
     try:
         llmc.compile(hf, out, target=target, max_seq_len=LLMC_MAX_SEQ_LEN, **options)
     finally:
-        type(twin).facts = own
+        twin.facts_for = own
 
 
 def _table(
@@ -115,7 +116,7 @@ def _kld(found: dict[str, Any] | None) -> str:
 
 
 def _ppl(found: dict[str, Any] | None) -> str:
-    return f"{found['ratio']['mean']:.4f} ± {found['ratio']['stderr']:.1g}" if found else ""
+    return f"{found['ratio']['value']:.4f} ± {found['ratio']['stderr']:.1g}" if found else ""
 
 
 if __name__ == "__main__":

@@ -76,6 +76,11 @@ class TensorRtTarget(Target):
 
         return engine_tables(folder, manifest)
 
+    def plan_tables(self, program: Program) -> Sequence[Table]:
+        from .plan_tables import build_tables
+
+        return build_tables(program)
+
     def remarks(self, folder: Path, manifest: Manifest) -> Sequence[str]:
         from .tables import engine_remarks
 
