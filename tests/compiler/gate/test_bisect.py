@@ -158,8 +158,8 @@ def test_parts_of_a_linear_that_change_places(monkeypatch: pytest.MonkeyPatch) -
     honest = UnmergeLinears.rewrite
 
     def rewrite(self: UnmergeLinears, program: Program, node: fx.Node) -> bool | Miss | None:
-        if is_call(node, "split_with_sizes"):
-            parts = {user.args[1]: user for user in node.users}
+        for split in (user for user in node.users if is_call(user, "split_with_sizes")):
+            parts = {user.args[1]: user for user in split.users}
             last, other = parts[len(parts) - 1], parts[len(parts) - 2]
             last.args, other.args = other.args, last.args
         return honest(self, program, node)
