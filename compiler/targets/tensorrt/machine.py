@@ -1,4 +1,7 @@
-"""What this machine can build, refused before any work. Imports no torch: engines are built on machines without it."""
+"""Check, before any work, if this machine can build an engine.
+
+Imports no torch: `llmc finalize` runs on machines without it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What building an engine would take, for `llmc plan`: known from the shapes of the weights alone."""
+"""Forecast builds of engines for `llmc plan`, from the shapes of the weights. No weight is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which GPUs engines are built for, and that building them needs no torch."""
+"""Tests of the choice of GPUs to build for. Building an engine needs no torch."""
 
 from __future__ import annotations
 

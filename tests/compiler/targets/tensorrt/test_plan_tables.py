@@ -1,4 +1,4 @@
-"""What `llmc plan` forecasts before weights are read is what the graph says after they are written."""
+"""Compare the forecasts of `llmc plan`, which reads no weights, with those from the written graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `llmc inspect` and `llmc compile` say of engines comes from the records of their builds."""
+"""Tests of the tables and remarks about engines, which are made from the records of their builds."""
 
 from __future__ import annotations
 
