@@ -64,7 +64,8 @@ def attend(
     kv_heads, key_count = k.shape[1], k.shape[2]
     # All queries that share a kv head are stacked into one matrix, so that k and v are never repeated.
     stacked = widen(q).reshape(batch, kv_heads, -1, q.shape[3])
-    scores = scale * (stacked @ widen(k).transpose(2, 3)).view(batch, heads, query_count, key_count)
+    # The scores are the largest value by far, so they are changed in place.
+    scores = (stacked @ widen(k).transpose(2, 3)).mul_(scale).view(batch, heads, query_count, key_count)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if slopes is not None:
@@ -73,12 +74,13 @@ def attend(
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     if seen is not None:
-        scores = scores.masked_fill(~seen.unsqueeze(1), -torch.inf)
+        scores = scores.masked_fill_(~seen.unsqueeze(1), -torch.inf)
 
-    peak = scores.amax(-1, keepdim=True)
+    # The peak cancels out, so it has no gradient.
+    peak = scores.detach().amax(-1, keepdim=True)
     # The peak of a query that sees nothing is -inf, and -inf - -inf would be NaN.
     peak = peak.clamp(min=torch.finfo(peak.dtype).min)
-    weights = torch.exp(scores - peak)
+    weights = scores.sub_(peak).exp_()
     total = weights.sum(-1, keepdim=True)
     if sinks is not None:
         # Infinite if a sink far outweighs every key; the weights of the keys are then zero, as they should be.
