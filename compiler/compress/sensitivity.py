@@ -6,14 +6,15 @@ sample per token. The interaction of errors at several tokens in attention is ne
 to rank weights; their sum is only a guess, which `--max-kl` replaces by a measurement. Rounding the inputs instead of
 the weight is another error of the same output.
 
-One run forward and one backward per sequence suffice. Weights are read layer by layer in both directions, and only the
-values between layers are kept in memory.
+One run forward and one backward per sequence suffice. All sequences go through a layer before the next one, so that
+its weights are computed once in each direction, and only the values between layers are kept in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,8 +64,10 @@ def sensitivity(
             they are `layer_segments(program)`.
     """
     segments = layer_segments(program) if segments is None else segments
+    last = _last_user(segments, program)
+    runs = [_Run(program, sequence) for sequence in tokens.split(1)]
     result = Sensitivity()
-    total = 2 * len(segments) * len(tokens)
+    total = (2 * len(segments) - 1) * len(runs)
     done = 0
 
     def step() -> None:
@@ -72,37 +75,93 @@ def sensitivity(
         done += 1
         watch(done, total)
 
+    for index, segment in enumerate(segments[:-1]):
+        weights = _Weights(program, errors)
+        for run in runs:
+            run.forward(segment, weights, {node for node, user in last.items() if user > index})
+            step()
     generator = torch.Generator().manual_seed(0)
-    for sequence in tokens.split(1):
-        _add_sequence(program, segments, sequence, errors, generator, step, result)
+    for segment in reversed(segments):
+        weights = _Weights(program, errors)
+        for run in runs:
+            run.backward(segment, weights, generator, result)
+            step()
     by_token = ({name: scores.get(name, 0.0) / tokens.numel() for name in errors} for scores in vars(result).values())
     return Sensitivity(*by_token)
 
 
-def _add_sequence(
-    program: Program,
-    segments: Sequence[list[fx.Node]],
-    sequence: Tensor,
-    errors: Mapping[str, Callable[[], Tensor]],
-    generator: torch.Generator,
-    step: Callable[[], None],
-    result: Sensitivity,
-) -> None:
-    first, second = program.inputs
-    values: Values = {first: sequence, second: torch.arange(sequence.shape[1])[None]}
-    kept: list[Values] = []
-    last = _last_user(segments, program)
-    for index, segment in enumerate(segments):
-        kept.append(values)
+class _Weights:
+    """Weights of a segment and their errors. Each is computed once, because that can take longer than its use."""
+
+    def __init__(self, program: Program, errors: Mapping[str, Callable[[], Tensor]]) -> None:
+        self.rounded = errors.keys()
+        self.value = cache(lambda name: program.weights[name].evaluate())
+        self.error = cache(lambda name: errors[name]())
+
+
+class _Run:
+    """A sequence on its way through the segments and back.
+
+    Attributes:
+        before: the values that each segment begins with, up to the one that runs next.
+        gradients: of the values that the segments after this one use.
+    """
+
+    def __init__(self, program: Program, sequence: Tensor) -> None:
+        first, second = program.inputs
+        self.output = program.output
+        self.before: list[Values] = [{first: sequence, second: torch.arange(sequence.shape[1])[None]}]
+        self.gradients: dict[fx.Node, Tensor] = {}
+
+    def forward(self, segment: list[fx.Node], weights: _Weights, used: Collection[fx.Node]) -> None:
+        """Run a segment, and keep the values that later ones use."""
         with torch.no_grad():
-            after = _run(program, segment, values)
-        values = {node: value for node, value in after.items() if last.get(node, 0) > index}
-        step()
-    logits = values[program.output]
-    gradients: dict[fx.Node, Tensor] = {program.output: _gradient_of_sampled_tokens(logits, generator)}
-    for segment, before in zip(reversed(segments), reversed(kept), strict=True):
-        _backward(program, segment, before, gradients, errors, result)
-        step()
+            after = _run(segment, self.before[-1], weights)
+        self.before.append({node: value for node, value in after.items() if node in used})
+
+    def backward(
+        self, segment: list[fx.Node], weights: _Weights, generator: torch.Generator, result: Sensitivity
+    ) -> None:
+        """Run the last segment of `before` again, and backward; add to the result."""
+        inputs: Values = {
+            node: value.detach().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for node, value in self.before.pop().items()
+        }
+        with torch.enable_grad():
+            after = _run(segment, inputs, weights)
+        if self.output in segment:
+            self.gradients[self.output] = _gradient_of_sampled_tokens(after[self.output].detach(), generator)
+        outputs = [node for node in segment if node in self.gradients]
+        linears = [node for node in segment if is_op(node, linear) and _weight_name(node) in weights.rounded]
+        wanted = [node for node, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad]
+        if not wanted and not linears:
+            return  # it uses only tokens and positions
+        derivatives = torch.autograd.grad(
+            [after[node] for node in outputs],
+            [after[node] for node in [*wanted, *linears]],
+            [self.gradients.pop(node) for node in outputs],
+            allow_unused=True,
+        )
+        for node, gradient in zip(wanted, derivatives, strict=False):
+            if gradient is not None:
+                self.gradients[node] = self.gradients[node] + gradient if node in self.gradients else gradient
+        for node, gradient in zip(linears, derivatives[len(wanted) :], strict=True):
+            if gradient is not None:
+                _add_losses(node, after[arguments(node)["x"]].detach(), gradient, weights, result)
+
+
+def _weight_name(node: fx.Node) -> str:
+    return str(getattr(node.args[1], "target", ""))
+
+
+def _add_losses(node: fx.Node, x: Tensor, gradient: Tensor, weights: _Weights, result: Sensitivity) -> None:
+    """Add the losses of a linear, whose input is x and whose output has this gradient."""
+    x, gradient, name = x.flatten(0, -2), gradient.flatten(0, -2), _weight_name(node)
+    codes, scale = quantize_activation(x, "int8")
+    # Sum over output channels of (e w) g = sum over input channels of e (g w).
+    at_inputs = gradient @ weights.value(name).to(x)
+    at_weight = gradient @ weights.error(name).to(x)
+    result.add(name, _loss(x * at_weight), _loss((codes * scale - x) * at_inputs))
 
 
 def _gradient_of_sampled_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,50 +173,6 @@ def _gradient_of_sampled_tokens(logits: Tensor, generator: torch.Generator) -> T
     return gradient.view_as(logits)
 
 
-def _backward(
-    program: Program,
-    segment: list[fx.Node],
-    before: Values,
-    gradients: dict[fx.Node, Tensor],
-    errors: Mapping[str, Callable[[], Tensor]],
-    result: Sensitivity,
-) -> None:
-    """Run a segment again and backward.
-
-    Replaces the gradients of its outputs in `gradients` by those of its inputs, and adds to `result`.
-    """
-    inputs: Values = {
-        node: value.detach().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for node, value in before.items()
-    }
-    with torch.enable_grad():
-        after = _run(program, segment, inputs)
-    outputs = [node for node in segment if node in gradients]
-    linears = [node for node in segment if is_op(node, linear) and str(getattr(node.args[1], "target", "")) in errors]
-    wanted = [node for node, value in inputs.items() if isinstance(value, Tensor) and value.requires_grad]
-    if not wanted and not linears:
-        return  # it uses only tokens and positions
-    derivatives = torch.autograd.grad(
-        [after[node] for node in outputs],
-        [after[node] for node in [*wanted, *linears]],
-        [gradients.pop(node) for node in outputs],
-        allow_unused=True,
-    )
-    for node, gradient in zip(wanted, derivatives, strict=False):
-        if gradient is not None:
-            gradients[node] = gradients[node] + gradient if node in gradients else gradient
-    for node, gradient in zip(linears, derivatives[len(wanted) :], strict=True):
-        if gradient is None:
-            continue
-        name = str(node.args[1].target)  # type: ignore[union-attr]
-        x = after[arguments(node)["x"]].detach().flatten(0, -2)
-        codes, scale = quantize_activation(x, "int8")
-        # Sum over output channels of (e w) g = sum over input channels of e (g w).
-        at_inputs = gradient.flatten(0, -2) @ program.weights[name].evaluate().to(x)
-        at_weight = gradient.flatten(0, -2) @ errors[name]().to(x)
-        result.add(name, _loss(x * at_weight), _loss((codes * scale - x) * at_inputs))
-
-
 def _loss(products: Tensor) -> float:
     """Return half the sum over tokens of (g e)^2.
 
@@ -167,20 +182,15 @@ def _loss(products: Tensor) -> float:
     return float(products.sum(1).square().sum()) / 2
 
 
-def _run(program: Program, segment: list[fx.Node], given: Values) -> Values:
+def _run(segment: list[fx.Node], given: Values, weights: _Weights) -> Values:
     """Return `given` and the values that a segment computes.
 
     Ops of the dialect run as the torch functions that define them, which autograd can differentiate.
     """
-    values, weights = dict(given), dict[str, Tensor]()
+    values = dict(given)
 
     def evaluate(node: fx.Node) -> Any:
-        if node.op != "get_attr":
-            return values[node]
-        name = str(node.target)
-        if name not in weights:
-            weights[name] = program.weights[name].evaluate()
-        return weights[name]
+        return values[node] if node.op != "get_attr" else weights.value(str(node.target))
 
     for node in segment:
         args, kwargs = fx.map_arg((node.args, node.kwargs), evaluate)
