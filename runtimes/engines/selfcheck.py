@@ -41,8 +41,9 @@ class Limits:
 LIMITS = {
     # Sums in another order cause 1e-6, in deep models 1e-5.
     "fp32": Limits(model=2e-4, rounded=2e-4),
-    # Every result is rounded to 11 bits (fp16) or 8 bits (bf16). That causes up to 0.0014 and 0.013; where it changes
-    # the experts of a token, up to 0.02 and 0.03.
+    # Every result is rounded to 11 bits (fp16) or 8 bits (bf16). That causes up to 0.0014 and 0.013. Where it changes
+    # the experts of a token, it causes up to 0.02 in fp16. In bf16 it can cause as much as a mistake does, in a small
+    # model with few experts, and such a model is refused.
     "fp16": Limits(model=0.05, rounded=0.05),
     "bf16": Limits(model=0.1, rounded=0.1),
     # Weights are off by 0.4% of the largest in their output channel. Kernels also quantize the inputs to int8, by block
