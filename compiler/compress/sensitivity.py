@@ -77,8 +77,9 @@ def sensitivity(
 
     for index, segment in enumerate(segments[:-1]):
         weights = _Weights(program, errors)
+        used = {node for node, user in last.items() if user > index}
         for run in runs:
-            run.forward(segment, weights, {node for node, user in last.items() if user > index})
+            run.forward(segment, weights, used)
             step()
     generator = torch.Generator().manual_seed(0)
     for segment in reversed(segments):

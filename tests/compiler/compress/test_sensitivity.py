@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from check_pass import inputs
-from torch import Tensor
+from torch import Tensor, fx
 from zoo.tiny import tiny_model
 
 import llmc
@@ -79,6 +79,24 @@ def test_segments_do_not_change_the_result(program: Program) -> None:
     assert len(steps) == 2, "the last segment runs forward and backward at once, for each sequence"
     for scores, expected in ((in_one.weights, by_layer.weights), (in_one.inputs, by_layer.inputs)):
         assert scores == pytest.approx(expected, rel=1e-4) and scores.keys() == errors.keys()
+
+
+def test_values_that_several_segments_use() -> None:
+    """Their gradients add up: a norm is used by queries, keys and values, here in a segment each."""
+    program = llmc.capture(tiny_model("llama"), until=Stage.CANONICAL)
+    errors = {name: lambda part=part: part for name, part in noise(program, 0.1).items()}
+    segments: list[list[fx.Node]] = [[]]
+    for node in program.nodes:
+        if node.op == "call_function":
+            if is_op(node, linear):
+                segments.append([])
+            segments[-1].append(node)
+    by_layer, by_linear = (
+        sensitivity(program, TOKENS[:2], errors),
+        sensitivity(program, TOKENS[:2], errors, segments=segments),
+    )
+    assert by_linear.weights == pytest.approx(by_layer.weights, rel=1e-4)
+    assert by_linear.inputs == pytest.approx(by_layer.inputs, rel=1e-4)
 
 
 def test_quantized_inputs_estimated_and_measured(program: Program) -> None:
