@@ -89,7 +89,7 @@ class WeightSummary:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a build needs.
+    """The memory that a build is expected to take, and the size of its result.
 
     Attributes:
         data_bytes: weights in the graph's data.

@@ -1,4 +1,4 @@
-"""What `llmc inspect` shows of engines: the record of each build, and nothing else."""
+"""Tables of engines for `llmc inspect`. All figures come from the records that the builds wrote."""
 
 from __future__ import annotations
 

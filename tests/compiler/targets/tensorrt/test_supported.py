@@ -1,4 +1,4 @@
-"""What TensorRT can't do is refused before any work, with the number and what would work."""
+"""Programs that TensorRT can't run are refused before the build. The message has the limit and an alternative."""
 
 from __future__ import annotations
 
